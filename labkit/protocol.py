@@ -1,0 +1,273 @@
+"""What the phone agent writes, and how it is read: the action syntax of AutoGLM, without torch.
+
+A model answers ``<think>…</think><answer>do(action="Tap", element=[500,120])</answer>`` or
+``finish(message="…")``; coordinates are integers from 0 to 999, whatever the screen's size
+(source: Open-AutoGLM, ``phone_agent/config/prompts_zh.py`` and ``phone_agent/actions/handler.py``).
+
+Messages are OpenAI-like: ``[{"role": "user", "content": text or [part, …]}]`` with the parts
+``{"type": "image", "image": PIL.Image}``, ``{"type": "audio", "audio": float32 [samples] at 16 kHz, mono}``
+and ``{"type": "text", "text": str}``.
+"""
+
+import ast
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from labkit.errors import LabError
+
+COORDINATE_MAX = 999
+"""Largest coordinate: (0, 0) is the top left corner, (999, 999) the bottom right one."""
+
+SAMPLE_RATE = 16_000
+"""Samples a second of every recording in a message."""
+
+# Required and optional arguments of every action, in the order in which they are written.
+ACTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
+    {
+        "Launch": (("app",), ()),
+        "Tap": (("element",), ("message",)),
+        "Type": (("text",), ()),
+        "Type_Name": (("text",), ()),
+        "Swipe": (("start", "end"), ()),
+        "Long Press": (("element",), ()),
+        "Double Tap": (("element",), ()),
+        "Back": ((), ()),
+        "Home": ((), ()),
+        "Wait": (("duration",), ()),
+        "Take_over": ((), ("message",)),
+        "Note": ((), ("message",)),
+        "Call_API": ((), ("instruction",)),
+        "Interact": ((), ("message",)),
+        "finish": (("message",), ()),
+    }
+)
+POINTS = ("element", "start", "end")
+_ACTION_START = re.compile(r"\b(?:do\s*\(\s*action|finish\s*\(\s*message)\s*=")
+_BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises on hostile text
+
+
+class ActionSyntaxError(LabError):
+    """A text is no action in AutoGLM's syntax; the message says why."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One step on the phone: a name from `ACTIONS` and its arguments; points are ``(x, y)`` in 0…999.
+
+    Raises `ActionSyntaxError` for unknown names, unknown or missing arguments, and points off the screen.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.name not in ACTIONS:
+            raise ActionSyntaxError(f"unknown action {self.name!r}; known are {', '.join(ACTIONS)}")
+        required, optional = ACTIONS[self.name]
+        for name in self.arguments:
+            if name not in required + optional:
+                known = ", ".join(required + optional) or "none"
+                raise ActionSyntaxError(f"{self.name} has no argument {name!r}; it takes: {known}")
+        for name in required:
+            if name not in self.arguments:
+                raise ActionSyntaxError(f"{self.name} lacks its argument {name!r}")
+        clean = {
+            name: _point(self.name, name, self.arguments[name])
+            if name in POINTS
+            else _text(self.name, name, self.arguments[name])
+            for name in required + optional
+            if name in self.arguments
+        }
+        object.__setattr__(self, "arguments", MappingProxyType(clean))
+
+    def __hash__(self):
+        return hash((self.name, tuple(self.arguments.items())))
+
+    def __reduce__(self):  # a MappingProxyType cannot be pickled
+        return Action, (self.name, dict(self.arguments))
+
+    def __repr__(self):
+        return f"<Action {format_action(self)}>"
+
+    @property
+    def point(self) -> tuple[int, int] | None:
+        """Where the finger lands: the element of Tap, Long Press and Double Tap; None for all others."""
+        return self.arguments.get("element")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's whole answer, taken apart.
+
+    thinking: what stood in ``<think>``, or None. action: the action, or None. text: the answer without its
+    thinking and tags (an action's source, or prose). error: why there is no action, or None.
+    """
+
+    thinking: str | None
+    action: Action | None
+    text: str
+    error: str | None
+
+
+def format_action(action: Action) -> str:
+    """Write `action` as the model does: ``do(action="Tap", element=[500,120])`` or ``finish(message="…")``.
+
+    Quotes, backslashes and control characters are escaped: ``parse_action(format_action(a)) == a``.
+    """
+    parts = [] if action.name == "finish" else [f'action="{action.name}"']
+    for name, value in action.arguments.items():
+        parts.append(f"{name}=[{value[0]},{value[1]}]" if name in POINTS else f"{name}={_quote(value)}")
+    return f"{'finish' if action.name == 'finish' else 'do'}({', '.join(parts)})"
+
+
+def parse_action(text: str) -> Action:
+    """Read one action; `text` holds nothing else. Never evaluates anything.
+
+    Raises `ActionSyntaxError`. As Open-AutoGLM does, line breaks inside strings are accepted, and so are
+    unescaped quotes inside the one string of Type and finish.
+    """
+    text = text.strip()
+    try:
+        call = _parse(text)
+    except _BROKEN:
+        return _parse_loose_string(text)
+    if not (
+        isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("do", "finish")
+    ):
+        raise ActionSyntaxError(f"not an action: {_short(text)}; right is do(action=…) or finish(message=…)")
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ActionSyntaxError(f"arguments need names: {_short(text)}")
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg in arguments:
+            raise ActionSyntaxError(f"argument {keyword.arg!r} stands twice: {_short(text)}")
+        try:
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except (*_BROKEN, TypeError):
+            raise ActionSyntaxError(f"argument {keyword.arg!r} is no plain value: {_short(text)}") from None
+    if call.func.id == "finish":
+        return Action("finish", arguments)
+    name = arguments.pop("action", None)
+    if not isinstance(name, str) or name == "finish":
+        raise ActionSyntaxError(f'do(…) needs action="…": {_short(text)}')
+    return Action(name, arguments)
+
+
+def parse_answer(text: str) -> Answer:
+    """Take a model's answer apart; never raises.
+
+    Tolerant where real outputs are sloppy: a missing ``</answer>``, ``</think>`` or ``<think>`` (the prompt
+    may have ended in it), a bare ``do(…)``, prose before or after the action. Of several actions the first
+    counts. What is tolerated is still visible to the caller in `text`.
+    """
+    thinking, rest = _split_thinking(text)
+    body = re.sub(r"<\|[^|>]*\|>", "", rest)  # <|endoftext|>, <|user|>
+    body = body.partition("<answer>")[2] if "<answer>" in body else body
+    body = body.partition("</answer>")[0].strip()
+    start = _ACTION_START.search(body)
+    if start is None:
+        return Answer(thinking, None, body, "the answer holds no do(action=…) or finish(message=…)")
+    try:
+        return Answer(thinking, parse_action(_one_call(body[start.start() :])), body, None)
+    except ActionSyntaxError as error:
+        return Answer(thinking, None, body, str(error))
+
+
+def _split_thinking(text: str) -> tuple[str | None, str]:
+    """Thinking (or None) and what follows it."""
+    before, closed, after = text.partition("</think>")
+    if closed:
+        return before.replace("<think>", "", 1).strip(), after
+    before, opened, after = text.partition("<think>")
+    if not opened:
+        return None, text
+    thinking, answer, rest = after.partition("<answer>")
+    if answer:
+        return thinking.strip(), answer + rest
+    # Neither closing tag nor answer: the action itself ends the thinking.
+    action = _ACTION_START.search(after)
+    if action:
+        return after[: action.start()].strip(), after[action.start() :]
+    return after.strip(), ""
+
+
+def _one_call(text: str) -> str:
+    """The first call of `text`, up to its closing bracket; all of `text` if it does not close."""
+    quote, escaped, depth = "", False, 0
+    for index, character in enumerate(text):
+        if quote:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == quote:
+                quote = ""
+        elif character in "\"'":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth == 0:
+                call = text[: index + 1]
+                try:
+                    _parse(call)
+                except _BROKEN:
+                    continue  # an unescaped quote misled the count: a later bracket may be the right one
+                return call
+    return text
+
+
+def _parse_loose_string(text: str) -> Action:
+    """Type and finish with unescaped quotes in their string, or without the closing quote and bracket."""
+    match = re.match(r"do\(\s*action\s*=\s*[\"'](Type|Type_Name)[\"']\s*,\s*text\s*=\s*([\"'])", text)
+    name = match.group(1) if match else "finish"
+    match = match or re.match(r"finish\(\s*message\s*=\s*([\"'])", text)
+    end = text.rfind(match.group(match.lastindex) + ")") if match else -1
+    if match is None or end < match.end():
+        raise ActionSyntaxError(f"not an action: {_short(text)}")
+    value = text[match.end() : end]
+    return Action(name, {"message" if name == "finish" else "text": value})
+
+
+def _parse(text: str) -> ast.expr:
+    for character, escaped in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\0", "\\x00")):
+        text = text.replace(character, escaped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # "\\d" in a model's string is no news to the user
+        return ast.parse(text, mode="eval").body
+
+
+def _quote(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", _escape_one, escaped) + '"'
+
+
+def _escape_one(match: re.Match) -> str:
+    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return named.get(match.group(), f"\\u{ord(match.group()):04x}")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "…")
+
+
+def _point(action: str, name: str, value: Any) -> tuple[int, int]:
+    numbers = isinstance(value, list | tuple) and len(value) == 2 and all(type(part) is int for part in value)
+    if not numbers:
+        raise ActionSyntaxError(f"{action}: {name} must be two integers [x,y], not {_short(str(value))}")
+    if not all(0 <= part <= COORDINATE_MAX for part in value):
+        raise ActionSyntaxError(f"{action}: {name} {list(value)} is off the screen (0…{COORDINATE_MAX})")
+    return value[0], value[1]
+
+
+def _text(action: str, name: str, value: Any) -> str:
+    if action == "Wait" and type(value) in (int, float):
+        return f"{value} seconds"
+    if not isinstance(value, str):
+        raise ActionSyntaxError(f"{action}: {name} must be a string, not {_short(str(value))}")
+    return value
