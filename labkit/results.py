@@ -1,7 +1,7 @@
 """What one model under one plan on one device cost and scored: plain data, without torch.
 
-``results.json`` is ``{"environment": {…}, "measurements": [{…}, …]}``; a measurement keeps its raw samples, so
-every mean and interval in it can be worked out again.
+``results.json`` is ``{"environment": {…}, "measurements": [{…}, …]}``; a measurement keeps its raw
+samples, so every mean and interval in it can be worked out again.
 """
 
 import json
@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -55,7 +55,7 @@ class Measurement:
     bytes_by_role: dict[str, int] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
-    """``process peak RSS`` on the CPU (interpreter and libraries included), ``GPU peak allocated`` on CUDA."""
+    """``process peak RSS`` on the CPU (interpreter and libraries included), or ``GPU peak allocated``."""
     load_s: float | None = None
     ttft_s: float | None = None
     """Median time from the request to the first token, one request at a time, after warm-up."""
@@ -87,11 +87,11 @@ class Measurement:
     bias_y_high: float | None = None
 
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The same quality fields for every group of items: ``split=typed``, ``lang=zh``, ``target_kind=icon``, …"""
+    """The same quality fields for each group: ``split=typed``, ``lang=zh``, ``target_kind=icon``, …"""
     paired: dict[str, Any] = field(default_factory=dict)
-    """Difference to the unquantized row on the same items: ``reference`` and ``<metric>``, ``_low``, ``_high``."""
+    """Difference to the unquantized row on the same items: ``reference``, ``<metric>`` with its ends."""
     samples: dict[str, Any] = field(default_factory=dict)
-    """Raw samples: ``ttft_s``, ``decode_tokens_per_s``, … lists of numbers, and ``items``, one record an item."""
+    """Raw samples: lists of numbers such as ``ttft_s``, and ``items``, one record an item."""
     environment: dict[str, Any] = field(default_factory=dict)
     """What only the measuring process knew: threads, GPU, driver, versions it really loaded."""
 
@@ -101,7 +101,7 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "measurement") -> "Measurement":
-        """The inverse of `to_dict`. Raises `ResultsError` that names the missing, unknown or mistyped field."""
+        """The inverse of `to_dict`. Raises `ResultsError` that names the wrong field."""
         if not isinstance(values, Mapping):
             raise ResultsError(f"{where}: expected an object, found {type(values).__name__}")
         hints = get_type_hints(cls)
@@ -154,7 +154,7 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """``(mean, low, high)``: mean and its 95 % normal interval; the ends are None for fewer than two values."""
+    """``(mean, low, high)`` with the 95 % normal interval; its ends are None for fewer than two values."""
     count = len(values)
     if count == 0:
         return None, None, None
@@ -171,8 +171,8 @@ def paired_difference(
     """``(mean, low, high)`` of ``values[i] - reference[i]``, two measurements of the same items.
 
     Negative means: lower than the reference. The interval covers 95 %: for hits and misses (booleans) the
-    adjusted Wald interval of paired proportions (Bonett and Price 2012), which stays honest when both agree on
-    every item; for numbers the normal interval of the mean difference. All None without items.
+    adjusted Wald interval of paired proportions (Bonett and Price 2012), which stays honest when both agree
+    on every item; for numbers the normal interval of the mean difference. All None without items.
     Raises ValueError if the lengths differ.
     """
     if len(values) != len(reference):
@@ -262,15 +262,16 @@ def _commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None
-    git = ["git", "-C", str(folder)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        commit, changed = (
+            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def _cpu_name() -> str:
