@@ -23,7 +23,12 @@ CONCEPTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("视频", "Videos", ("看个短片",), ("watch a clip",)),
     ("电影", "Movies", ("看部大片",), ("watch a film",)),
     ("地图", "Maps", ("找找去车站的路", "看看怎么走"), ("find the way to the station", "get directions")),
-    ("天气", "Weather", ("看看明天下不下雨", "查查气温"), ("see if it rains tomorrow", "check the temperature")),
+    (
+        "天气",
+        "Weather",
+        ("看看明天下不下雨", "查查气温"),
+        ("see if it rains tomorrow", "check the temperature"),
+    ),
     ("日历", "Calendar", ("看看今天几号", "安排一个会议"), ("see what day it is", "plan a meeting")),
     ("时钟", "Clock", ("定个闹钟", "看看几点了"), ("set an alarm", "see what time it is")),
     ("计算器", "Calculator", ("算一道题", "算算账"), ("add up some numbers", "do some sums")),
@@ -239,7 +244,15 @@ _FILLER = {
 }
 TITLES = {
     "zh": ("提示", "系统提示", "温馨提示", "更多操作", "请选择", "发现新版本", "权限请求", "确认操作"),
-    "en": ("Notice", "Please Choose", "More Actions", "New Version", "Permission", "Are You Sure?", "Options"),
+    "en": (
+        "Notice",
+        "Please Choose",
+        "More Actions",
+        "New Version",
+        "Permission",
+        "Are You Sure?",
+        "Options",
+    ),
 }
 
 

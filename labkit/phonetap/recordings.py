@@ -1,0 +1,151 @@
+"""The speech that PhoneTap ships: compressed recordings of spoken instructions, and their container.
+
+A speech pool is an ordinary zip file that holds `index.jsonl` (one JSON object a recording, with at least
+"id") and one Ogg/Opus file a recording, named ID.ogg, 16 kHz mono. `assets/speech/test.zip` and
+`calibration.zip` are such pools.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.protocol import Action, parse_action
+
+SAMPLE_RATE = 16_000
+PARTS = ("test", "calibration")
+GROUPS = ("seen_engine_unseen_voice", "unseen_engine")
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "speech"
+_DATE = (2026, 1, 1, 0, 0, 0)  # one date for every member, so that equal contents make equal files
+
+
+class RecordingError(LabError):
+    """A recording or a pool of them is missing or cannot be read."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One shipped recording: what is said, by whom, and what it asks for.
+
+    `target` is the label to be tapped (None where nothing is tapped; then `action` is the whole right answer
+    in the action syntax); any screen that shows the label can be used with it. `group` says how strange the
+    speaker is: a voice that training never heard from a synthesizer it did hear, or a synthesizer (for
+    Mandarin: a speaker far from the training ones) kept wholly out of training.
+    """
+
+    id: str
+    part: str
+    lang: str
+    text: str
+    task: str
+    target: str | None
+    action_text: str | None
+    voice: str
+    engine: str
+    group: str
+    seconds: float
+    sha256: str
+
+    @property
+    def action(self) -> Action | None:
+        """The right action, or None for a tap, whose point depends on the screen."""
+        return None if self.action_text is None else parse_action(self.action_text)
+
+
+def encode(samples: np.ndarray, compression: float = 0.95) -> bytes:
+    """Samples float32 [n] at 16 kHz as an Ogg/Opus file; `compression` 0.99 is about 13 kbit/s, 0.95 about 23."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=compression)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """An Ogg/Opus (or any other sound) file's first channel as float32 [n]; it must be at 16 kHz."""
+    import soundfile
+
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    if rate != SAMPLE_RATE:
+        raise RecordingError(f"a recording has {rate} samples a second; {SAMPLE_RATE} are needed")
+    return np.ascontiguousarray(samples[:, 0])
+
+
+def write_pool(path: str | os.PathLike, entries: Iterable[tuple[Mapping[str, Any], bytes]]) -> int:
+    """Write a pool of (index entry with "id", encoded file); returns the number of recordings."""
+    index: list[str] = []
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for entry, data in entries:
+            archive.writestr(zipfile.ZipInfo(f"{entry['id']}.ogg", _DATE), data)
+            index.append(json.dumps(entry, ensure_ascii=False))
+        info = zipfile.ZipInfo("index.jsonl", _DATE)
+        archive.writestr(info, "\n".join(index) + "\n", zipfile.ZIP_DEFLATED)
+    return len(index)
+
+
+class SpeechPool:
+    """A pool opened for reading: `.entries` (index, in order) and `.load(id)` → float32 [n] at 16 kHz.
+
+    The file is read whole on first use by a process, so a pool may be handed to forked workers.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise RecordingError(f"no pool of recordings at {self.path}")
+        try:
+            self._data = zipfile.ZipFile(io.BytesIO(self.path.read_bytes()))
+            lines = self._data.read("index.jsonl").decode().splitlines()
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise RecordingError(f"{self.path} is not a pool of recordings ({error})") from error
+        self.entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def raw(self, name: str) -> bytes:
+        """The encoded file of a recording."""
+        try:
+            return self._data.read(f"{name}.ogg")
+        except KeyError:
+            raise RecordingError(f"{self.path.name} has no recording {name!r}") from None
+
+    def load(self, name: str) -> np.ndarray:
+        """A recording's samples, float32 [n] at 16 kHz."""
+        return decode(self.raw(name))
+
+
+@functools.cache
+def _shipped(part: str) -> tuple[SpeechPool, tuple[Recording, ...]]:
+    if part not in PARTS:
+        raise RecordingError(f"unknown part {part!r} of the recordings; known: {', '.join(PARTS)}")
+    pool = SpeechPool(FOLDER / f"{part}.zip")
+    known = {field.name for field in fields(Recording)}
+    return pool, tuple(Recording(**{k: v for k, v in entry.items() if k in known}) for entry in pool.entries)
+
+
+def recordings(part: str = "test", lang: str | None = None, group: str | None = None) -> list[Recording]:
+    """The shipped recordings of a part ("test" or "calibration"), optionally of one language or group."""
+    if group is not None and group not in GROUPS:
+        raise RecordingError(f"unknown group {group!r}; known: {', '.join(GROUPS)}")
+    return [
+        recording
+        for recording in _shipped(part)[1]
+        if lang in (None, recording.lang) and group in (None, recording.group)
+    ]
+
+
+def load_recording(name: str) -> np.ndarray:
+    """A shipped recording's samples by its id, float32 [n] in -1..1 at 16 kHz, mono."""
+    part = name.split("-", 1)[0]
+    if part not in PARTS:
+        raise RecordingError(f"unknown recording {name!r}; ids look like test-zh-003")
+    return _shipped(part)[0].load(name)
