@@ -44,7 +44,8 @@ class Measurement:
     model: str
     plan: str
     device: str
-    dtype: str | None = None
+    plan_definition: dict[str, Any] = field(default_factory=dict)
+    """The plan itself as it was measured: its rules, default and runtime."""
     seed: int | None = None
     split: str | None = None
     enable_thinking: bool | None = None

@@ -1,0 +1,42 @@
+"""Quantize, measure and serve a multimodal phone model.
+
+``labkit.load(model, plan)`` gives an engine, ``labkit.quantize_(module, plan)`` quantizes any torch module in
+place, ``labkit.compare(model, plans)`` measures a model under many plans. Names load on first use, so that
+``import labkit`` is quick and imports no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Action": "labkit.protocol",
+    "Comparison": "labkit.comparison",
+    "Engine": "labkit.engine",
+    "Generation": "labkit.engine",
+    "LabError": "labkit.errors",
+    "Measurement": "labkit.results",
+    "ModelSpec": "labkit.models.spec",
+    "QuantizationPlan": "labkit.plan",
+    "compare": "labkit.comparison",
+    "get_spec": "labkit.models.spec",
+    "list_models": "labkit.models.spec",
+    "load": "labkit.loading",
+    "parse_answer": "labkit.protocol",
+    "quantize_": "labkit.apply",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,133 @@
+"""Measures one plan in a process of its own: ``python -m labkit._worker``, started by `labkit.compare`.
+
+A request (one JSON object) comes in on standard input; progress goes out as JSON lines on standard output,
+and whatever libraries print goes to standard error instead. The measurement is written to the run's folder;
+so are the cost and every answer as soon as they exist, which is what an interrupted run continues from.
+
+Events: ``{"event": "stage", "stage": "loading" | "measuring" | "answering"}``,
+``{"event": "answers", "done": n, "total": n, "hits": n}``, ``{"event": "finished"}`` and
+``{"event": "error", "message": str, "known": bool}``.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.results import Measurement
+from labkit.runfolder import RunFolder
+
+
+def run_plan(
+    request: Mapping[str, Any],
+    emit: Callable[[dict[str, Any]], None],
+    *,
+    load: Callable[..., Any],
+    items: Callable[..., list],
+    measure: Callable[..., dict[str, Any]],
+    score: Callable[[Any, str], Any] | None = None,
+) -> Measurement:
+    """Load, measure and evaluate the plan that `request` describes, and save its measurement.
+
+    `request`: ``output, model, model_source, plan, source, definition, device, seed, split, items,
+    enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, source, device=…)``,
+    ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …) -> fields``. Cost is
+    measured before anything is evaluated, so that batches do not raise the peak of memory.
+    """
+    from labkit import evaluation
+
+    folder, plan = RunFolder(request["output"]), request["plan"]
+    state = folder.load_partial(plan, request["definition"])
+    if not folder.partial_path(plan).exists():
+        folder.append_partial(plan, "plan", request["definition"])
+    wanted = items(split=request["split"], count=request["items"], seed=request["seed"], part="test")
+    ids = {item.id for item in wanted}
+    records = [record for record in state["records"] if record["id"] in ids]
+
+    cost = state["cost"]
+    if cost is None or len(records) < len(wanted):
+        emit({"event": "stage", "stage": "loading"})
+        engine = load(request["model_source"], request["source"], device=request["device"])
+        if cost is None:
+            emit({"event": "stage", "stage": "measuring"})
+            cost = measure(engine, wanted, enable_thinking=request["enable_thinking"])
+            folder.append_partial(plan, "cost", cost)
+        emit({"event": "stage", "stage": "answering"})
+        done, hits = len(records), sum(record["success"] for record in records)
+        emit({"event": "answers", "done": done, "total": len(wanted), "hits": hits})
+
+        def keep(record: dict[str, Any]) -> None:
+            nonlocal done, hits
+            folder.append_partial(plan, "record", record)
+            done, hits = done + 1, hits + record["success"]
+            emit({"event": "answers", "done": done, "total": len(wanted), "hits": hits})
+
+        records = evaluation.evaluate(
+            engine,
+            wanted,
+            batch_size=request["batch_size"],
+            enable_thinking=request["enable_thinking"],
+            done=records,
+            on_record=keep,
+            score=score,
+        )
+    cost = dict(cost)
+    samples = {**cost.pop("samples", {}), "items": records}
+    measurement = Measurement(
+        model=request["model"],
+        plan=plan,
+        device=request["device"],
+        plan_definition=dict(request["definition"]),
+        seed=request["seed"],
+        split=request["split"],
+        enable_thinking=request["enable_thinking"],
+        batch_size=request["batch_size"],
+        samples=samples,
+        splits=evaluation.summarize_groups(records),
+        **evaluation.summarize(records),
+        **cost,
+    )
+    folder.save_finished(measurement)
+    emit({"event": "finished"})
+    return measurement
+
+
+def main() -> int:
+    """Read the request, keep standard output for events only, and turn errors into an event."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: dict[str, Any]) -> None:
+        print(json.dumps(event, ensure_ascii=False), file=channel, flush=True)
+
+    try:
+        request = json.loads(sys.stdin.read())
+        run_plan(request, emit, **_real_parts(request))
+    except LabError as error:
+        emit({"event": "error", "message": str(error), "known": True})
+        return 2
+    except BrokenPipeError:  # the comparison has gone away: what is on disk is kept
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
+        return 1
+    return 0
+
+
+def _real_parts(request: Mapping[str, Any]) -> dict[str, Callable]:
+    import torch
+
+    from labkit import phonetap
+    from labkit.loading import load
+    from labkit.measurement import measure
+
+    torch.set_num_threads(request["threads"])
+    return {"load": load, "items": phonetap.items, "measure": measure}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

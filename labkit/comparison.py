@@ -1,0 +1,191 @@
+"""``compare``: one model under many plans, each measured in a fresh process, resumable.
+
+``labkit.compare("pocket", plans=["fp32", "int4"], items=200)`` checks everything that can be checked, starts
+one process a plan, and returns a `Comparison`: ``.table()``, ``.save()``, ``.plot()``, ``.conclusions()``.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import plots, report, tables
+from labkit.errors import LabError
+from labkit.evaluation import summarize_paired
+from labkit.preflight import Job, prepare
+from labkit.process import WorkerFailedError, run_worker
+from labkit.results import Measurement, environment, load_results, save_results
+from labkit.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+DEFAULT_PLANS = ("fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")
+
+
+@dataclass
+class Comparison:
+    """Measurements of one model under several plans, and where they were made.
+
+    `failures` maps the plans that could not be measured to the reason.
+    """
+
+    environment: dict[str, Any]
+    measurements: list[Measurement]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        reference = tables.reference_of(self.measurements)
+        for m in self.measurements:
+            m.paired = {}
+            if reference is not None and m is not reference:
+                difference = summarize_paired(m.samples.get("items", []), reference.samples.get("items", []))
+                m.paired = {"reference": reference.plan, **difference}
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a plan: raw numbers, changes against the unquantized row, paired differences."""
+        import pandas
+
+        return pandas.DataFrame(tables.comparison_rows(self.measurements)).set_index("plan")
+
+    def conclusions(self) -> list[str]:
+        """What the numbers say, in sentences."""
+        return tables.conclusions(self.measurements)
+
+    def plot(self, kind: str = "overview") -> "plotly.graph_objects.Figure":
+        """A plotly figure: ``overview`` or one of ``bytes, latency, accuracy, paired, drift``."""
+        return plots.figure(self.measurements, kind)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ``results.json`` and ``report.html`` into the folder `path`, or only JSON to ``*.json``."""
+        path = Path(path)
+        stored = {**self.environment, "failures": self.failures}
+        if path.suffix == ".json":
+            save_results(path, stored, self.measurements)
+            return
+        save_results(path / "results.json", stored, self.measurements)
+        report.write_report(path / "report.html", stored, self.measurements)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Comparison":
+        """Read what `save` wrote, a folder or a JSON file. Raises `ResultsError` if missing or damaged."""
+        stored, measurements = load_results(path)
+        return cls(stored, measurements, dict(stored.pop("failures", None) or {}))
+
+    def _repr_html_(self) -> str:
+        return report.tables_html(self.measurements)
+
+
+class ComparisonInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `compare`: what was finished is in `comparison` and on disk."""
+
+    def __init__(self, comparison: Comparison, message: str):
+        super().__init__(message)
+        self.comparison = comparison
+
+
+def compare(
+    model: str | os.PathLike = "pocket",
+    plans: Sequence[str | os.PathLike] = DEFAULT_PLANS,
+    items: int = 200,
+    *,
+    seed: int | None = None,
+    split: str = "all",
+    device: str = "auto",
+    threads: int | None = None,
+    enable_thinking: bool = False,
+    batch_size: int = 16,
+    output: str | os.PathLike | None = None,
+    progress: bool = True,
+    _worker: Sequence[str] | None = None,
+) -> Comparison:
+    """Measure `model` under every plan on the same PhoneTap items, one fresh process a plan.
+
+    model: a name from ``labkit models``, a checkpoint folder, or a hub id. plans: preset names or YAML files;
+    an unquantized row is added if none is among them. items: how many test items. seed: None for the standard
+    set, a number for other screens. split: ``typed, spoken, hard`` or ``all``. threads: CPU threads of the
+    measuring process, all cores unless given. output: a folder; what is measured there already with the same
+    settings is kept, and an interrupted comparison continues. Without one nothing is left on disk.
+
+    Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
+    before anything is measured, and `ComparisonInterrupted` (a KeyboardInterrupt) on Ctrl-C.
+    """
+    job = prepare(
+        model,
+        plans,
+        items,
+        seed=seed,
+        split=split,
+        device=device,
+        threads=threads,
+        enable_thinking=enable_thinking,
+        batch_size=batch_size,
+    )
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            output = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-"))
+        folder = RunFolder(output)
+        folder.check_writable()
+        folder.check_settings(job.settings)
+        return _measure_all(job, folder, progress, _worker)
+
+
+def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[str] | None) -> Comparison:
+    """Measure what is missing; after every plan the results and the report are written anew."""
+    kept = {name: folder.load_finished(name, plan.definition) for name, plan in job.plans.items()}
+    measurements = {name: m for name, m in kept.items() if m is not None}
+    for name, plan in job.plans.items():
+        folder.load_partial(name, plan.definition)  # refuses now, not after an hour, what cannot be continued
+    failures: dict[str, str] = {}
+    where = {**environment(), "settings": job.settings, "added_plan": job.added_plan}
+
+    def current() -> Comparison:
+        return Comparison(where, [measurements[name] for name in job.plans if name in measurements], failures)
+
+    order = sorted(job.plans, key=lambda name: name != job.reference)  # the reference first
+    for number, name in enumerate(order, start=1):
+        if name in measurements:
+            continue
+        try:
+            run_worker(
+                job.request(name, folder.path),
+                log=folder.log_path(name),
+                title=f"{number}/{len(order)} {name}",
+                progress=progress,
+                command=worker,
+            )
+        except WorkerFailedError as error:
+            failures[name] = str(error)
+            continue
+        except KeyboardInterrupt:
+            comparison = current()
+            if comparison.measurements:
+                comparison.save(folder.path)
+            answers = len(folder.load_partial(name, job.plans[name].definition)["records"])
+            message = (
+                f"interrupted: {len(measurements)} of {len(order)} plans are finished, {answers} answers of "
+                f"{name} are kept; run the same again to continue"
+            )
+            raise ComparisonInterrupted(comparison, message) from None
+        measurements[name] = folder.load_finished(name, job.plans[name].definition)
+        current().save(folder.path)
+    if not measurements:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise LabError(f"no plan could be measured ({reasons})")
+    comparison = current()
+    comparison.save(folder.path)
+    return comparison
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """One line: what a comparison was made with."""
+    seed = "standard set" if settings["seed"] is None else f"seed {settings['seed']}"
+    return (
+        f"{settings['model']} on {settings['device']}, {settings['threads']} threads, "
+        f"{settings['items']} test items ({settings['split']}, {seed}), "
+        f"thinking {'on' if settings['enable_thinking'] else 'off'}"
+    )

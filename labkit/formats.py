@@ -1,0 +1,49 @@
+"""Numbers as people read them: decimal bytes, milliseconds, per cent, points; an unknown value is ``–``."""
+
+
+def format_bytes(value: float | None) -> str:
+    """Decimal units, three digits: ``98.3 MB``, ``41.2 GB``; ``–`` for None."""
+    if value is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size:
+            number = value / size
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def format_seconds(value: float | None) -> str:
+    """``340 ms`` below one second, ``1.25 s`` above; ``–`` for None."""
+    if value is None:
+        return "–"
+    return f"{value * 1000:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
+
+
+def format_change(value: float | None) -> str:
+    """A fraction as a signed percentage: ``−62 %``; ``–`` for None."""
+    return "–" if value is None else f"{round(value * 100):+d} %".replace("-", "−").replace("+0 %", "±0 %")
+
+
+def format_points(value: float | None, digits: int = 1) -> str:
+    """A difference of rates in signed percentage points: ``−2.5 points``; ``–`` for None."""
+    if value is None:
+        return "–"
+    text = f"{value * 100:+.{digits}f}".replace("-", "−")
+    return ("±" + text[1:] if float(text[1:]) == 0 else text) + " points"
+
+
+def format_rate(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A rate in per cent, with its interval if given: ``97.5 % [94.3, 98.9]``; ``–`` for None."""
+    if value is None:
+        return "–"
+    ends = "" if low is None or high is None else f" [{low * 100:.1f}, {high * 100:.1f}]"
+    return f"{value * 100:.1f} %{ends}"
+
+
+def format_difference(value: float | None, low: float | None, high: float | None) -> str:
+    """A paired difference of rates in points, with its interval: ``−2.5 [−4.6, −0.4]``."""
+    if value is None:
+        return "–"
+    text = format_points(value).removesuffix(" points")
+    ends = "" if low is None or high is None else f" [{low * 100:+.1f}, {high * 100:+.1f}]"
+    return text + ends.replace("-", "−")

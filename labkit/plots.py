@@ -1,0 +1,125 @@
+"""Charts of measurements: plotly figures, without torch.
+
+A plan has the same colour in every chart. The colours are Okabe and Ito's (told apart by readers with any
+colour vision), darkened where they would vanish on white; text and grid are grey on no background, so a
+figure reads on a white and on a dark page. Every mark's hover text has the raw numbers behind it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from labkit import traces
+from labkit.errors import LabError
+from labkit.results import Measurement
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+KINDS = ("overview", "bytes", "latency", "accuracy", "paired", "drift")
+
+
+def figure(measurements: Sequence[Measurement], kind: str = "overview") -> "go.Figure":
+    """One chart of `measurements`: a kind from `KINDS`. Raises `LabError` for another one, or for no rows."""
+    builders = {
+        "overview": overview,
+        "bytes": bytes_by_role,
+        "latency": latency,
+        "accuracy": accuracy_against_bytes,
+        "paired": paired_differences,
+        "drift": drift,
+    }
+    if kind not in builders:
+        raise LabError(f"no chart is called {kind!r}; known are {', '.join(KINDS)}")
+    if not measurements:
+        raise LabError("there is nothing to draw: no measurement is finished")
+    return builders[kind](measurements)
+
+
+def overview(measurements: Sequence[Measurement]) -> "go.Figure":
+    """Four charts in one: bytes, time of an answer, accuracy against bytes, paired differences."""
+    chart = traces.subplots(
+        2,
+        2,
+        [
+            "Weights by part",
+            "A whole answer",
+            "Click accuracy against bytes",
+            "Right steps against unquantized",
+        ],
+        horizontal_spacing=0.16,
+        vertical_spacing=0.16,
+    )
+    traces.add_bytes(chart, measurements, 1, 1)
+    traces.add_times(chart, measurements, "answer_s", 1, 2)
+    traces.add_accuracy(chart, measurements, 2, 1)
+    traces.add_paired(chart, measurements, "step_success_rate", 2, 2)
+    return traces.styled(chart, height=820)
+
+
+def bytes_by_role(measurements: Sequence[Measurement]) -> "go.Figure":
+    """Stacked bars: bytes of the weights in each part of the model."""
+    chart = traces.subplots(1, 1, [""])
+    traces.add_bytes(chart, measurements, 1, 1)
+    return traces.styled(chart, height=120 + 38 * len(measurements))
+
+
+def latency(measurements: Sequence[Measurement]) -> "go.Figure":
+    """Three panels: time to the first token, time of a whole answer, decoding speed; medians, quartiles."""
+    chart = traces.subplots(
+        1, 3, ["First token", "A whole answer", "Decoding"], horizontal_spacing=0.06, shared_yaxes=True
+    )
+    traces.add_times(chart, measurements, "ttft_s", 1, 1)
+    traces.add_times(chart, measurements, "answer_s", 1, 2)
+    traces.add_times(chart, measurements, "decode_tokens_per_s", 1, 3)
+    return traces.styled(chart, height=130 + 38 * len(measurements))
+
+
+def accuracy_against_bytes(measurements: Sequence[Measurement]) -> "go.Figure":
+    """Click accuracy with 95 % Wilson intervals against bytes: all items, and one panel a split."""
+    splits = sorted({name for m in measurements for name in m.splits if name.startswith("split=")})
+    groups = [None, *splits] if len(splits) > 1 else [None]
+    titles = [("all items" if group is None else group.removeprefix("split=")) for group in groups]
+    chart = traces.subplots(1, len(groups), titles, horizontal_spacing=0.04, shared_yaxes=True)
+    for column, group in enumerate(groups, start=1):
+        traces.add_accuracy(chart, measurements, 1, column, group, labels=len(groups) == 1)
+    return traces.styled(chart, height=430, legend=len(groups) > 1)
+
+
+def paired_differences(measurements: Sequence[Measurement]) -> "go.Figure":
+    """Differences to the unquantized row on the same items, in points, with 95 % intervals."""
+    chart = traces.subplots(
+        1, 2, ["Click accuracy", "Right steps"], horizontal_spacing=0.06, shared_yaxes=True
+    )
+    traces.add_paired(chart, measurements, "click_accuracy", 1, 1)
+    traces.add_paired(chart, measurements, "step_success_rate", 1, 2)
+    return traces.styled(chart, height=130 + 38 * len(measurements))
+
+
+def drift(measurements: Sequence[Measurement]) -> "go.Figure":
+    """Signed mean error of the taps in x and y, in per cent of the screen's side, with 95 % intervals."""
+    import plotly.graph_objects as go
+
+    chart = traces.subplots(1, 1, [""])
+    for index, m in enumerate(measurements):
+        if m.bias_x is None or m.bias_y is None:
+            continue
+        chart.add_trace(
+            go.Scatter(
+                x=[m.bias_x * 100],
+                y=[m.bias_y * 100],
+                mode="markers",
+                name=m.plan,
+                marker=traces.marker(m, index),
+                error_x=traces.error(m.bias_x, m.bias_x_low, m.bias_x_high, m.plan),
+                error_y=traces.error(m.bias_y, m.bias_y_low, m.bias_y_high, m.plan),
+                hovertemplate=(
+                    f"<b>{m.plan}</b><br>right {m.bias_x:+.4f}, down {m.bias_y:+.4f} of the screen's side<br>"
+                    f"mean distance {m.mean_distance:.4f}<br>{m.clicks} taps<extra></extra>"
+                ),
+            )
+        )
+    chart.add_hline(y=0, line={"color": traces.TEXT, "width": 1})
+    chart.add_vline(x=0, line={"color": traces.TEXT, "width": 1})
+    chart.update_xaxes(title="← left of the target · right →  (% of the width)", ticksuffix=" %")
+    chart.update_yaxes(title="above ↑ · below ↓  (% of the height)", ticksuffix=" %", autorange="reversed")
+    return traces.styled(chart, height=430, legend=True)

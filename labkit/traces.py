@@ -1,0 +1,276 @@
+"""The marks of every chart: what `labkit.plots` puts into its panels."""
+
+import hashlib
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from labkit.formats import format_bytes, format_change, format_difference, format_rate, format_seconds
+from labkit.results import Measurement
+from labkit.tables import change, reference_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PLAN_COLOURS = {
+    "fp32": "#7F7F7F",
+    "bf16": "#A6761D",
+    "fp16": "#B39B72",
+    "int8": "#0072B2",
+    "int8-dynamic": "#56B4E9",
+    "int4": "#D55E00",
+    "nf4": "#CC79A7",
+    "llm-int8": "#009E73",
+    "gptq": "#E69F00",
+}
+OTHER_COLOURS = ("#8C6BB1", "#44AA99", "#999933", "#AA4466", "#5C7CFA", "#C2A83E")
+ROLE_COLOURS = {
+    "decoder": "#0072B2",
+    "vision": "#E69F00",
+    "speech": "#009E73",
+    "cross_modal": "#CC79A7",
+    "projector": "#56B4E9",
+    "embedding": "#8C8C8C",
+    "lm_head": "#D55E00",
+    "other": "#BDBDBD",
+}
+TEXT = "#7A7A7A"
+GRID = "rgba(128,128,128,0.25)"
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
+
+
+def plan_colour(plan: str) -> str:
+    """The colour of a plan, the same in every chart and every run."""
+    if plan in PLAN_COLOURS:
+        return PLAN_COLOURS[plan]
+    return OTHER_COLOURS[hashlib.sha256(plan.encode()).digest()[0] % len(OTHER_COLOURS)]
+
+
+def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: int) -> None:
+    import plotly.graph_objects as go
+
+    roles = [role for role in ROLE_COLOURS if any(m.bytes_by_role.get(role) for m in measurements)]
+    known = [m for m in measurements if m.weights_bytes is not None]
+    reference = reference_of(measurements)
+    base = reference.weights_bytes if reference else None
+    for role in [*roles, "other"]:
+        sizes = [_role_bytes(m, role, roles) for m in known]
+        if not any(sizes):
+            continue
+        chart.add_trace(
+            go.Bar(
+                y=[m.plan for m in known],
+                x=[size / 1e6 for size in sizes],
+                name=role.replace("_", "-"),
+                orientation="h",
+                marker={"color": ROLE_COLOURS[role], "line": {"width": 0}},
+                customdata=[
+                    [format_bytes(size), format_bytes(m.weights_bytes)] for size, m in zip(sizes, known)
+                ],
+                hovertemplate=(
+                    f"<b>%{{y}}</b> {role}<br>%{{customdata[0]}} of %{{customdata[1]}}<extra></extra>"
+                ),
+            ),
+            row=row,
+            col=col,
+        )
+    for m in known:
+        cut = "" if m is reference else f"  {format_change(change(m.weights_bytes, base))}"
+        chart.add_annotation(
+            x=m.weights_bytes / 1e6,
+            y=m.plan,
+            text=f"{format_bytes(m.weights_bytes)}{cut}",
+            showarrow=False,
+            xanchor="left",
+            xshift=5,
+            row=row,
+            col=col,
+        )
+    largest = max((m.weights_bytes for m in known), default=0) / 1e6
+    chart.update_xaxes(title="MB (1 MB = 10⁶ bytes)", range=[0, largest * 1.32], row=row, col=col)
+    chart.update_yaxes(autorange="reversed", row=row, col=col)
+    chart.update_layout(barmode="stack")
+
+
+def _role_bytes(m: Measurement, role: str, roles: Sequence[str]) -> int:
+    if role in m.bytes_by_role:
+        return m.bytes_by_role[role]
+    return max(0, m.weights_bytes - sum(m.bytes_by_role.get(r, 0) for r in roles)) if role == "other" else 0
+
+
+def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: int, col: int) -> None:
+    import plotly.graph_objects as go
+
+    scale, unit = (1, "tokens a second") if name == "decode_tokens_per_s" else (1000, "ms")
+    known = [m for m in measurements if getattr(m, name) is not None]
+    spread = [_quartiles(m.samples.get(name)) or (getattr(m, name),) * 2 for m in known]
+    values = [getattr(m, name) for m in known]
+    chart.add_trace(
+        go.Bar(
+            y=[m.plan for m in known],
+            x=[value * scale for value in values],
+            orientation="h",
+            showlegend=False,
+            marker={"color": [plan_colour(m.plan) for m in known], "line": {"width": 0}},
+            error_x={
+                "type": "data",
+                "array": [max(0.0, high - v) * scale for v, (_, high) in zip(values, spread)],
+                "arrayminus": [max(0.0, v - low) * scale for v, (low, _) in zip(values, spread)],
+                "color": TEXT,
+                "thickness": 1.5,
+            },
+            customdata=[_time_told(m, name) for m in known],
+            hovertemplate="<b>%{y}</b><br>%{customdata}<extra></extra>",
+        ),
+        row=row,
+        col=col,
+    )
+    chart.update_xaxes(title=unit, rangemode="tozero", row=row, col=col)
+    chart.update_yaxes(autorange="reversed", row=row, col=col)
+
+
+def _time_told(m: Measurement, name: str) -> str:
+    value, samples = getattr(m, name), m.samples.get(name) or []
+    told = f"{value:.1f} tokens/s" if name == "decode_tokens_per_s" else format_seconds(value)
+    raw = ", ".join(f"{s:.4g}" for s in samples[:8]) + (" …" if len(samples) > 8 else "")
+    return f"median {told}<br>{len(samples)} samples: {raw}" if samples else f"median {told}"
+
+
+def _quartiles(samples: Any) -> tuple[float, float] | None:
+    if not samples or len(samples) < 2:
+        return None
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return low, high
+
+
+def add_accuracy(
+    chart: Any,
+    measurements: Sequence[Measurement],
+    row: int,
+    col: int,
+    group: str | None = None,
+    labels: bool = True,
+) -> None:
+    import plotly.graph_objects as go
+
+    for index, m in enumerate(measurements):
+        values = m.splits.get(group, {}) if group else m.to_dict()
+        rate = values.get("click_accuracy")
+        if rate is None or m.weights_bytes is None:
+            continue
+        low, high = values["click_accuracy_low"], values["click_accuracy_high"]
+        chart.add_trace(
+            go.Scatter(
+                x=[m.weights_bytes / 1e6],
+                y=[rate * 100],
+                mode="markers+text" if labels else "markers",
+                text=[m.plan],
+                textposition="top right" if index % 2 else "bottom right",
+                name=m.plan,
+                legendgroup=m.plan,
+                showlegend=not labels and col == 1,
+                marker=marker(m, index),
+                error_y=error(rate, low, high, m.plan),
+                hovertemplate=(
+                    f"<b>{m.plan}</b><br>click accuracy {format_rate(rate, low, high)}<br>"
+                    f"{values['clicks']} taps, {format_bytes(m.weights_bytes)}<extra></extra>"
+                ),
+            ),
+            row=row,
+            col=col,
+        )
+    largest = max((m.weights_bytes or 0 for m in measurements), default=0) / 1e6
+    chart.update_xaxes(title="weights, MB", range=[0, largest * 1.25], row=row, col=col)
+    chart.update_yaxes(ticksuffix=" %", row=row, col=col)
+    if col == 1:
+        chart.update_yaxes(title="click accuracy", row=row, col=col)
+
+
+def add_paired(chart: Any, measurements: Sequence[Measurement], name: str, row: int, col: int) -> None:
+    import plotly.graph_objects as go
+
+    reference = reference_of(measurements)
+    others = [m for m in measurements if m.paired.get(name) is not None]
+    for index, m in enumerate(measurements):
+        if m not in others:
+            continue
+        value, low, high = (m.paired[name + end] for end in ("", "_low", "_high"))
+        chart.add_trace(
+            go.Scatter(
+                x=[value * 100],
+                y=[m.plan],
+                mode="markers",
+                showlegend=False,
+                marker=marker(m, index),
+                error_x=error(value, low, high, m.plan),
+                hovertemplate=(
+                    f"<b>{m.plan}</b> against {m.paired['reference']}<br>"
+                    f"{format_difference(value, low, high)} points<br>"
+                    f"{m.paired['items']} items<extra></extra>"
+                ),
+            ),
+            row=row,
+            col=col,
+        )
+    chart.add_vline(x=0, line={"color": TEXT, "width": 1.5, "dash": "dot"}, row=row, col=col)
+    against = f"points against {reference.plan}" if reference else "points"
+    chart.update_xaxes(title=f"← fewer · more →  ({against})", row=row, col=col)
+    order = [m.plan for m in others]
+    chart.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed", row=row, col=col)
+
+
+def marker(m: Measurement, index: int) -> dict[str, Any]:
+    return {
+        "color": plan_colour(m.plan),
+        "symbol": SYMBOLS[index % len(SYMBOLS)],
+        "size": 11,
+        "line": {"width": 0},
+    }
+
+
+def error(value: float, low: float | None, high: float | None, plan: str) -> dict[str, Any] | None:
+    """Error bar in per cent from the ends of an interval."""
+    if low is None or high is None:
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - value) * 100],
+        "arrayminus": [max(0.0, value - low) * 100],
+        "color": plan_colour(plan),
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
+def subplots(rows: int, columns: int, titles: Sequence[str], **options: Any) -> "go.Figure":
+    from plotly.subplots import make_subplots
+
+    return make_subplots(rows=rows, cols=columns, subplot_titles=titles, **options)
+
+
+def styled(chart: "go.Figure", height: int, legend: bool | None = None) -> "go.Figure":
+    chart.update_layout(
+        height=height,
+        font={"color": TEXT, "size": 13, "family": "system-ui, -apple-system, 'Segoe UI', sans-serif"},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 10, "r": 20, "t": 40, "b": 10},
+        bargap=0.3,
+        legend={
+            "orientation": "h",
+            "y": 1.0,
+            "yanchor": "bottom",
+            "x": 0,
+            "yref": "container",
+            "traceorder": "normal",
+        },
+        hoverlabel={"align": "left"},
+    )
+    if legend is not None:
+        chart.update_layout(showlegend=legend)
+    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+    chart.update_xaxes(**axis)
+    chart.update_yaxes(**axis)
+    chart.update_annotations(font={"color": TEXT, "size": 13})
+    return chart
