@@ -1,0 +1,80 @@
+"""Tokens into text as they come: no half characters, no stop strings, the same text streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """Decodes a growing list of tokens, a piece at a time.
+
+    Byte-level tokenizers split a Chinese character over several tokens; decoding the first of them alone
+    gives U+FFFD.  Text is held back while its end is such a half character, and bytes that never become one
+    are dropped.  Tokens are decoded together with those just before them, because some tokenizers treat the
+    first token of a text differently (a leading space).
+    """
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._start = 0  # first token of the window that is decoded
+        self._boundary = 0  # tokens before this are given out completely
+        self._given = 0  # characters of the window already given out
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, possibly none."""
+        self._tokens.append(token)
+        text = self._decode(self._tokens[self._start :])
+        if text.endswith(REPLACEMENT):
+            return self._give(text[:-1])
+        delta = self._give(text)
+        self._start, self._boundary = self._boundary, len(self._tokens)
+        self._given = len(self._decode(self._tokens[self._start :]))
+        return delta
+
+    def _give(self, text: str) -> str:
+        delta = text[self._given :]
+        self._given = max(self._given, len(text))
+        return delta.replace(REPLACEMENT, "")
+
+
+class StopMatcher:
+    """Cuts a stream of text at the first stop string, also when it spans several pieces."""
+
+    def __init__(self, stop: Sequence[str] = ()):
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that is safe to give out: a possible beginning of a stop string is held back."""
+        if self.stopped:
+            return ""
+        if not self._stop:
+            return text
+        text = self._held + text
+        found = [at for at in (text.find(one) for one in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max(_overlap(text, one) for one in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What is still held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

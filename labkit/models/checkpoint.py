@@ -1,0 +1,225 @@
+"""A transformers checkpoint, in a folder or on the hub: its configuration, skeleton, weights and processor.
+
+Weights are read from safetensors only, and code from a model's repository is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labkit.errors import LabError
+from labkit.models.families import family_of
+from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
+from labkit.models.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+class LoadError(LabError):
+    """A model that cannot be loaded as asked."""
+
+
+class Checkpoint:
+    """A transformers checkpoint, in a folder or on the hub: its configuration, processor and weights.
+
+    Raises:
+        LoadError: no readable configuration, or an architecture that transformers does not have.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        self.spec = spec
+        self.source = str(spec.folder or spec.source)
+        facts = self._read_json("config.json")
+        self.model_type = facts.get("model_type")
+        if not isinstance(self.model_type, str):
+            raise LoadError(f"the config.json of {spec.name} names no model_type")
+        self.family = family_of(self.model_type)
+        self.config, self.model_class = self._find_class(facts)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        spec = self.spec
+        if spec.folder is not None:
+            path = spec.folder / name
+        else:
+            from huggingface_hub import hf_hub_download
+
+            try:
+                path = Path(hf_hub_download(spec.source, name))
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise LoadError(
+                    f"{spec.source} cannot be read from the hub ({reason}). Is the name right and the hub in "
+                    "reach? A local folder can be given instead"
+                ) from None
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            where = f"the folder {spec.folder}" if spec.folder else spec.source
+            raise LoadError(f"{where} has no {name}") from None
+        except (OSError, ValueError) as error:
+            raise LoadError(f"{path} is broken: {error}") from None
+        if not isinstance(facts, dict):
+            raise LoadError(f"{path} is broken: expected an object")
+        return facts
+
+    def _find_class(self, facts: Mapping[str, Any]) -> tuple[Any, type]:
+        import transformers
+
+        if self.family.name == "pocket":
+            from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration
+
+            return self._config(PocketConfig), PocketForConditionalGeneration
+        if self.model_type == "qwen2_5_omni":  # the part that reads and writes; its talker only speaks
+            config = self._config(transformers.AutoConfig).thinker_config
+            return config, transformers.Qwen2_5OmniThinkerForConditionalGeneration
+        if self.model_type not in transformers.CONFIG_MAPPING:
+            code = " (it brings its own code, which is not run here)" if "auto_map" in facts else ""
+            raise LoadError(
+                f"transformers {transformers.__version__} has no architecture {self.model_type!r}{code}"
+            )
+        config = self._config(transformers.AutoConfig)
+        for name in facts.get("architectures") or []:
+            model_class = getattr(transformers, name, None)
+            if model_class is not None and hasattr(model_class, "generate"):
+                return config, model_class
+        mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(config) in mapping:
+            return config, mapping[type(config)]
+        raise LoadError(f"{self.spec.name} ({self.model_type}) is not a model that generates text")
+
+    def _config(self, config_class: Any) -> Any:
+        try:
+            return config_class.from_pretrained(self.source)
+        except Exception as error:
+            raise LoadError(
+                f"the config.json of {self.spec.name} is not valid: {_first_line(error)}"
+            ) from None
+
+    def check_weights(self) -> None:
+        """Look at a local folder's safetensors headers: all shards there, none cut off.
+
+        Raises:
+            LoadError: naming the file.  For the hub nothing is checked; downloading does.
+        """
+        folder = self.spec.folder
+        if folder is None:
+            return
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(self._read_json(index.name).get("weight_map", {}).values()))
+        else:
+            names = ["model.safetensors"]
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                others = sorted(one.name for one in folder.glob("*.bin"))
+                hint = f" ({others[0]} is a pickle, which is never loaded: convert it)" if others else ""
+                raise LoadError(f"{folder} has no {name}{hint}: weights are read from safetensors only")
+            from safetensors import SafetensorError, safe_open
+
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
+
+    def skeleton(self) -> torch.nn.Module:
+        """The model without weights, on the meta device: names and shapes only."""
+        with quiet_transformers(), torch.device("meta"):
+            return self.model_class(self.config)
+
+    def weights(self, device: torch.device, progress: bool = True) -> torch.nn.Module:
+        """The model with its weights, in the dtype they are stored in.
+
+        Raises:
+            LoadError: weights missing from the files or of other shapes than the configuration says.
+        """
+        with quiet_transformers(progress):
+            try:
+                model, report = self.model_class.from_pretrained(
+                    self.source,
+                    config=self.config,
+                    dtype="auto",
+                    use_safetensors=True,
+                    device_map={"": device} if device.type == "cuda" else None,
+                    output_loading_info=True,
+                )
+            except (OSError, RuntimeError, ValueError) as error:
+                raise LoadError(
+                    f"the weights of {self.spec.name} cannot be loaded: {_first_line(error)}"
+                ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise LoadError(
+                f"the weights of {self.spec.name} lack {len(missing)} tensors of its configuration: "
+                + ", ".join(missing[:5])
+            )
+        if unexpected := report["unexpected_keys"]:
+            logger.warning("%s: %d tensors were not used", self.spec.name, len(unexpected))
+        return model.eval()
+
+    def processor(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The processor, built without torchvision (see :mod:`labkit.models.processors`)."""
+        try:
+            with quiet_transformers():
+                return self._processor(dtype)
+        except LabError:
+            raise
+        except Exception as error:
+            raise LoadError(
+                f"the processor of {self.spec.name} cannot be built: {_first_line(error)}"
+            ) from error
+
+    def _processor(self, dtype: torch.dtype) -> Any:
+        from transformers import AutoProcessor, AutoTokenizer
+
+        if self.family.name == "pocket":
+            from labkit.models.pocket import PocketProcessor
+
+            return PocketProcessor.from_pretrained(self.source)
+        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        if self.family.name == "Glm4v":
+            from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+            pixels = Glm4vImageProcessorPil.from_pretrained(self.source)
+            token = tokenizer.convert_ids_to_tokens(self.config.image_token_id)
+            return TemplateProcessor(tokenizer, pixels, token)
+        if not self.family.modalities:
+            return TemplateProcessor(tokenizer)
+        try:
+            return AutoProcessorAdapter(
+                AutoProcessor.from_pretrained(self.source), self.family.modalities, dtype
+            )
+        except (ImportError, OSError, ValueError) as error:
+            reason = f"its processor cannot be built here ({_first_line(error)})"
+            logger.warning("%s takes text only: %s", self.spec.name, reason)
+            return TemplateProcessor(tokenizer, missing=dict.fromkeys(self.family.modalities, reason))
+
+
+@contextmanager
+def quiet_transformers(progress: bool = False):
+    """Keep transformers' advice to itself, and its progress bars unless they are wanted."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if not progress:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,214 @@
+"""Which part of a model does a module belong to?  One table of name patterns per architecture family.
+
+A plan speaks of roles (``decoder``, ``vision``, ...), a checkpoint of module names.  This file is the
+dictionary between the two.  Each family lists ``pattern -> role`` in order, the first match wins, and every
+``Linear``, ``Embedding`` and convolution of a known architecture must match: a module that silently had no
+role would silently stay unquantized.
+
+Names as in transformers 5.23 (``named_modules()`` of the real classes built on the meta device).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
+"""Every role a module can play, in the order tables list them."""
+
+
+class RoleError(LabError):
+    """A model whose modules match no known role."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture family.
+
+    Attributes:
+        name: the family's short name, for messages.
+        model_types: values of ``config.model_type`` that belong to it.
+        patterns: ``(regular expression, role)`` matched against the whole module name, first match wins.
+        without_role: patterns of modules the lab leaves alone (they keep the plan's default dtype).
+        modalities: what the family's processor accepts besides text.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    patterns: tuple[tuple[str, str], ...]
+    without_role: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+
+    def role_of(self, name: str) -> str | None:
+        """The role of one module name, or None if no pattern matches."""
+        for pattern, role in self.patterns:
+            if re.fullmatch(pattern, name):
+                return role
+        return None
+
+    def leaves_alone(self, name: str) -> bool:
+        """Whether the module deliberately has no role."""
+        return any(re.fullmatch(pattern, name) for pattern in self.without_role)
+
+
+_TEXT = (
+    (r"(?:model\.)?(?:language_model\.)?embed_tokens(?:_per_layer)?", "embedding"),
+    (r"(?:model\.)?(?:language_model\.)?layers\.\d+\..+", "decoder"),
+    (r"lm_head", "lm_head"),
+)
+
+_GLM4V = (
+    (r"model\.visual\.(?:merger\..+|downsample)", "projector"),
+    (r"model\.visual\..+", "vision"),
+    *_TEXT,
+)
+
+FAMILIES: tuple[Family, ...] = (
+    Family("Glm4v", ("glm4v",), _GLM4V, modalities=("image",)),
+    Family(
+        "pocket",
+        ("pocket", "labkit_pocket"),
+        (
+            (r"model\.speech_projector(?:\..+)?", "projector"),
+            (r"model\.speech\..+", "speech"),
+            (r"model\.cross_modal\..+", "cross_modal"),
+            *_GLM4V,
+        ),
+        modalities=("image", "audio"),
+    ),
+    Family(
+        "Qwen2.5-Omni",
+        ("qwen2_5_omni", "qwen2_5_omni_thinker"),
+        (
+            (r"(?:thinker\.)?model\.audio_tower\.proj", "projector"),
+            (r"(?:thinker\.)?model\.audio_tower\..+", "speech"),
+            (r"(?:thinker\.)?model\.visual\.merger\..+", "projector"),
+            (r"(?:thinker\.)?model\.visual\..+", "vision"),
+            (r"(?:thinker\.)?model\.language_model\.embed_tokens", "embedding"),
+            (r"(?:thinker\.)?model\.language_model\.layers\.\d+\..+", "decoder"),
+            (r"(?:thinker\.)?lm_head", "lm_head"),
+        ),
+        without_role=(r"talker\..+", r"token2wav\..+"),
+        modalities=("image", "audio"),
+    ),
+    Family(
+        "Gemma3n",
+        ("gemma3n", "gemma3n_text"),
+        (
+            (r"model\.vision_tower\..+", "vision"),
+            (r"model\.audio_tower\..+", "speech"),
+            (r"model\.embed_(?:vision|audio)\..+", "projector"),
+            (r"model\.(?:language_model\.)?per_layer_model_projection", "decoder"),
+            (r"model\.(?:language_model\.)?altup_(?:unembed_)?projections\.\d+", "decoder"),
+            *_TEXT,
+        ),
+        modalities=("image", "audio"),
+    ),
+    Family(
+        "Phi4Multimodal",
+        ("phi4_multimodal",),
+        (
+            (r"model\.embed_tokens_extend\.image_embed\.img_projection_(?:up|down)", "projector"),
+            (r"model\.embed_tokens_extend\.audio_embed\.(?:up|down)_proj_for_.+", "projector"),
+            (r"model\.embed_tokens_extend\.image_embed\..+", "vision"),
+            (r"model\.embed_tokens_extend\.audio_embed\..+", "speech"),
+            *_TEXT,
+        ),
+        modalities=("image", "audio"),
+    ),
+    Family(
+        "GlmAsr",
+        ("glmasr",),
+        (
+            (r"model\.audio_tower\..+", "speech"),
+            (r"model\.multi_modal_projector\..+", "projector"),
+            *_TEXT,
+        ),
+        modalities=("audio",),
+    ),
+)
+
+TEXT_FAMILY = Family("text", (), _TEXT)
+"""Llama, Qwen, Mistral, GLM, Gemma, Phi and whatever else names its parts ``model.layers.N``, ``lm_head``."""
+
+
+def family_of(model_type: str | None) -> Family:
+    """The family of a ``config.model_type``; :data:`TEXT_FAMILY` for a type without an entry of its own."""
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    return TEXT_FAMILY
+
+
+def roles_of_names(names: Iterable[str], family: Family, model: str = "this model") -> dict[str, str]:
+    """Roles for module names of one family.
+
+    Raises:
+        RoleError: naming the modules that match no pattern of the family.
+    """
+    roles, unmatched = {}, []
+    for name in names:
+        role = family.role_of(name)
+        if role is not None:
+            roles[name] = role
+        elif not family.leaves_alone(name):
+            unmatched.append(name)
+    if unmatched:
+        known = ", ".join(one.name for one in FAMILIES)
+        more = f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else ""
+        raise RoleError(
+            f"no role is known for {len(unmatched)} modules of {model}: {', '.join(unmatched[:6])}{more}. "
+            f"Known families: {known}, and text models with model.layers.N, embed_tokens and lm_head. "
+            "Name the modules in the plan with match: rules and pass roles={} to quantize_, "
+            "or add the family to labkit/models/families.py"
+        )
+    return roles
+
+
+def find_roles(model: nn.Module) -> dict[str, str]:
+    """Role of every ``Linear``, ``Embedding`` and convolution of a transformers model.
+
+    Works on meta-device models too: nothing but names and classes is looked at.  The output projections of
+    ``nn.MultiheadAttention`` are left out: torch reads their weight directly, so they cannot be replaced.
+
+    Returns:
+        ``{module name: role}``, roles from :data:`ROLES`.  ``{}`` for a module that is no transformers model
+        (it has no ``config.model_type``): plans then apply by name and default alone.
+
+    Raises:
+        RoleError: a transformers model with modules that match no pattern of its family.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None:
+        return {}
+    names = [name for name, module in model.named_modules() if has_role(module)]
+    return roles_of_names(names, family_of(model_type), f"{type(model).__name__} ({model_type})")
+
+
+def has_role(module: nn.Module) -> bool:
+    """Whether :func:`find_roles` asks for a role for modules of this class."""
+    from torch import nn
+
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False
+    return isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd)
+
+
+def count_by_role(model: nn.Module, roles: Mapping[str, str]) -> dict[str, int]:
+    """Parameters of each role, ``other`` for norms and modules without a role; shared tensors count once."""
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        role = roles.get(name.rpartition(".")[0], "other")
+        counts[role] = counts.get(role, 0) + parameter.numel()
+    return counts

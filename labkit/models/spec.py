@@ -1,0 +1,156 @@
+"""Model specs: a short name, where the weights and the processor are, what the model is.
+
+Three are registered; every transformers checkpoint on the hub or in a local folder is one more.
+Nothing here imports torch, so listing models is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import LabError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class ModelNotFoundError(LabError):
+    """No such model: an unknown name, or a folder without a usable checkpoint."""
+
+
+def assets_folder() -> Path:
+    """The folder of shipped weights, plans and recordings.
+
+    ``$LABKIT_ASSETS`` if set, else ``assets/`` inside the package (an installation) or beside it (a
+    checkout).
+    """
+    if override := os.environ.get("LABKIT_ASSETS"):
+        return Path(override).expanduser()
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "assets"
+    return inside if inside.is_dir() else package.parent / "assets"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model.
+
+    Attributes:
+        name: what the user types, and what measurements are filed under.
+        source: a local folder with a transformers checkpoint, or a hub id ``owner/name``.
+        description: one line.
+        parameters: number of parameters, if known without reading anything.
+    """
+
+    name: str
+    source: str
+    description: str = ""
+    parameters: int | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a model on the hub."""
+        path = Path(self.source).expanduser()
+        return path if path.is_dir() else None
+
+    def availability(self) -> str:
+        """Where the weights are now: ``here``, ``downloaded``, ``on the hub`` or ``missing``."""
+        if self.folder is not None:
+            return "here" if any(self.folder.glob("*.safetensors")) else "missing"
+        if not HUB_ID.fullmatch(self.source):
+            return "missing"
+        try:
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = [
+                try_to_load_from_cache(self.source, name)
+                for name in ("model.safetensors", "model.safetensors.index.json")
+            ]
+        except ImportError:
+            return "on the hub"
+        return "downloaded" if any(isinstance(path, str) for path in cached) else "on the hub"
+
+
+def _registered() -> tuple[ModelSpec, ...]:
+    return (
+        ModelSpec(
+            "pocket",
+            str(assets_folder() / "pocket"),
+            "a pocket-size phone agent with vision, speech, cross-modal attention and a GLM decoder; shipped",
+            _count_from_index(assets_folder() / "pocket"),
+        ),
+        ModelSpec(
+            "autoglm-phone-9b",
+            "zai-org/AutoGLM-Phone-9B",
+            "AutoGLM-Phone for Chinese apps: Glm4v, 10.3 B parameters, 20.6 GB in BF16",
+            10_293_000_000,
+        ),
+        ModelSpec(
+            "autoglm-phone-9b-multilingual",
+            "zai-org/AutoGLM-Phone-9B-Multilingual",
+            "AutoGLM-Phone for English and other apps: Glm4v, 10.3 B parameters, 20.6 GB in BF16",
+            10_293_000_000,
+        ),
+    )
+
+
+def _count_from_index(folder: Path) -> int | None:
+    """Parameters as the headers of a folder's safetensors files tell; None without readable files."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        except (OSError, ValueError, MemoryError, OverflowError):
+            return None
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for length in tensor["shape"]:
+                    size *= length
+                total += size
+    return total or None
+
+
+def list_models() -> list[ModelSpec]:
+    """The registered models, the shipped one first."""
+    return list(_registered())
+
+
+def get_spec(model: str | Path | ModelSpec) -> ModelSpec:
+    """The spec for a registered name, a local folder, or a hub id ``owner/name``.
+
+    Raises:
+        ModelNotFoundError: for anything else, with the known names and the nearest of them.
+    """
+    if isinstance(model, ModelSpec):
+        return model
+    text = str(model)
+    known = {spec.name: spec for spec in _registered()}
+    if text in known:
+        return known[text]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(
+                f"the folder {text} has no config.json, so it is no transformers checkpoint"
+            )
+        return ModelSpec(path.resolve().name, str(path.resolve()), f"the checkpoint in {text}")
+    if path.exists():
+        raise ModelNotFoundError(
+            f"{text} is a file; a model is a name, a folder with config.json, or a hub id"
+        )
+    looks_like_path = isinstance(model, Path) or text.startswith(("/", ".", "~")) or "\\" in text
+    if not looks_like_path and HUB_ID.fullmatch(text):
+        return ModelSpec(text, text, f"{text} on the Hugging Face hub")
+    near = difflib.get_close_matches(text, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    what = f"the folder {text} does not exist" if looks_like_path else f"no model is called {text!r}"
+    raise ModelNotFoundError(
+        f"{what}.{hint} Known models: {', '.join(known)}; or give a local folder with a transformers "
+        "checkpoint, or a hub id such as owner/name"
+    )
