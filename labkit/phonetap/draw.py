@@ -3,7 +3,7 @@
 A screen is 196 units wide whatever its pixels; `Canvas` multiplies by `scale` and rounds to whole pixels, so
 every edge but curves and text is sharp. Curves come from small masks drawn at four times their size, cached.
 Boxes that methods take are in units, boxes that they return are in pixels: (x0, y0, x1, y1), right and bottom
-exclusive. With `dry=True` nothing is drawn and the same boxes are returned: the way to know a screen's elements
+exclusive. With `dry=True` nothing is drawn and the same boxes are returned: so a screen's elements are known
 without its image.
 """
 

@@ -43,7 +43,7 @@ class FontError(ValueError):
 
 
 class Glyph(NamedTuple):
-    """One character's picture: mask ("L", None for a blank), where it lies from the pen's place, pen's advance.
+    """One character's picture: mask ("L", None for a blank), where it lies from the pen's place, the advance.
 
     Pixels; y counts from the top of the ascender.
     """
@@ -59,8 +59,8 @@ class Glyph(NamedTuple):
 class Face:
     """One font at one size (pixels), which draws every character once and keeps its picture.
 
-    `middle` is the distance from the top of the ascender to the middle of a typical letter, so that text placed
-    by it looks centred whatever the font's own metrics are.
+    `middle` is the distance from the top of the ascender to the middle of a typical letter, so that text
+    placed by it looks centred whatever the font's own metrics are.
     """
 
     def __init__(self, path: Path, size: float):

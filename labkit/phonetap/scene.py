@@ -15,12 +15,14 @@ from labkit.phonetap.themes import WHITE, Theme, readable_on
 DENSITIES = ("low", "normal", "high")
 # Glyphs that suit some well-known labels; others get any glyph that is no tap target of its own.
 _SUITABLE = {
-    "camera": "相机 Camera", "image": "相册 Gallery 壁纸 Wallpaper", "mail": "邮件 Mail 短信 Messages", "phone": "电话 Phone",
+    "camera": "相机 Camera", "image": "相册 Gallery 壁纸 Wallpaper", "mail": "邮件 Mail 短信 Messages",
+    "phone": "电话 Phone",
     "cloud": "天气 Weather 备份 Backup", "calendar": "日历 Calendar", "clock": "时钟 Clock 历史 History",
     "user": "联系人 Contacts 我的 Me 账号 Accounts", "globe": "浏览器 Browser 语言 Language 发现 Discover",
     "edit": "笔记 Notes", "microphone": "录音机 Recorder", "folder": "文件 Files 存储 Storage",
     "settings": "设置 Settings", "location": "地图 Maps 定位 Location 附近 Nearby", "home": "首页 Home",
-    "cart": "购物车 Cart 淘宝 Taobao", "wifi": "无线网络 Wi-Fi", "volume": "声音 Sound", "bell": "通知 Notifications 消息 Inbox",
+    "cart": "购物车 Cart 淘宝 Taobao", "wifi": "无线网络 Wi-Fi", "volume": "声音 Sound",
+    "bell": "通知 Notifications 消息 Inbox",
     "lock": "密码 Passwords 安全 Security 锁屏 隐私 Privacy", "moon": "勿扰模式", "sun": "显示 Display",
     "play": "视频 Videos 电影 Movies 直播 Live", "keyboard": "键盘 Keyboard", "bookmark": "图书 Books",
     "download": "下载 Downloads 应用商店", "heart": "健康 Health", "star": "会员 Members 热门 Popular",
@@ -33,7 +35,7 @@ class Element:
     """Something that can be tapped. Boxes are pixels (x0, y0, x1, y1), right and bottom exclusive.
 
     kind "text": `label` is written on the screen; "icon": a glyph only, `label` is its key in words.ICONS.
-    box: the tap target (icon and label together, the whole row, the whole button). ink: what is drawn, inside it.
+    box: the tap target (icon and label together, the whole row, the whole button). ink: what is drawn in it.
     role: app, row, button, tab, field, icon, key, toggle or chip.
     """
 
@@ -55,14 +57,18 @@ class Scene:
         self.hard: bool = settings["hard"]
         self.density: str = settings["density"]
         self.must: list[str] = list(settings["must_have"])
+        self.required = frozenset(self.must)
         self.elements: list[Element] = []
         self.state: dict[str, Any] = {}
         self.used: set[str] = {label.casefold() for label in self.must}
-        self.icons: set[str] = set()
+        self.icons: set[str] = set()  # glyphs on the screen
+        self.decorations: set[str] = set()  # those of them that accompany labels: may repeat, are no targets
         self.shown: list[str] = []
         self.size = theme.sizes[self.lang]
         self.top, self.bottom = 0.0, canvas.height
         self.width = canvas.width
+        self.navigation, self.floor = "none", canvas.height
+        self.key_ground: Colour = theme.background
 
     # words -------------------------------------------------------------------------------------------------
     def count(self, low: int, normal: int, high: int) -> int:
@@ -73,7 +79,7 @@ class Scene:
     def claim(self, label: str) -> bool:
         """Take a label for this screen; False when it is already written somewhere on it."""
         key = label.casefold()
-        if key in self.used or any(key in text for text in self.shown):
+        if key in self.used or (len(key) > 1 and any(key in text for text in self.shown)):
             return False
         self.used.add(key)
         return True
@@ -98,7 +104,7 @@ class Scene:
     def labels(
         self, kind: str, count: int, width: float | None = None, lines: int = 1, size: float | None = None
     ) -> list[str]:
-        """Up to `count` new labels of a kind that fit; those that must be on the screen come first in line."""
+        """Up to `count` new labels of a kind that fit; those that must be there come first."""
         rng = self.rng
         first = [label for label in self.must if self.fits(label, width, lines, size)][:count]
         self.must = [label for label in self.must if label not in first]
@@ -140,7 +146,7 @@ class Scene:
         for _ in range(3):
             text = self.words.filler(self.rng, self.lang, length)
             folded = text.casefold()
-            if text and not any(label in folded for label in self.used):
+            if text and not any(label in folded for label in self.used if len(label) > 1):
                 self.shown.append(folded)
                 return text
         return ""
@@ -156,7 +162,7 @@ class Scene:
 
     # elements ----------------------------------------------------------------------------------------------
     def add(self, label: str, kind: str, role: str, box: Box, ink: Box) -> None:
-        """Record a target. `box` and `ink` in pixels; the box is widened to hold the ink, and cut at the screen."""
+        """Record a target. `box` and `ink` in pixels; the box is widened to hold the ink, cut at the screen."""
         x0, y0, x1, y1 = union(box, ink)
         w, h = self.canvas.size
         box = (float(max(0, x0)), float(max(0, y0)), float(min(w, x1)), float(min(h, y1)))
@@ -165,22 +171,35 @@ class Scene:
             lang = "zh" if has_chinese(label) else "en"
             self.elements.append(Element(label, kind, self.lang if kind == "icon" else lang, box, role, ink))
 
+    def must_near(self, box: Box) -> bool:
+        """Whether a target that must stay lies below `box` (pixels)."""
+        return any(e.label in self.required and intersects(e.box, box) for e in self.elements)
+
     def cover(self, box: Box) -> None:
         """Something is drawn over `box` (pixels): targets that it touches can no longer be tapped."""
         self.elements = [e for e in self.elements if not intersects(e.box, box)]
 
     def take_icons(self, count: int, prefer: tuple[str, ...] = ()) -> list[str]:
         """Names of glyphs not yet on the screen; `prefer` first, each with good odds."""
-        chosen = [name for name in prefer if name not in self.icons and self.rng.random() < 0.75][:count]
-        rest = [name for name in ICON_NAMES if name not in self.icons and name not in chosen]
-        chosen += self.rng.sample(rest, min(len(rest), count - len(chosen)))
-        self.icons.update(chosen)
-        for name in chosen:
-            for names in self.words.ICONS[name].values():
-                self.used.update(text.casefold() for text in names)
+        chosen = [name for name in prefer[:count] if self.rng.random() < 0.75 and self.take_icon(name)]
+        rest = list(ICON_NAMES)
+        self.rng.shuffle(rest)
+        while rest and len(chosen) < count:
+            name = rest.pop()
+            if self.take_icon(name):
+                chosen.append(name)
         return chosen
 
-    def decoration(self, label: str, targets: bool = False) -> str | None:
+    def take_icon(self, name: str) -> bool:
+        """Reserve a glyph as a target; False when it, or a label it is called by, is already on the screen."""
+        names = {name, *(text.casefold() for texts in self.words.ICONS[name].values() for text in texts)}
+        if name in self.icons or names & self.used:
+            return False
+        self.icons.add(name)
+        self.used |= names
+        return True
+
+    def decoration(self, label: str) -> str | None:
         """A glyph to go with a label: a suitable one or any, never one that is a target of its own."""
         name = SUITABLE.get(label)
         if name is None or self.rng.random() < 0.25:
@@ -190,11 +209,6 @@ class Scene:
         self.icons.add(name)
         self.decorations.add(name)
         return name
-
-    @property
-    def decorations(self) -> set[str]:
-        """Glyphs that accompany labels; they may repeat, but are not targets."""
-        return self.__dict__.setdefault("_decorations", set())
 
     def icon(
         self,
@@ -223,7 +237,7 @@ class Scene:
         self, x: float, y: float, label: str, width: float, colour: Colour, shadow: Colour | None = None,
         size: float | None = None, strong: bool = False,
     ) -> tuple[Box, float]:  # fmt: skip
-        """A centred label in one or two lines whose first line's middle is y. Returns ink and the height used."""
+        """A centred label in one or two lines, the first line's middle at y. Returns its ink and height."""
         size = size or self.size
         lines = self.wrap(label, width, size)
         step = size * 1.12

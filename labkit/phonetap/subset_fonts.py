@@ -1,7 +1,7 @@
 """Make the small fonts in assets/fonts from those of Debian packages.
 
-    apt-get download fonts-noto-cjk fonts-noto-cjk-extra fonts-lxgw-wenkai fonts-smiley-sans fonts-wqy-microhei \
-        fonts-roboto-unhinted fonts-inter fonts-lato fonts-cantarell fonts-open-sans
+    apt-get download fonts-noto-cjk fonts-noto-cjk-extra fonts-lxgw-wenkai fonts-smiley-sans \
+        fonts-wqy-microhei fonts-roboto-unhinted fonts-inter fonts-lato fonts-cantarell fonts-open-sans
     for package in *.deb; do dpkg -x $package unpacked; done
     python -m labkit.phonetap.subset_fonts unpacked
 

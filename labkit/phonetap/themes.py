@@ -1,7 +1,7 @@
-"""What a screen may look like: colours, shapes, sizes and layout variants, apart for styles "train" and "test".
+"""What a screen may look like: colours, shapes, sizes, layout variants, apart for styles "train" and "test".
 
-`OPTIONS["test"]` shares no wallpaper, palette, accent hue, icon shape, row height, margin or layout variant with
-`OPTIONS["train"]` (nor a font: see fonts.FAMILIES), so that a model is measured on designs it never saw.
+`OPTIONS["test"]` shares no wallpaper, palette, accent hue, icon shape, row height, margin or layout variant
+with `OPTIONS["train"]` (nor a font: see fonts.FAMILIES), so a model is measured on designs it never saw.
 """
 
 from __future__ import annotations
