@@ -1,0 +1,57 @@
+"""Packing natural speech to be carried to the training machine: what natural_mandarin.py wrote, as a speech pool.
+
+    python -m labkit.models.pocket.natural_pool RAW [RAW ...] --output natural.zip
+
+RAW.npy and RAW.jsonl hold the utterances; the pool is a zip of Ogg/Opus files of 32 utterances each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labkit.phonetap.recordings import write_pool
+
+KEPT = ("id", "text", "lang", "voice")
+
+
+def raw_utterances(stems: Sequence[Path]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Every utterance of the raw pools: (index entry, samples float32 [n] at 16 kHz)."""
+    for stem in stems:
+        samples = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        for line in stem.with_suffix(".jsonl").read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            piece = samples[entry["start"] : entry["start"] + entry["samples"]]
+            yield {key: entry[key] for key in KEPT}, piece.astype(np.float32) / 32768
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m labkit.models.pocket.natural_pool", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("raw", type=Path, nargs="+", help="RAW.npy and RAW.jsonl, without the suffix")
+    parser.add_argument("--output", type=Path, required=True, help="the pool's file, ending in .zip")
+    parser.add_argument("--compression", type=float, default=0.98, help="0.99 smallest, 0.95 better")
+    parser.add_argument("--per-file", type=int, default=32, help="utterances in each Opus file")
+    options = parser.parse_args(argv)
+    try:
+        utterances = raw_utterances(options.raw)
+        count = write_pool(
+            options.output, utterances, per_file=options.per_file, compression=options.compression
+        )
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{count} utterances in {options.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

