@@ -7,8 +7,7 @@ def format_bytes(value: float | None) -> str:
         return "–"
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(value) >= size:
-            number = value / size
-            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+            return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f} B"
 
 
@@ -16,7 +15,7 @@ def format_seconds(value: float | None) -> str:
     """``340 ms`` below one second, ``1.25 s`` above; ``–`` for None."""
     if value is None:
         return "–"
-    return f"{value * 1000:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
+    return f"{_three_digits(value * 1000)} ms" if value < 0.9995 else f"{_three_digits(value)} s"
 
 
 def format_change(value: float | None) -> str:
@@ -47,3 +46,12 @@ def format_difference(value: float | None, low: float | None, high: float | None
     text = format_points(value).removesuffix(" points")
     ends = "" if low is None or high is None else f" [{low * 100:+.1f}, {high * 100:+.1f}]"
     return text + ends.replace("-", "−")
+
+
+def format_rate_per_s(value: float | None) -> str:
+    """Tokens a second: ``39.9 tok/s``; ``–`` for None."""
+    return "–" if value is None else f"{_three_digits(value)} tok/s"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"

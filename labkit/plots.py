@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from labkit import traces
 from labkit.errors import LabError
 from labkit.results import Measurement
+from labkit.tables import group_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,21 +47,22 @@ def overview(measurements: Sequence[Measurement]) -> "go.Figure":
             "Click accuracy against bytes",
             "Right steps against unquantized",
         ],
-        horizontal_spacing=0.16,
-        vertical_spacing=0.16,
+        horizontal_spacing=0.13,
+        vertical_spacing=0.25,
     )
     traces.add_bytes(chart, measurements, 1, 1)
     traces.add_times(chart, measurements, "answer_s", 1, 2)
     traces.add_accuracy(chart, measurements, 2, 1)
     traces.add_paired(chart, measurements, "step_success_rate", 2, 2)
-    return traces.styled(chart, height=820)
+    traces.styled(chart, height=860, legend=True)
+    return chart.update_layout(legend={"y": 0.55, "yref": "paper", "yanchor": "top"})
 
 
 def bytes_by_role(measurements: Sequence[Measurement]) -> "go.Figure":
     """Stacked bars: bytes of the weights in each part of the model."""
     chart = traces.subplots(1, 1, [""])
     traces.add_bytes(chart, measurements, 1, 1)
-    return traces.styled(chart, height=120 + 38 * len(measurements))
+    return traces.styled(chart, height=150 + 38 * len(measurements), legend=True)
 
 
 def latency(measurements: Sequence[Measurement]) -> "go.Figure":
@@ -76,13 +78,13 @@ def latency(measurements: Sequence[Measurement]) -> "go.Figure":
 
 def accuracy_against_bytes(measurements: Sequence[Measurement]) -> "go.Figure":
     """Click accuracy with 95 % Wilson intervals against bytes: all items, and one panel a split."""
-    splits = sorted({name for m in measurements for name in m.splits if name.startswith("split=")})
+    splits = [name for name in group_names(measurements) if name.startswith("split=")]
     groups = [None, *splits] if len(splits) > 1 else [None]
     titles = [("all items" if group is None else group.removeprefix("split=")) for group in groups]
     chart = traces.subplots(1, len(groups), titles, horizontal_spacing=0.04, shared_yaxes=True)
     for column, group in enumerate(groups, start=1):
-        traces.add_accuracy(chart, measurements, 1, column, group, labels=len(groups) == 1)
-    return traces.styled(chart, height=430, legend=len(groups) > 1)
+        traces.add_accuracy(chart, measurements, 1, column, group)
+    return traces.styled(chart, height=460, legend=True)
 
 
 def paired_differences(measurements: Sequence[Measurement]) -> "go.Figure":
@@ -109,6 +111,7 @@ def drift(measurements: Sequence[Measurement]) -> "go.Figure":
                 y=[m.bias_y * 100],
                 mode="markers",
                 name=m.plan,
+                legend="legend2",
                 marker=traces.marker(m, index),
                 error_x=traces.error(m.bias_x, m.bias_x_low, m.bias_x_high, m.plan),
                 error_y=traces.error(m.bias_y, m.bias_y_low, m.bias_y_high, m.plan),
@@ -122,4 +125,4 @@ def drift(measurements: Sequence[Measurement]) -> "go.Figure":
     chart.add_vline(x=0, line={"color": traces.TEXT, "width": 1})
     chart.update_xaxes(title="← left of the target · right →  (% of the width)", ticksuffix=" %")
     chart.update_yaxes(title="above ↑ · below ↓  (% of the height)", ticksuffix=" %", autorange="reversed")
-    return traces.styled(chart, height=430, legend=True)
+    return traces.styled(chart, height=460, legend=True)

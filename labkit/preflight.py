@@ -115,6 +115,16 @@ def prepare(
     )
 
 
+def predict_bytes(model: str | os.PathLike, plans: Sequence[Any]) -> list[int]:
+    """Bytes of the whole model's weights under each plan, predicted from its skeleton; nothing is loaded."""
+    from labkit.loading import Checkpoint
+    from labkit.models import find_roles
+
+    skeleton = Checkpoint(get_spec(model)).skeleton()
+    roles = find_roles(skeleton)
+    return [plan.resolve(skeleton, roles=roles).predicted_bytes for plan in plans]
+
+
 def check_count(what: str, value: Any) -> None:
     """Raise `LabError` unless `value` is a whole number of at least one."""
     if type(value) is not int or value < 1:

@@ -14,6 +14,7 @@ from labkit.formats import (
     format_difference,
     format_points,
     format_rate,
+    format_rate_per_s,
     format_seconds,
 )
 from labkit.results import Measurement
@@ -60,6 +61,13 @@ def reference_of(measurements: Sequence[Measurement]) -> Measurement | None:
     """The unquantized row, with which the others are compared: fp32, else bf16, else fp16, else None."""
     by_plan = {m.plan: m for m in measurements}
     return next((by_plan[plan] for plan in UNQUANTIZED if plan in by_plan), None)
+
+
+def group_names(measurements: Sequence[Measurement]) -> list[str]:
+    """Every group measured, in reading order: splits from easy to hard, languages, kinds of target."""
+    order = ["split=typed", "split=spoken", "split=hard", "lang=zh", "lang=en", "target_kind=text"]
+    found = dict.fromkeys(name for m in measurements for name in m.splits)
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def change(value: float | None, reference: float | None) -> float | None:
@@ -135,15 +143,18 @@ def _about_losses(reference: Measurement, others: Sequence[Measurement]) -> str 
         low, high = m.paired.get("step_success_rate_low"), m.paired.get("step_success_rate_high")
         if low is None or high is None:
             continue
-        told = f"{m.plan} ({format_points(m.paired['step_success_rate'])})"
-        (worse if high < 0 else better if low > 0 else same).append(told)
+        if low <= 0 <= high:
+            same.append(m.plan)
+        else:
+            told = f"{m.plan} ({format_points(m.paired['step_success_rate'])})"
+            (worse if high < 0 else better).append(told)
     parts = []
     if worse:
         parts.append(f"Measurably fewer right steps than {reference.plan} on the same items: {_join(worse)}.")
     if better:
         parts.append(f"Measurably more right steps than {reference.plan}: {_join(better)}.")
     if same:
-        parts.append(f"No measurable difference in right steps: {_join(same)}.")
+        parts.append(f"No measurable difference to {reference.plan}: {_join(same)}.")
     return " ".join(parts) or None
 
 
@@ -163,20 +174,20 @@ def _about_claims(reference: Measurement, others: Sequence[Measurement]) -> str 
     if reference.plan != "fp32":
         return None
     met = {
-        f"{CLAIMS['bytes'].claim} in bytes": [
+        "at least 62 % fewer bytes": [
             m.plan for m in others if _at_most(change_of(m, reference), CLAIMS["bytes"].value)
         ],
-        f"{CLAIMS['latency'].claim} in latency": [
+        "at least 40 % less latency": [
             m.plan
             for m in others
             if _at_most(change(m.answer_s, reference.answer_s), CLAIMS["latency"].value)
         ],
-        f"{CLAIMS['loss'].claim} loss": [m.plan for m in others if _loss_within_claim(m)],
+        "less than 3 points lost": [m.plan for m in others if _loss_within_claim(m)],
     }
-    told = [f"{claim}: {_join(plans) if plans else 'no plan'}" for claim, plans in met.items()]
-    everywhere = set.intersection(*(set(plans) for plans in met.values()))
-    last = f"All three at once: {_join(sorted(everywhere)) if everywhere else 'no plan'}."
-    return f"The article's claims, reached here by {'; '.join(told)}. {last}"
+    told = "; ".join(f"{claim}: {_join(plans) if plans else 'no plan'}" for claim, plans in met.items())
+    all_three = [m.plan for m in others if all(m.plan in plans for plans in met.values())]
+    told += f"; all three: {_join(all_three) if all_three else 'no plan'}"
+    return f"The article's claims, and which plans reach them here: {told}."
 
 
 def _loss_within_claim(m: Measurement) -> bool:
@@ -203,7 +214,6 @@ def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[lis
     for m in measurements:
         itself = m is reference
         cut = change(m.weights_bytes, reference and reference.weights_bytes)
-        speed = m.decode_tokens_per_s
         rows.append(
             [
                 m.plan,
@@ -212,7 +222,7 @@ def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[lis
                 format_bytes(m.peak_memory_bytes),
                 format_seconds(m.load_s),
                 format_seconds(m.ttft_s),
-                "–" if speed is None else f"{speed:.3g} tok/s",
+                format_rate_per_s(m.decode_tokens_per_s),
                 format_seconds(m.answer_s),
                 "" if itself else format_change(change(m.answer_s, reference and reference.answer_s)),
             ]

@@ -1,6 +1,7 @@
 """The marks of every chart: what `labkit.plots` puts into its panels."""
 
 import hashlib
+import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,14 @@ ROLE_COLOURS = {
 }
 TEXT = "#7A7A7A"
 GRID = "rgba(128,128,128,0.25)"
+LEGEND = {
+    "orientation": "h",
+    "x": 0,
+    "y": 0,
+    "yref": "container",
+    "yanchor": "bottom",
+    "traceorder": "normal",
+}
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
 
 
@@ -88,7 +97,7 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
         )
     largest = max((m.weights_bytes for m in known), default=0) / 1e6
     chart.update_xaxes(title="MB (1 MB = 10⁶ bytes)", range=[0, largest * 1.32], row=row, col=col)
-    chart.update_yaxes(autorange="reversed", row=row, col=col)
+    chart.update_yaxes(autorange="reversed", showgrid=False, row=row, col=col)
     chart.update_layout(barmode="stack")
 
 
@@ -126,7 +135,7 @@ def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: i
         col=col,
     )
     chart.update_xaxes(title=unit, rangemode="tozero", row=row, col=col)
-    chart.update_yaxes(autorange="reversed", row=row, col=col)
+    chart.update_yaxes(autorange="reversed", showgrid=False, row=row, col=col)
 
 
 def _time_told(m: Measurement, name: str) -> str:
@@ -149,7 +158,6 @@ def add_accuracy(
     row: int,
     col: int,
     group: str | None = None,
-    labels: bool = True,
 ) -> None:
     import plotly.graph_objects as go
 
@@ -163,12 +171,11 @@ def add_accuracy(
             go.Scatter(
                 x=[m.weights_bytes / 1e6],
                 y=[rate * 100],
-                mode="markers+text" if labels else "markers",
-                text=[m.plan],
-                textposition="top right" if index % 2 else "bottom right",
+                mode="markers",
                 name=m.plan,
+                legend="legend2",
                 legendgroup=m.plan,
-                showlegend=not labels and col == 1,
+                showlegend=col == 1,
                 marker=marker(m, index),
                 error_y=error(rate, low, high, m.plan),
                 hovertemplate=(
@@ -179,8 +186,19 @@ def add_accuracy(
             row=row,
             col=col,
         )
-    largest = max((m.weights_bytes or 0 for m in measurements), default=0) / 1e6
-    chart.update_xaxes(title="weights, MB", range=[0, largest * 1.25], row=row, col=col)
+    sizes = [m.weights_bytes / 1e6 for m in measurements if m.weights_bytes]
+    if sizes:
+        limits = min(sizes) / 1.3, max(sizes) * 1.3
+        chart.update_xaxes(
+            title="weights, MB (logarithmic)",
+            type="log",
+            range=[math.log10(limit) for limit in limits],
+            tickvals=[
+                n * 10**e for e in range(-3, 7) for n in (1, 2, 5) if limits[0] <= n * 10**e <= limits[1]
+            ],
+            row=row,
+            col=col,
+        )
     chart.update_yaxes(ticksuffix=" %", row=row, col=col)
     if col == 1:
         chart.update_yaxes(title="click accuracy", row=row, col=col)
@@ -249,27 +267,22 @@ def subplots(rows: int, columns: int, titles: Sequence[str], **options: Any) -> 
     return make_subplots(rows=rows, cols=columns, subplot_titles=titles, **options)
 
 
-def styled(chart: "go.Figure", height: int, legend: bool | None = None) -> "go.Figure":
+def styled(chart: "go.Figure", height: int, legend: bool = False) -> "go.Figure":
     chart.update_layout(
         height=height,
         font={"color": TEXT, "size": 13, "family": "system-ui, -apple-system, 'Segoe UI', sans-serif"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 10, "r": 20, "t": 40, "b": 10},
+        margin={"l": 10, "r": 20, "t": 34, "b": 90 if legend else 10},
         bargap=0.3,
-        legend={
-            "orientation": "h",
-            "y": 1.0,
-            "yanchor": "bottom",
-            "x": 0,
-            "yref": "container",
-            "traceorder": "normal",
-        },
+        hovermode="closest",
+        showlegend=legend,
+        legend=LEGEND,
+        legend2=LEGEND,
         hoverlabel={"align": "left"},
     )
-    if legend is not None:
-        chart.update_layout(showlegend=legend)
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+    axis["title"] = {"font": {"size": 13}}
     chart.update_xaxes(**axis)
     chart.update_yaxes(**axis)
     chart.update_annotations(font={"color": TEXT, "size": 13})

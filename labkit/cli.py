@@ -1,0 +1,217 @@
+"""The command ``labkit``: arguments, help and exit codes. What the commands do is in `labkit.commands`.
+
+Exit codes: 0 done; 1 a plan failed, or the lab itself; 2 something asked for is wrong (one line on standard
+error says what); 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from labkit import __version__
+from labkit.errors import LabError
+
+PLANS = "fp32,bf16,int8,int8-dynamic,int4,nf4,llm-int8"
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, as all other errors of this command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message} (see `{self.prog} --help`)")
+
+
+class CommandParser(Parser):
+    """Takes options between the positional arguments: ``labkit ask pocket --image FILE "instruction"``."""
+
+    _nested = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, intermixed (which calls this method again for each kind of argument)."""
+        if self._nested:
+            return super().parse_known_args(args, namespace)
+        self._nested = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._nested = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        options = build_parser().parse_args(arguments)
+        return options.run(options) or 0
+    except LabError as error:
+        print(f"labkit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        print(f"\nlabkit: {interruption or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="labkit",
+        description="Pick a model, pick a plan, get measured truth: bytes, milliseconds, taps that hit.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "examples:\n"
+            "  labkit compare pocket --plans fp32,int8,int4 --items 200 --output results/first\n"
+            "  labkit screen --seed 7 --output screen.png\n"
+            '  labkit ask pocket --image screen.png "打开设置"\n'
+            "\n`labkit COMMAND --help` explains one command."
+        ),
+    )
+    parser.add_argument("--version", action="version", version=f"labkit {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
+    _add_compare(commands)
+    _add_ask(commands)
+    _add_screen(commands)
+    for name, run, text in (
+        ("models", "models", "list the models that can be named"),
+        ("plans", "plans", "list the quantization plans"),
+        ("doctor", "doctor", "say what this machine can run, and what is missing"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=_later(run))
+        if name == "plans":
+            command.add_argument(
+                "--model", metavar="MODEL", help="also predict the bytes of this model under every plan"
+            )
+    return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="measure one model under many plans",
+        description=(
+            "Measure one model under many plans: bytes, memory, load time, latency, and whether its taps\n"
+            "land. Every plan runs in a fresh process, on the same PhoneTap test items. Prints a table, and\n"
+            "writes results.json (raw samples, environment) and report.html (charts, opens offline) to\n"
+            "--output.\n\n"
+            "Ctrl-C keeps what is measured; the same command again continues."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "examples:\n"
+            "  labkit compare pocket --output results/first\n"
+            "  labkit compare pocket --plans fp32,int4,my-plan.yaml --split hard --items 400 --seed 3 \\\n"
+            "      --output results/hard\n\n"
+            "An unquantized plan (fp32, bf16 or fp16) is added if none is named: every table needs that row."
+        ),
+    )
+    command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
+    command.add_argument(
+        "--plans", default=PLANS, metavar="A,B,…", help=f"names from `labkit plans`, or YAML files ({PLANS})"
+    )
+    command.add_argument("--items", type=_count, default=200, metavar="N", help="how many test items (200)")
+    command.add_argument(
+        "--split",
+        default="all",
+        metavar="NAME",
+        help="typed, spoken, hard, or all: which items (all)",
+    )
+    command.add_argument(
+        "--seed", type=_seed, metavar="N", help="draw other test items than the standard set"
+    )
+    command.add_argument(
+        "--output", metavar="FOLDER", help="where results.json and report.html go (results/MODEL)"
+    )
+    command.add_argument("--batch-size", type=_count, default=16, metavar="N", help="answers at a time (16)")
+    _add_machine(command)
+    _add_thinking(command)
+    command.set_defaults(run=_later("compare"))
+
+
+def _add_ask(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "ask",
+        help="ask a model one thing, with an image, a recording, or both",
+        description="Ask a model one thing and print its answer as it comes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "examples:\n"
+            '  labkit ask pocket --image screen.png "open the settings" --thinking\n'
+            "  labkit ask pocket --image screen.png --audio command.wav --plan int4"
+        ),
+    )
+    command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
+    command.add_argument("instruction", nargs="?", help="what is asked, in writing")
+    command.add_argument("--image", metavar="FILE", help="a screenshot")
+    command.add_argument("--audio", metavar="FILE", help="a recording (wav, flac, ogg or mp3)")
+    command.add_argument("--plan", default="bf16", help="a name from `labkit plans`, or a YAML file (bf16)")
+    command.add_argument(
+        "--max-new-tokens", type=_count, default=512, metavar="N", help="longest answer (512)"
+    )
+    command.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)"
+    )
+    command.add_argument("--seed", type=_seed, metavar="N", help="makes sampling repeatable")
+    _add_machine(command)
+    _add_thinking(command)
+    command.set_defaults(run=_later("ask"))
+
+
+def _add_screen(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "screen",
+        help="draw a phone screen of the benchmark",
+        description="Draw a PhoneTap screen. The same seed always draws the same one.",
+    )
+    command.add_argument("--seed", type=_seed, required=True, metavar="N", help="which screen")
+    command.add_argument("--output", required=True, metavar="FILE", help="a .png file")
+    command.set_defaults(run=_later("screen"))
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    command.add_argument("--threads", type=_count, metavar="N", help="CPU threads (all cores)")
+
+
+def _add_thinking(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let the model think before it answers (--no-thinking)",
+    )
+
+
+def _count(text: str) -> int:
+    value = _whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = _whole_number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
+def _later(name: str):
+    """The command's function, imported when it is run: help and wrong arguments need nothing heavy."""
+
+    def run(options: argparse.Namespace) -> int | None:
+        from labkit import commands
+
+        return getattr(commands, name)(options)
+
+    return run

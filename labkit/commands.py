@@ -1,0 +1,172 @@
+"""What the commands of `labkit.cli` do. Each takes the parsed options and returns an exit code or None."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.formats import format_bytes, format_rate_per_s, format_seconds
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+def compare(options: argparse.Namespace) -> int:
+    """``labkit compare``: measure, then print conclusions, tables and where the files are."""
+    from labkit import tables
+    from labkit.comparison import compare as run_comparison
+    from labkit.comparison import describe
+    from labkit.models.spec import get_spec
+
+    spec = get_spec(options.model)
+    output = Path(options.output or Path("results") / Path(spec.name).name)
+    comparison = run_comparison(
+        options.model,
+        [plan.strip() for plan in options.plans.split(",") if plan.strip()],
+        options.items,
+        seed=options.seed,
+        split=options.split,
+        device=options.device,
+        threads=options.threads,
+        enable_thinking=options.thinking,
+        batch_size=options.batch_size,
+        output=output,
+    )
+    console = _console()
+    console.print()
+    console.print(describe(comparison.environment["settings"]), style="dim")
+    for sentence in comparison.conclusions():
+        console.print(f"• {sentence}", highlight=False)
+    if added := comparison.environment["added_plan"]:
+        console.print(f"• {added} was added, to have an unquantized row.", highlight=False)
+    for title, table in (("Cost", tables.cost_table), ("Quality", tables.quality_table)):
+        console.print()
+        console.print(_table(title, *table(comparison.measurements)))
+    console.print()
+    console.print(f"{output / 'results.json'}\n{output / 'report.html'}", highlight=False, soft_wrap=True)
+    for plan, reason in comparison.failures.items():
+        print(f"labkit: plan {plan} could not be measured: {reason}", file=sys.stderr)
+    return 1 if comparison.failures else 0
+
+
+def models(options: argparse.Namespace) -> None:
+    """``labkit models``."""
+    from labkit.models.spec import list_models
+
+    rows = []
+    for spec in list_models():
+        millions = "–" if spec.parameters is None else f"{spec.parameters / 1e6:,.0f} M"
+        rows.append([spec.name, millions, spec.availability(), spec.description])
+    _console().print(_table("", ["Model", "Parameters", "Where", "What it is"], rows, text_columns=(2, 3)))
+    _console().print(
+        "\nA folder with a transformers checkpoint, or a hub id such as owner/name, will do as well.",
+        style="dim",
+    )
+
+
+def plans(options: argparse.Namespace) -> None:
+    """``labkit plans``, with ``--model`` also the predicted bytes."""
+    from labkit.plan import QuantizationPlan, presets
+
+    known = [QuantizationPlan.preset(name) for name in presets()]
+    headers, rows = ["Plan", "What it does"], [[plan.name, plan.description] for plan in known]
+    text_columns = (1,)
+    if options.model:
+        from labkit.preflight import predict_bytes
+
+        predicted = predict_bytes(options.model, known)
+        headers.insert(1, f"Bytes of {options.model}")
+        for row, size in zip(rows, predicted):
+            row.insert(1, format_bytes(size))
+        text_columns = (2,)
+    _console().print(_table("", headers, rows, text_columns=text_columns))
+    _console().print("\nA YAML file of your own will do as well: --plans fp32,my-plan.yaml", style="dim")
+
+
+def doctor(options: argparse.Namespace) -> int | None:
+    """``labkit doctor``."""
+    from labkit.doctor import examine
+
+    return examine()
+
+
+def ask(options: argparse.Namespace) -> None:
+    """``labkit ask``: everything given is read and checked before the model is loaded."""
+    from labkit.media import load_audio, load_image
+
+    content: list[dict[str, Any]] = []
+    if options.image:
+        content.append({"type": "image", "image": load_image(options.image)})
+    if options.audio:
+        content.append({"type": "audio", "audio": load_audio(options.audio)})
+    if options.instruction and options.instruction.strip():
+        content.append({"type": "text", "text": options.instruction})
+    elif not options.audio:
+        raise LabError("nothing is asked: give an instruction, or --audio with a spoken one")
+
+    import torch
+
+    from labkit.loading import load
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    engine = load(options.model, options.plan, options.device, progress=False)
+    stream = engine.stream(
+        [{"role": "user", "content": content}],
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        enable_thinking=options.thinking,
+    )
+    for delta in stream:
+        print(delta, end="", flush=True)
+    print(flush=True)
+    done = stream.generation
+    told = f"{done.completion_tokens} tokens, first after {format_seconds(done.ttft_s)}"
+    if done.decode_tokens_per_s:
+        told += f", then {format_rate_per_s(done.decode_tokens_per_s)}"
+    print(told + (", cut off: --max-new-tokens" if done.finish_reason == "length" else ""), file=sys.stderr)
+
+
+def screen(options: argparse.Namespace) -> None:
+    """``labkit screen``: draw one, and say what could be asked of it."""
+    from labkit import phonetap
+    from labkit.files import atomic_path
+
+    path = Path(options.output)
+    if path.suffix.lower() != ".png":
+        raise LabError(f"--output must end in .png, not {path.suffix or path.name!r}")
+    item = phonetap.items(split="typed", count=1, seed=options.seed, part="test")[0]
+    try:
+        with atomic_path(path) as temporary:
+            item.screen.image.save(temporary)
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
+    width, height = item.screen.size
+    print(f"{path}: {width}×{height} pixels; try the instruction: {item.instruction}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
+
+
+def _table(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()
+) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from labkit.tables import ARTICLE_ROW
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, header in enumerate(headers):
+        text = index == 0 or index in text_columns
+        table.add_column(header, justify="left" if text else "right", no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        style = "italic dim" if row[0] == ARTICLE_ROW else ""
+        table.add_row(*(Text(cell) for cell in row), style=style)
+    return table
