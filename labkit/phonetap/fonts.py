@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from labkit.errors import LabError
+
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
@@ -38,7 +40,7 @@ FAMILIES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
 }
 
 
-class FontError(ValueError):
+class FontError(LabError):
     """A font file is missing, or no font has a character that is to be drawn."""
 
 
@@ -122,13 +124,28 @@ def _load(name: str, size: float) -> Face:
     return Face(path, size)
 
 
+@cache
+def gb2312_first_level() -> frozenset[str]:
+    """The 3,755 characters of GB 2312's first level."""
+    pairs = (bytes((high, low)) for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF))
+    return frozenset("".join(pair.decode("gb2312", "ignore") for pair in pairs))
+
+
 @lru_cache(maxsize=8192)
 def _needs_full(text: str) -> bool:
-    return not limited_characters().issuperset(text)
+    """Whether only the full font can draw `text`; FontError when it cannot either."""
+    lacking = set(text) - limited_characters()
+    unknown = "".join(sorted(lacking - gb2312_first_level()))
+    if unknown:
+        raise FontError(
+            f"no font here can draw {unknown!r} of {text!r}: they have ASCII and the 3,755 commonest Chinese "
+            "characters"
+        )
+    return bool(lacking)
 
 
 def has_chinese(text: str) -> bool:
-    """Whether any character lies outside ASCII and Latin-1, so that a Chinese font must draw it."""
+    """Whether any character is Chinese."""
     return any(ord(c) > 0x2E7F for c in text)
 
 
@@ -144,6 +161,4 @@ class Typeface:
         size = max(4.0, int(size * 2 + 0.5) / 2)
         if text.isascii():
             return _load(self.en[strong], size)
-        if has_chinese(text) and _needs_full(text):
-            return _load(FULL, size)
-        return _load(self.zh[strong], size)
+        return _load(FULL if _needs_full(text) else self.zh[strong], size)

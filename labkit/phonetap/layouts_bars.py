@@ -60,9 +60,8 @@ def plan_navigation(scene: Scene) -> None:
     """Decide what the system shows at the bottom and leave room for it (drawn by `navigation_bar`)."""
     rng = scene.rng
     scene.navigation = rng.choice(("none", "pill", "pill", "buttons"))
-    if scene.navigation == "buttons":
-        if not (scene.take_icon("back") and scene.take_icon("home")):
-            scene.navigation = "pill"
+    if scene.navigation == "buttons" and not (scene.take_icon("back") and scene.take_icon("home")):
+        scene.navigation = "pill"
     scene.bottom = scene.canvas.height - {"none": 2.0, "pill": 10.0, "buttons": 20.0}[scene.navigation]
     scene.floor = scene.bottom
 

@@ -39,11 +39,11 @@ def home(scene: Scene) -> None:
         dock_top = bottom - rng.uniform(34, 40)
         docked = scene.take_icons(rng.randint(3, 5))
     pitch_x = (scene.width - 2 * edge) / columns
-    side = min(pitch_x * rng.uniform(0.6, 0.78), 38)
+    side = min(pitch_x * (rng.uniform(0.46, 0.62) if scene.hard else rng.uniform(0.6, 0.78)), 38)
     text_height = scene.size * (1.12 * lines + 0.35)
     least = side + text_height + 4
     rows = max(1, int((dock_top - 8 - top) / least))
-    wanted = min(rows * columns, max(len(scene.must), scene.count(5, 11, 20)))
+    wanted = min(rows * columns, max(len(scene.must), scene.count(5, 11, 21)))
     labels = scene.labels("app", wanted, width=pitch_x - 2, lines=lines)
     used_rows = min(rows, max(-(-len(labels) // columns), rng.randint(1, rows)))
     pitch_y = min((dock_top - 8 - top) / used_rows, least * rng.uniform(1.0, 1.35))

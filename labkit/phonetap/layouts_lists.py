@@ -69,8 +69,8 @@ def row_settings(scene: Scene, variant: str, y: float) -> None:
     room = int(space / tall)
     wanted = min(room, max(len(scene.must), scene.count(5, 9, 16)))
     if scene.hard:
-        tall = max(scene.size * (2.6 if twofold else 1.85), min(tall, space / 15))
-        wanted = min(int(space / tall), max(len(scene.must), rng.randint(11, 20)))
+        tall = max(scene.size * (2.6 if twofold else 1.85), min(tall, space / rng.randint(14, 19)))
+        wanted = min(int(space / tall), max(len(scene.must), rng.randint(13, 20)))
     labels = scene.labels("setting", wanted, width=118)
     pictures = rng.choice(("none", "none", "tile", "bare"))
     trail = rng.choice(("chevron", "mixed", "mixed", "toggle", "none"))
@@ -159,7 +159,7 @@ def person_rows(scene: Scene, tall: float, draw_row) -> None:
     """As many rows of people as the density asks for; `draw_row(label, box)` draws one."""
     rng, canvas, theme = scene.rng, scene.canvas, scene.theme
     room = int((scene.bottom - scene.top) / tall)
-    labels = scene.labels("contact", min(room, max(len(scene.must), scene.count(4, 8, 16))), width=100)
+    labels = scene.labels("contact", min(room, max(len(scene.must), scene.count(4, 8, 15))), width=100)
     cards = theme.style == "test"
     for i, label in enumerate(labels):
         box = (0.0, scene.top + i * tall, scene.width, scene.top + (i + 1) * tall)
@@ -196,7 +196,7 @@ def contacts(scene: Scene) -> None:
         field_line(scene)
     tall = max(theme.row * rng.uniform(0.95, 1.15), scene.size * 1.9)
     if scene.hard:
-        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / 14))
+        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / rng.randint(13, 18)))
     shape, number = rng.choice(("circle", "circle", "square")), rng.random() < 0.3 and tall > scene.size * 2.4
     calls = "phone" not in scene.icons and rng.random() < 0.35
     index = not calls and rng.random() < 0.3

@@ -59,12 +59,12 @@ def entry_grid(scene: Scene, variant: str) -> None:
     columns = 2 if variant == "pairs" else rng.choice((3, 4) if scene.lang == "zh" else (3,))
     margin = theme.margin
     pitch = (scene.width - 2 * margin) / columns
-    side = min(rng.uniform(18, 30), pitch * 0.62)
+    side = min(rng.uniform(14, 20) if scene.hard else rng.uniform(18, 30), pitch * 0.62)
     beside = variant == "pairs"
     tall = max(side + 8, scene.size * 2.6) if beside else side + scene.size * (1.12 * lines + 0.7) + 5
     space = scene.bottom - scene.top - 4
     rows = max(1, int(space / tall))
-    wanted = min(rows * columns, max(len(scene.must), scene.count(4, 9, 16)))
+    wanted = min(rows * columns, max(len(scene.must), scene.count(4, 9, 18)))
     width = pitch - side - 12 if beside else pitch - 3
     labels = scene.labels("menu", wanted, width=width, lines=2 if beside and scene.lang == "en" else lines)
     used = -(-len(labels) // columns)
@@ -118,6 +118,8 @@ def entry_list(scene: Scene) -> None:
     """Entries as rows, some with glyphs."""
     rng, canvas, theme = scene.rng, scene.canvas, scene.theme
     tall = max(theme.row, scene.size * 1.9)
+    if scene.hard:
+        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / rng.randint(12, 17)))
     room = int((scene.bottom - scene.top - 2) / tall)
     labels = scene.labels("menu", min(room, max(len(scene.must), scene.count(4, 8, 15))), width=125)
     glyphs, arrows = rng.random() < 0.6, rng.random() < 0.6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import mix
+from labkit.phonetap.draw import intersects, mix
 from labkit.phonetap.layouts_home import home
 from labkit.phonetap.layouts_lists import contacts, messages, settings
 from labkit.phonetap.layouts_pages import detail, menu
@@ -144,3 +144,34 @@ def sheet_grid(scene: Scene, count: int) -> None:
         first = y0 + tall / 2 - (len(lines) - 1) * scene.size * 0.56
         ink, _ = scene.caption(x0 + 45.5, first, label, 84, theme.text)
         scene.add(label, "text", "chip", canvas.pixels((x0, y0, x0 + 91, y0 + tall)), ink)
+
+
+def toast(scene: Scene) -> None:
+    """A note that floats over the page: what lies below it is covered, the rest can still be tapped."""
+    rng, canvas, theme = scene.rng, scene.canvas, scene.theme
+    height, edge = rng.uniform(24, 44), rng.uniform(6, 22)
+    top = rng.choice((16.0, rng.uniform(60, canvas.height - 110), canvas.height - height - 40))
+    area = canvas.pixels((edge, top, scene.width - edge, top + height))
+    if scene.must_near(area):
+        return
+    hidden = [element.label for element in scene.elements if intersects(element.box, area)]
+    if len(hidden) >= len(scene.elements) - 1:
+        return
+    scene.cover(area)
+    scene.state |= {"popup": True, "covered": tuple(hidden)}
+    dark = rng.random() < 0.5
+    ground, ink = ((44, 46, 52), (240, 240, 244)) if dark else (theme.surface, theme.text)
+    canvas.round(
+        (edge, top, scene.width - edge, top + height), rng.choice((4, 9, 12)), ground, theme.muted, 0.6
+    )
+    right = scene.width - edge - 6
+    if rng.random() < 0.7 and scene.take_icon("close"):
+        scene.icon("close", right - 6, top + height / 2, 11, ink, reach=1.8)
+        right -= 22
+    canvas.disc(edge + 13, top + height / 2, 6, theme.accent)
+    for row in range(2 if height > 32 else 1):
+        text = scene.filler(rng.randint(6, 10) if scene.lang == "zh" else rng.randint(10, 20))
+        while text and canvas.measure(text, scene.size * 0.82) > right - edge - 24:
+            text = text[:-1]
+        y = top + height * (0.5 if height <= 32 else 0.32 + 0.36 * row)
+        canvas.text(edge + 24, y, text, scene.size * 0.82, ink if row == 0 else mix(ink, ground, 0.35))

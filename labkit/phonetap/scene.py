@@ -10,24 +10,9 @@ from typing import Any
 from labkit.phonetap.draw import Box, Canvas, Colour, intersects, mix, union
 from labkit.phonetap.fonts import has_chinese
 from labkit.phonetap.icons import ICON_NAMES
-from labkit.phonetap.themes import WHITE, Theme, readable_on
+from labkit.phonetap.themes import SUITABLE, WHITE, Theme, readable_on
 
 DENSITIES = ("low", "normal", "high")
-# Glyphs that suit some well-known labels; others get any glyph that is no tap target of its own.
-_SUITABLE = {
-    "camera": "相机 Camera", "image": "相册 Gallery 壁纸 Wallpaper", "mail": "邮件 Mail 短信 Messages",
-    "phone": "电话 Phone",
-    "cloud": "天气 Weather 备份 Backup", "calendar": "日历 Calendar", "clock": "时钟 Clock 历史 History",
-    "user": "联系人 Contacts 我的 Me 账号 Accounts", "globe": "浏览器 Browser 语言 Language 发现 Discover",
-    "edit": "笔记 Notes", "microphone": "录音机 Recorder", "folder": "文件 Files 存储 Storage",
-    "settings": "设置 Settings", "location": "地图 Maps 定位 Location 附近 Nearby", "home": "首页 Home",
-    "cart": "购物车 Cart 淘宝 Taobao", "wifi": "无线网络 Wi-Fi", "volume": "声音 Sound",
-    "bell": "通知 Notifications 消息 Inbox",
-    "lock": "密码 Passwords 安全 Security 锁屏 隐私 Privacy", "moon": "勿扰模式", "sun": "显示 Display",
-    "play": "视频 Videos 电影 Movies 直播 Live", "keyboard": "键盘 Keyboard", "bookmark": "图书 Books",
-    "download": "下载 Downloads 应用商店", "heart": "健康 Health", "star": "会员 Members 热门 Popular",
-}  # fmt: skip
-SUITABLE = {label: name for name, labels in _SUITABLE.items() for label in labels.split()}
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,8 @@ class Scene:
 
     # words -------------------------------------------------------------------------------------------------
     def count(self, low: int, normal: int, high: int) -> int:
-        """About as many things as the density asks for."""
-        middle = {"low": low, "normal": normal, "high": high}[self.density]
+        """About as many things as the density asks for, a quarter more in a hard screen."""
+        middle = {"low": low, "normal": normal, "high": high + high // 4 * self.hard}[self.density]
         return max(1, middle + self.rng.randint(-1, 1))
 
     def claim(self, label: str) -> bool:
@@ -162,7 +147,7 @@ class Scene:
 
     # elements ----------------------------------------------------------------------------------------------
     def add(self, label: str, kind: str, role: str, box: Box, ink: Box) -> None:
-        """Record a target. `box` and `ink` in pixels; the box is widened to hold the ink, cut at the screen."""
+        """Record a target, in pixels; the box is widened to hold the ink and cut at the screen."""
         x0, y0, x1, y1 = union(box, ink)
         w, h = self.canvas.size
         box = (float(max(0, x0)), float(max(0, y0)), float(min(w, x1)), float(min(h, y1)))
@@ -191,7 +176,7 @@ class Scene:
         return chosen
 
     def take_icon(self, name: str) -> bool:
-        """Reserve a glyph as a target; False when it, or a label it is called by, is already on the screen."""
+        """Reserve a glyph as a target; False when it, or a label it is called by, is already in use."""
         names = {name, *(text.casefold() for texts in self.words.ICONS[name].values() for text in texts)}
         if name in self.icons or names & self.used:
             return False

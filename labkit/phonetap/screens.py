@@ -28,7 +28,7 @@ from labkit.phonetap.layouts_home import home
 from labkit.phonetap.layouts_input import keyboard, search
 from labkit.phonetap.layouts_lists import contacts, messages, settings
 from labkit.phonetap.layouts_pages import detail, loading, menu
-from labkit.phonetap.layouts_popups import dialog
+from labkit.phonetap.layouts_popups import dialog, toast
 from labkit.phonetap.scene import DENSITIES, Element, Scene
 from labkit.phonetap.themes import OPTIONS, choose_theme
 
@@ -52,6 +52,7 @@ _LAYOUTS = {
     function.__name__: function
     for function in (home, settings, contacts, messages, menu, dialog, search, keyboard, loading, detail)
 }
+_WITH_TOASTS = ("home", "settings", "contacts", "messages", "menu", "detail")
 _ATTEMPTS = 12
 
 
@@ -132,6 +133,8 @@ def _compose(seed, size, kind, lang, density, hard, style, part, words, must_hav
         "covered": (),
     }
     _LAYOUTS[kind](scene)
+    if kind in _WITH_TOASTS and rng.random() < (0.2 if hard else 0.06):
+        toast(scene)
     return scene
 
 

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from labkit.phonetap import words
-from labkit.phonetap.fonts import FONTS_FOLDER, FULL, PUNCTUATION
+from labkit.phonetap.fonts import FONTS_FOLDER, FULL, PUNCTUATION, gb2312_first_level
 
 ASCII = "".join(map(chr, range(32, 127)))
 # file in assets/fonts, its source below the unpacked packages, and which font of a collection
@@ -37,12 +37,6 @@ SOURCES: tuple[tuple[str, str, int], ...] = (
     ("en-open.ttf", "truetype/open-sans/OpenSans-Regular.ttf", 0),
 )
 _DROPPED_TABLES = ["GSUB", "GPOS", "GDEF", "BASE", "VORG", "vhea", "vmtx", "DSIG", "kern", "FFTM", "meta"]
-
-
-def gb2312_first_level() -> str:
-    """The 3,755 characters of GB 2312's first level."""
-    rows = ((high, low) for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF))
-    return "".join(bytes(pair).decode("gb2312", "ignore") for pair in rows)
 
 
 def characters_of(value: object) -> set[str]:
@@ -102,7 +96,7 @@ def main() -> None:
     for name, source, number in SOURCES:
         extra = set(PUNCTUATION)
         if name.startswith("zh"):
-            extra = chinese | set(gb2312_first_level()) if name == FULL else chinese
+            extra = chinese | gb2312_first_level() if name == FULL else chinese
         subset_font(root / source, number, FONTS_FOLDER / name, set(ASCII) | extra)
         print(f"{name}: {(FONTS_FOLDER / name).stat().st_size:,} bytes")
 

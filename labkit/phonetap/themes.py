@@ -89,6 +89,21 @@ LEAST_PIXELS: Mapping[tuple[str, bool], float] = {
     ("zh", True): 9.5,
     ("en", True): 8.5,
 }
+# Glyphs that suit some well-known labels; others get any glyph that is no tap target of its own.
+_SUITABLE = {
+    "camera": "相机 Camera", "image": "相册 Gallery 壁纸 Wallpaper", "mail": "邮件 Mail 短信 Messages",
+    "phone": "电话 Phone",
+    "cloud": "天气 Weather 备份 Backup", "calendar": "日历 Calendar", "clock": "时钟 Clock 历史 History",
+    "user": "联系人 Contacts 我的 Me 账号 Accounts", "globe": "浏览器 Browser 语言 Language 发现 Discover",
+    "edit": "笔记 Notes", "microphone": "录音机 Recorder", "folder": "文件 Files 存储 Storage",
+    "settings": "设置 Settings", "location": "地图 Maps 定位 Location 附近 Nearby", "home": "首页 Home",
+    "cart": "购物车 Cart 淘宝 Taobao", "wifi": "无线网络 Wi-Fi", "volume": "声音 Sound",
+    "bell": "通知 Notifications 消息 Inbox",
+    "lock": "密码 Passwords 安全 Security 锁屏 隐私 Privacy", "moon": "勿扰模式", "sun": "显示 Display",
+    "play": "视频 Videos 电影 Movies 直播 Live", "keyboard": "键盘 Keyboard", "bookmark": "图书 Books",
+    "download": "下载 Downloads 应用商店", "heart": "健康 Health", "star": "会员 Members 热门 Popular",
+}  # fmt: skip
+SUITABLE = {label: name for name, labels in _SUITABLE.items() for label in labels.split()}
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (17, 19, 24)
 
