@@ -1,6 +1,7 @@
 """Synthetic screens: the same everywhere, boxes that tell the truth, test designs apart from training's."""
 
 import os
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -109,6 +110,13 @@ def test_render_gives_the_pixels_and_elements_of_draw_screen():
         screen = draw_screen(seed, style="test", hard=seed % 2 == 0)
         assert np.array_equal(pixels, np.asarray(screen.image))
         assert elements == screen.elements
+
+
+def test_a_screen_survives_the_way_to_another_process():
+    screen = draw_screen(5, kind="menu")
+    copy = pickle.loads(pickle.dumps(screen))
+    assert copy.elements == screen.elements
+    assert copy.sha256() == screen.sha256()
 
 
 def test_other_seeds_give_other_screens():

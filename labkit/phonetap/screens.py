@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -201,8 +201,8 @@ def draw_screen(
     scene, recipe = _draw(
         _plan(seed, size, kind, lang, density, hard, style, part, words, must_have), dry=True
     )
-    state = MappingProxyType(scene.state)
-    return Screen(seed, recipe[1], recipe[2], recipe[3], style, tuple(scene.elements), state, recipe)
+    elements = tuple(scene.elements)
+    return Screen(seed, recipe[1], recipe[2], recipe[3], style, elements, dict(scene.state), recipe)
 
 
 def render(seed: int, **settings: Any) -> tuple[np.ndarray, tuple[Element, ...]]:
