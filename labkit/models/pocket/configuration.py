@@ -53,7 +53,12 @@ class PocketConfig(Glm4vConfig):
         conv_dim,
     ) -> PocketConfig:  # fmt: skip
         end = ids["<|endoftext|>"]
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [4, 6, 6]}
+        rope = {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [4, 6, 6],
+        }
         return cls(
             text_config={
                 "vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": ffn,

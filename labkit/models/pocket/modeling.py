@@ -39,7 +39,9 @@ class CrossModalLayer(nn.Module):
         self.fc1 = nn.Linear(hidden, config.cross_modal_intermediate_size)
         self.fc2 = nn.Linear(config.cross_modal_intermediate_size, hidden)
 
-    def forward(self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None):
+    def forward(
+        self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
+    ):
         """hidden [B, L, D]; rotary cos and sin [B, L, R]; mask [B, 1, 1, L], true where a feature may be seen."""
         batch, length, width = hidden.shape
         normed = self.norm1(hidden)
@@ -60,7 +62,9 @@ class CrossModalBlock(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(CrossModalLayer(config) for _ in range(config.cross_modal_layers))
 
-    def forward(self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None):
+    def forward(
+        self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
+    ):
         """As `CrossModalLayer.forward`."""
         for layer in self.layers:
             hidden = layer(hidden, rotary, mask)
@@ -158,7 +162,9 @@ class PocketModel(Glm4vModel):
             features = self.get_audio_features(input_features, audio_lengths).to(inputs_embeds.dtype)
             mask = (input_ids == self.config.audio_token_id).unsqueeze(-1)
             if int(mask.sum()) != len(features):
-                raise ValueError(f"{int(mask.sum())} audio tokens in the prompt, {len(features)} in the recordings")
+                raise ValueError(
+                    f"{int(mask.sum())} audio tokens in the prompt, {len(features)} in the recordings"
+                )
             inputs_embeds = inputs_embeds.masked_scatter(mask.expand_as(inputs_embeds), features)
         if position_ids is None:
             position_ids = self.compute_3d_position_ids(
@@ -167,7 +173,9 @@ class PocketModel(Glm4vModel):
             )  # fmt: skip
             if position_ids is None and past_length == 0:
                 position_ids = _text_positions(inputs_embeds, attention_mask)
-                self.rope_deltas = torch.zeros(len(inputs_embeds), 1, dtype=torch.long, device=inputs_embeds.device)
+                self.rope_deltas = torch.zeros(
+                    len(inputs_embeds), 1, dtype=torch.long, device=inputs_embeds.device
+                )
         if past_length == 0:
             inputs_embeds = self.mix(inputs_embeds, position_ids, attention_mask, prompt_mask)
         return self.language_model(

@@ -29,7 +29,9 @@ class PocketProcessor:
     image_grid_thw [n, 3]; with recordings input_features [n, samples] and audio_lengths [n].
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: PocketConfig, image_processor=None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, config: PocketConfig, image_processor=None
+    ) -> None:
         self.tokenizer = tokenizer
         self.config = config
         self.image_processor = image_processor or Glm4vImageProcessorPil(
@@ -104,7 +106,9 @@ class PocketProcessor:
         ids: list[int] = []
         for position, piece in enumerate(rendered.split("\x00")):
             if position % 2:
-                ids += self.tokenizer.encode(texts[int(piece)], add_special_tokens=False, split_special_tokens=True)
+                ids += self.tokenizer.encode(
+                    texts[int(piece)], add_special_tokens=False, split_special_tokens=True
+                )
                 continue
             for token in self.tokenizer.encode(piece, add_special_tokens=False):
                 if token == self._ids["<|image|>"]:

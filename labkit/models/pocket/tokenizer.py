@@ -47,7 +47,9 @@ def corpus(seed: int = 0, sentences: int = 20_000) -> Iterator[str]:
     rng = random.Random(seed)
     for _ in range(400):
         yield " ".join(str(number) for number in range(COORDINATE_MAX + 1))
-    characters = {c for module in (words, instructions) for c in Path(module.__file__).read_text() if "一" <= c <= "鿿"}
+    characters = {
+        c for module in (words, instructions) for c in Path(module.__file__).read_text() if "一" <= c <= "鿿"
+    }
     for character in sorted(characters):
         yield f"{character} " * 200
     for lang in words.LANGS:
@@ -68,8 +70,12 @@ def corpus(seed: int = 0, sentences: int = 20_000) -> Iterator[str]:
             for item in instructions.spoken_texts(rng, lang, part, 1):
                 thing = item.target or ""
                 yield f"{item.text} {instructions.describe(thing, lang, rng.random())} {instructions.heard(item.text, lang)}"
-    yield from ['do(action="Tap", element=[500,120])do(action="Swipe", start=[500,700], end=[500,300])'] * 2000
-    yield from ['do(action="Type", text="a")do(action="Launch", app="a")do(action="Back")do(action="Home")'] * 2000
+    yield from [
+        'do(action="Tap", element=[500,120])do(action="Swipe", start=[500,700], end=[500,300])'
+    ] * 2000
+    yield from [
+        'do(action="Type", text="a")do(action="Launch", app="a")do(action="Back")do(action="Home")'
+    ] * 2000
     yield from ['do(action="Wait", duration="2 seconds")finish(message="a")"'] * 2000
 
 

@@ -1,0 +1,413 @@
+"""Trains the pocket phone agent.
+
+    python -m labkit.models.pocket.train texts  --output runs/texts.jsonl            what the voices shall say
+    python -m labkit.models.pocket.voices --texts runs/texts.jsonl --output runs/speech   they say it
+    python -m labkit.models.pocket.train speech --pool runs/speech --texts runs/texts.jsonl --output runs/ear
+    python -m labkit.models.pocket.train agent  --pool runs/speech --ear runs/ear --output runs/agent
+    python -m labkit.models.pocket.train export --run runs/agent --output assets/pocket
+
+`agent` goes on from `--init FOLDER` (an exported model or a run). It may start while `speech` is still running: it
+begins with typed requests and takes up the ear and spoken ones when `--ear` appears. Everything is logged as JSON
+lines in the output folder; a checkpoint is written every minute and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from labkit.files import atomic_path
+from labkit.models.pocket.configuration import PocketConfig
+from labkit.models.pocket.modeling import PocketForConditionalGeneration
+from labkit.models.pocket.processing import PocketProcessor
+from labkit.models.pocket.tokenizer import MARKS, VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.train_batches import SIZES, Batch, BatchMaker, BatchSource, load_utterances
+from labkit.models.pocket.train_forward import BatchedForward
+from labkit.models.pocket.train_losses import (
+    TrainingHeads,
+    answer_loss,
+    ctc_loss,
+    dense_loss,
+    look_loss,
+    target_loss,
+)
+from labkit.models.pocket.train_samples import PATCH, Encoder
+
+LOSS_WEIGHTS = {"answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "ctc": 0.3}
+SPEECH_RATE = 0.3  # the ear's learning rate in the joint training, relative to the rest
+
+
+class Log:
+    """JSON lines to a file and to the screen."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a", encoding="utf-8")
+
+    def __call__(self, record: dict) -> None:
+        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()})
+        self.file.write(line + "\n")
+        self.file.flush()
+        print(line, flush=True)
+
+
+class Trainer:
+    """Model, heads, optimizer and one training step over a `Batch`."""
+
+    def __init__(self, model: PocketForConditionalGeneration, encoder: Encoder, *, device: torch.device, rate: float,
+                 compile_layers: bool) -> None:  # fmt: skip
+        self.model, self.device, self.rate = model.to(device).train(), device, rate
+        self.heads = TrainingHeads(model.config).to(device)
+        self.forward = BatchedForward(model, compile_layers=compile_layers)
+        self.number_ids = torch.tensor(encoder.numbers, device=device)
+        layers = model.config.text_config.num_hidden_layers
+        self.look_layers = (layers // 2 - 1, layers // 2)
+        self.scaling = model.model.language_model.layers[0].self_attn.scaling
+        self.pixels: list[torch.Tensor] = []
+        self.pool = None
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups: dict[tuple[bool, bool], list] = {}
+        for name, parameter in [*self.model.named_parameters(), *self.heads.named_parameters()]:
+            ear = name.startswith("model.speech.")
+            groups.setdefault((ear, parameter.ndim >= 2), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": parameters, "weight_decay": 0.05 if matrix else 0.0, "scale": SPEECH_RATE if ear else 1.0}
+                for (ear, matrix), parameters in groups.items()
+            ],
+            lr=self.rate, betas=(0.9, 0.95), fused=self.device.type == "cuda",
+        )  # fmt: skip
+
+    def losses(
+        self, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum and what it is made of; `generator` augments (None: evaluation)."""
+        data = {k: torch.from_numpy(v).to(self.device, non_blocking=True) for k, v in batch.arrays.items()}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            image = grid = None
+            if batch.kind != "text":
+                pixels = data["pixels"] if "pixels" in data else self.pixels[batch.size][data["slots"]]
+                if generator is not None:
+                    order = torch.rand(len(pixels), 3, generator=generator, device=self.device).argsort(-1)
+                    keep = torch.rand(len(pixels), 1, generator=generator, device=self.device) < 0.5
+                    order = torch.where(keep, torch.arange(3, device=self.device), order)
+                    pixels = pixels.gather(-1, order[:, None, None].expand(-1, *pixels.shape[1:3], -1))
+                image, grid = self.forward.see(pixels), (pixels.shape[1] // PATCH, pixels.shape[2] // PATCH)
+            frames = audio = None
+            if batch.kind == "spoken":
+                frames, audio, lengths = self._hear(data["rows"], generator)
+            hidden, mixed, looks = self.forward(
+                data["ids"], data["prompt"], image, audio, data["audio_source"], grid or (0, 0)
+            )
+            weight = self.model.lm_head.weight
+            answer, parts = answer_loss(hidden, weight, data, self.number_ids)
+            total = LOSS_WEIGHTS["answer"] * answer
+            if image is not None:
+                dense, told = dense_loss(self.heads, image, weight, data)
+                parts |= told
+                parts["target"] = target_loss(self.heads, mixed, data)
+                parts["look"] = look_loss(looks, data, self.scaling, self.look_layers)
+                total = total + LOSS_WEIGHTS["dense"] * dense
+                total = total + sum(LOSS_WEIGHTS[name] * parts[name] for name in ("target", "look"))
+            if frames is not None:
+                from labkit.models.pocket.train_speech import frame_lengths
+
+                rows, config = data["rows"], self.model.config
+                parts["ctc"] = ctc_loss(
+                    self.heads,
+                    frames,
+                    frame_lengths(lengths, config),
+                    self.pool.letters[rows],
+                    self.pool.letter_lengths[rows],
+                )
+                total = total + LOSS_WEIGHTS["ctc"] * parts["ctc"]
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def _hear(self, rows: torch.Tensor, generator: torch.Generator | None):
+        from labkit.models.pocket.augment import augment
+        from labkit.models.pocket.train_speech import normalize
+
+        audio, lengths = self.pool.audio(rows)
+        if generator is not None:
+            audio, lengths = augment(
+                audio, lengths, strength=self.strength, generator=generator, keep_length=True
+            )
+        audio = normalize(audio, lengths)
+        frames = self.forward.hear(audio, lengths)
+        return frames, self.model.model.speech_projector(frames), lengths
+
+    strength = 1.0
+
+    def step(self, batch: Batch, factor: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """One optimizer step at `factor` times the learning rate."""
+        total, parts = self.losses(batch, generator)
+        total.backward()
+        parts["norm"] = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor * group["scale"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return parts
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Mean of each part over batches, without augmentation."""
+        found: dict[str, list[torch.Tensor]] = {}
+        for batch in batches:
+            for name, value in self.losses(batch, None)[1].items():
+                found.setdefault(name, []).append(value.float())
+        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
+
+    def take_ear(self, ear: Path, pool) -> None:
+        """Takes up a trained speech encoder with its letters head, and the pool that spoken batches index."""
+        state = load_file(ear / "speech.safetensors")
+        letters = {k.removeprefix("letters."): v for k, v in state.items() if k.startswith("letters.")}
+        speech = {k: v for k, v in state.items() if not k.startswith("letters.")}
+        self.model.model.speech.load_state_dict(speech)
+        self.heads.letters.load_state_dict(letters)
+        self.pool = pool
+
+    def save(self, folder: Path) -> None:
+        """Model and heads as float32 and float16 safetensors, written beside and renamed into place."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, module in (("model", self.model), ("heads", self.heads)):
+            state = {k: v.half().contiguous() for k, v in module.state_dict().items()}
+            with atomic_path(folder / f"{name}.safetensors") as temporary:
+                save_file(state, temporary)
+
+
+def new_model(size: str, tokenizer) -> tuple[PocketForConditionalGeneration, Encoder]:
+    """A pocket model with random weights (`size`: standard or tiny) for a tokenizer."""
+    encoder = Encoder(tokenizer)
+    make = {"standard": PocketConfig.standard, "tiny": PocketConfig.tiny}[size]
+    torch.manual_seed(0)
+    return PocketForConditionalGeneration(make(encoder.id, VOCAB_SIZE)), encoder
+
+
+def load_init(model: nn.Module, heads: nn.Module, folder: Path) -> None:
+    """Weights from an exported model's shards or a run's model.safetensors; heads where they are there."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no model*.safetensors in {folder}")
+    state = {k: v.float() for file in files for k, v in load_file(file).items()}
+    model.load_state_dict(state)
+    if (folder / "heads.safetensors").exists():
+        heads.load_state_dict({k: v.float() for k, v in load_file(folder / "heads.safetensors").items()})
+
+
+def validation(encoder: Encoder, count: int, seed: int = 987) -> list[Batch]:
+    """Typed batches on screens, labels and phrases of the test style, with their pixels."""
+    import numpy as np
+
+    batches = []
+    for size in range(len(SIZES)):
+        maker = BatchMaker(encoder, seed + size, style="test", part="test", hard=0.3)
+        drawn = [maker.draw(SIZES[size]) for _ in range(count)]
+        batch = maker.batch("typed", size, [d for _, d in drawn], count)
+        batch.arrays["pixels"] = np.stack([drawn[slot][0] for slot in batch.arrays["slots"]])
+        batches.append(batch)
+    return batches
+
+
+def train_agent(options: argparse.Namespace) -> int:
+    """The joint training; see the module's docstring."""
+    log = Log(options.output / "log.jsonl")
+    device = torch.device(options.device)
+    tokenizer = train_tokenizer(VOCAB_SIZE - len(MARKS))
+    model, encoder = new_model(options.size, tokenizer)
+    checks = validation(encoder, options.validation)
+    index = options.ear / "utterances.jsonl" if options.ear else None
+    source = BatchSource(
+        encoder, workers=options.workers, slots=options.slots, first_slots=options.first_slots, batch=options.batch,
+        spoken_batch=options.spoken_batch, seed=options.seed, speech_index=index, spoken_share=options.spoken_share,
+    )  # fmt: skip
+    began = time.monotonic()
+    try:
+        torch.set_float32_matmul_precision("high")
+        trainer = Trainer(model, encoder, device=device, rate=options.rate, compile_layers=options.compile)
+        if options.init:
+            load_init(model, trainer.heads, options.init)
+        generator = torch.Generator(device=device).manual_seed(options.seed)
+        trainer.pixels = [torch.zeros(p.shape, dtype=torch.uint8, device=device) for p in source.pixels]
+        messages, step, waited, saved = iter(source), 0, 0.0, time.monotonic()
+        sums: dict[str, list[torch.Tensor]] = {}
+        while True:
+            elapsed = time.monotonic() - began
+            progress = step / options.steps if options.steps else elapsed / options.seconds
+            if progress >= 1:
+                break
+            asked = time.monotonic()
+            message = next(messages)
+            waited += time.monotonic() - asked
+            if not isinstance(message, Batch):
+                _, size, first, count = message
+                fresh = torch.from_numpy(source.pixels[size][first : first + count])
+                trainer.pixels[size][first : first + count] = fresh.to(device)
+                continue
+            if message.kind == "spoken" and trainer.pool is None:
+                from labkit.models.pocket.train_speech import SpeechPool
+
+                rows = list(load_utterances(index).rows)
+                trainer.take_ear(options.ear, SpeechPool(options.pool, rows, device))
+                log({"step": step, "seconds": elapsed, "ear": len(rows)})
+            factor = min(1.0, (step + 1) / options.warmup) * min(
+                1.0, max(0.02, (1 - progress) / options.fall)
+            )
+            parts = trainer.step(message, factor, generator)
+            for name, value in parts.items():
+                sums.setdefault(f"{message.kind}.{name}", []).append(value)
+            step += 1
+            if step % options.log_every == 0:
+                means = {
+                    name: float(torch.stack([v.float() for v in values]).mean())
+                    for name, values in sums.items()
+                }
+                log({"step": step, "seconds": elapsed, "waited": waited, "factor": factor, **means})
+                sums = {}
+            if step % options.check_every == 0:
+                log({"step": step, "check": True, **trainer.evaluate(checks)})
+            if time.monotonic() - saved > 60:
+                trainer.save(options.output)
+                saved = time.monotonic()
+        log({"step": step, "check": True, "seconds": time.monotonic() - began, **trainer.evaluate(checks)})
+        trainer.save(options.output)
+    finally:
+        source.close()
+    return 0
+
+
+def train_ear(options: argparse.Namespace) -> int:
+    """The speech encoder's own training."""
+    from labkit.models.pocket.train_speech import SpeechPool, join_texts, train_speech
+
+    log = Log(options.output / "log.jsonl")
+    device = torch.device(options.device)
+    model, _ = new_model(options.size, train_tokenizer(VOCAB_SIZE - len(MARKS)))
+    index = join_texts(options.pool, options.texts, model.config)
+    rows = list(load_utterances(index).rows)
+    pool = SpeechPool(options.pool, rows, device)
+    speech = model.model.speech.to(device)
+    letters = TrainingHeads(model.config).letters.to(device)
+    if options.init:
+        load_init_ear(speech, letters, options.init)
+    train_speech(speech, letters, pool, model.config, seconds=options.seconds, steps=options.steps,
+                 batch=options.batch, learning_rate=options.rate, log=log)  # fmt: skip
+    state = {k: v.contiguous() for k, v in speech.state_dict().items()}
+    state |= {f"letters.{k}": v.contiguous() for k, v in letters.state_dict().items()}
+    with atomic_path(options.output / "speech.safetensors") as temporary:
+        save_file(state, temporary)
+    with atomic_path(options.output / "utterances.jsonl") as temporary:
+        temporary.write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
+    return 0
+
+
+def load_init_ear(speech: nn.Module, letters: nn.Module, folder: Path) -> None:
+    """The ear of a whole model, to be trained on."""
+    state = {
+        k: v.float() for file in sorted(folder.glob("model*.safetensors")) for k, v in load_file(file).items()
+    }
+    speech.load_state_dict(
+        {k.removeprefix("model.speech."): v for k, v in state.items() if k.startswith("model.speech.")}
+    )
+    if (folder / "heads.safetensors").exists():
+        heads = {k: v.float() for k, v in load_file(folder / "heads.safetensors").items()}
+        letters.load_state_dict(
+            {k.removeprefix("letters."): v for k, v in heads.items() if k.startswith("letters.")}
+        )
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes a run's model as a folder for `from_pretrained`: float16 shards under 16 MB, tokenizer, processor."""
+    tokenizer = train_tokenizer(VOCAB_SIZE - len(MARKS))
+    model, _ = new_model(options.size, tokenizer)
+    model.load_state_dict({k: v.float() for k, v in load_file(options.source / "model.safetensors").items()})
+    model.half()
+    model.generation_config.do_sample = False
+    model.save_pretrained(options.output, max_shard_size="15MB")
+    PocketProcessor(tokenizer, model.config).save_pretrained(options.output)
+    return 0
+
+
+def write_speech_texts(options: argparse.Namespace) -> int:
+    """What the voices shall say."""
+    from labkit.models.pocket.train_speech import write_texts
+
+    write_texts(options.output, options.count, options.seed, options.part)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        prog="python -m labkit.models.pocket.train", description=__doc__.split("\n")[0]
+    )
+    commands = main.add_subparsers(required=True)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def command(name: str, run) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=run.__doc__.split("\n")[0])
+        one.set_defaults(run=run)
+        one.add_argument("--output", type=Path, required=True)
+        one.add_argument("--seed", type=int, default=1)
+        one.add_argument("--size", choices=("standard", "tiny"), default="standard")
+        one.add_argument("--device", default=default_device)
+        return one
+
+    texts = command("texts", write_speech_texts)
+    texts.add_argument("--count", type=int, default=40_000)
+    texts.add_argument("--part", default="train", choices=("train", "calibration", "test"))
+    ear = command("speech", train_ear)
+    ear.add_argument("--pool", type=Path, required=True)
+    ear.add_argument("--texts", type=Path, required=True)
+    ear.add_argument("--init", type=Path, help="go on from this model's ear")
+    ear.add_argument("--seconds", type=float, default=220)
+    ear.add_argument("--steps", type=int)
+    ear.add_argument("--batch", type=int, default=384)
+    ear.add_argument("--rate", type=float, default=1e-3)
+    agent = command("agent", train_agent)
+    agent.add_argument("--pool", type=Path)
+    agent.add_argument(
+        "--ear", type=Path, help="folder that `speech` writes; awaited while typed training goes on"
+    )
+    agent.add_argument("--init", type=Path, help="go on from this model")
+    agent.add_argument("--seconds", type=float, default=1200)
+    agent.add_argument("--steps", type=int)
+    agent.add_argument("--batch", type=int, default=256)
+    agent.add_argument("--spoken-batch", type=int, default=192)
+    agent.add_argument("--spoken-share", type=float, default=0.5)
+    agent.add_argument("--rate", type=float, default=8e-4)
+    agent.add_argument("--warmup", type=int, default=300, help="steps")
+    agent.add_argument(
+        "--fall", type=float, default=0.35, help="last part of the training in which the rate falls"
+    )
+    agent.add_argument("--workers", type=int, default=15)
+    agent.add_argument("--slots", type=int, default=960, help="screens kept per worker and size")
+    agent.add_argument(
+        "--first-slots", type=int, default=64, help="screens per worker and size before batches begin"
+    )
+    agent.add_argument("--validation", type=int, default=128, help="items per size")
+    agent.add_argument("--log-every", type=int, default=100)
+    agent.add_argument("--check-every", type=int, default=500)
+    agent.add_argument("--compile", action=argparse.BooleanOptionalAction, default=default_device == "cuda")
+    out = command("export", export)
+    out.add_argument("--run", dest="source", type=Path, required=True)
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options = parser().parse_args(arguments)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

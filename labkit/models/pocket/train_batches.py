@@ -1,0 +1,254 @@
+"""Batches for training, made by worker processes that draw screens and write questions about them. No torch.
+
+Each worker owns a shard of screen slots per size: it draws into shared memory, remembers the elements, and asks many
+questions of each screen. Slots are redrawn while the trainer has enough batches, so that screens keep changing.
+Workers are forked before anything touches the GPU and never call torch.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import multiprocessing
+import queue
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from labkit.models.pocket.train_samples import (
+    ANSWER_LENGTH,
+    DENSE,
+    IGNORE,
+    PATCH,
+    SLOTS,
+    TEXT_LENGTH,
+    Drawn,
+    Encoder,
+    SampleMaker,
+    Utterances,
+)
+from labkit.phonetap.screens import KINDS, render
+
+SIZES = ((168, 364), (196, 420), (224, 476))
+SIZE_WEIGHTS = (0.2, 0.35, 0.45)
+DRAW_AT_ONCE = 16  # screens; `slots` and `first_slots` are multiples of it
+_KIND_WEIGHTS = dict(zip(KINDS, (22, 16, 9, 9, 14, 12, 6, 4, 1, 7)))
+
+
+@dataclass
+class Batch:
+    """One training batch of B samples of one screen size (N image tokens, L = N + TEXT_LENGTH positions).
+
+    ids [B, L]; audio_source [B, L]: which speech token of its recording stands there, -1 for none;
+    prompt [B]: length of the prompt; position, token, coordinate [B, ANSWER_LENGTH]: the answer's places (of the token
+    before), its tokens (IGNORE where it has ended), and its coordinates (-1 where none);
+    pointed [B, N]: image tokens that show the target; dense_at [B, DENSE], dense_label [B, DENSE, SLOTS],
+    dense_point [B, DENSE, 2]: what image tokens must name and where that element's centre is (IGNORE: background);
+    slots [B] screen slots (absent in text-only batches), rows [B] rows of the speech pool (spoken batches).
+    """
+
+    kind: str
+    size: int  # index into SIZES, -1 for text alone
+    arrays: dict[str, np.ndarray]
+
+
+def image_tokens(size: tuple[int, int]) -> int:
+    """Image tokens of a screen of this size in pixels."""
+    return (size[0] // PATCH) * (size[1] // PATCH)
+
+
+class BatchMaker:
+    """Draws screens and makes batches from them; one per worker, usable alone in tests."""
+
+    def __init__(
+        self, encoder: Encoder, seed: int, style: str = "train", part: str = "train", hard: float = 0.4
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.encode, self.style, self.part, self.hard = encoder, style, part, hard
+        self.maker = SampleMaker(encoder, self.rng, part)
+
+    def draw(self, size: tuple[int, int]) -> tuple[np.ndarray, Drawn]:
+        """A new random screen: pixels uint8 [h, w, 3] and what is known of it."""
+        kind = self.rng.choices(list(_KIND_WEIGHTS), _KIND_WEIGHTS.values())[0]
+        pixels, elements = render(
+            self.rng.getrandbits(48), size=size, kind=kind, style=self.style, part=self.part,
+            hard=self.rng.random() < self.hard,
+        )  # fmt: skip
+        return pixels, Drawn.of(kind, size, elements)
+
+    def batch(
+        self, kind: str, size: int, shard: list[Drawn], count: int, utterances: Utterances | None = None
+    ) -> Batch:
+        """`count` samples; kind "typed", "spoken" or "text" (no screen; `shard` unused)."""
+        tokens = image_tokens(SIZES[size]) if kind != "text" else 0
+        rows: list[dict] = []
+        while len(rows) < count:
+            slot = self.rng.randrange(len(shard)) if shard else 0
+            row = self._sample(kind, tokens, shard[slot] if shard else None, utterances)
+            if row is not None:
+                rows.append({**row, "slots": slot})
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return Batch(kind, size if kind != "text" else -1, arrays)
+
+    def _sample(
+        self, kind: str, tokens: int, drawn: Drawn | None, utterances: Utterances | None
+    ) -> dict | None:
+        rng, audio_tokens, row = self.rng, 0, -1
+        if kind == "spoken":
+            found = self.maker.spoken(drawn, utterances)
+            if found is None:
+                return None
+            utterance, thought, answer, target = found
+            request, audio_tokens, row = "", utterance["tokens"], utterance["row"]
+        elif kind == "typed":
+            request, thought, answer, target = self.maker.typed(drawn)
+        else:
+            request, thought, answer, target = self.maker.typed(
+                Drawn("text", (PATCH, PATCH), (), np.zeros(0), np.zeros(0))
+            )
+        made = self.maker.sequence(
+            tokens, audio_tokens, request, thought if rng.random() < 0.5 else None, answer
+        )
+        if made is None:
+            return None
+        ids, start = made
+        return self._arrays(ids, start, tokens, drawn, target) | {"rows": np.int64(row)}
+
+    def _arrays(self, ids: list[int], start: int, tokens: int, drawn: Drawn | None, target: int) -> dict:
+        length = tokens + TEXT_LENGTH
+        end = self.encode.id["<|endoftext|>"]
+        padded = np.full(length, end, dtype=np.int32)
+        padded[: len(ids)] = ids
+        written = ids[start:]
+        token = np.full(ANSWER_LENGTH, IGNORE, dtype=np.int32)
+        token[: len(written)] = written
+        coordinate = np.full(ANSWER_LENGTH, -1, dtype=np.int16)
+        if target >= 0:
+            coordinate[: len(written)] = self.maker.coordinates(written)
+        is_audio = padded == self.encode.id["<|audio|>"]
+        arrays = {
+            "ids": padded,
+            "audio_source": np.where(is_audio, np.cumsum(is_audio) - 1, -1).astype(np.int16),
+            "prompt": np.int32(start),
+            "position": np.minimum(np.arange(ANSWER_LENGTH) + start - 1, length - 1).astype(np.int32),
+            "token": token,
+            "coordinate": coordinate,
+        }
+        if drawn is not None:
+            pointed = drawn.pointed(target) if target >= 0 else np.zeros(tokens, dtype=bool)
+            arrays |= {"pointed": pointed, **self._dense(drawn, tokens)}
+        return arrays
+
+    def _dense(self, drawn: Drawn, tokens: int) -> dict:
+        at = np.array(self.rng.sample(range(tokens), min(DENSE, tokens)), dtype=np.int16)
+        label = np.full((len(at), SLOTS), IGNORE, dtype=np.int32)
+        point = np.full((len(at), 2), IGNORE, dtype=np.int16)
+        for i, element in enumerate(drawn.cover[at]):
+            if element < 0:
+                label[i, 0] = self.encode.id["[MASK]"]
+                continue
+            what = drawn.elements[element]
+            label[i] = self.encode.label(f"[MASK]{what.label}" if what.kind == "icon" else what.label)
+            point[i] = drawn.points[element]
+        return {"dense_at": at, "dense_label": label, "dense_point": point}
+
+
+def load_utterances(path: Path) -> Utterances:
+    """Reads the speech pool's index (one JSON object a line)."""
+    return Utterances([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+
+
+def shared_pixels(slots: int, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [slots, h, w, 3] in memory that forked workers share."""
+    shape = (slots, size[1], size[0], 3)
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+
+
+class BatchSource:
+    """Worker processes and their queue. Iterating gives ("slots", size, first, count) and `Batch` messages.
+
+    Start it before CUDA is used. `first_slots` screens a worker and size are drawn before its batches begin.
+    """
+
+    def __init__(
+        self, encoder: Encoder, *, workers: int, slots: int, first_slots: int, batch: int, spoken_batch: int, seed: int,
+        speech_index: Path | None = None, spoken_share: float = 0.5, text_share: float = 0.02,
+    ) -> None:  # fmt: skip
+        context = multiprocessing.get_context("fork")
+        self.pixels = [shared_pixels(workers * slots, size) for size in SIZES]
+        self.queue = context.Queue(maxsize=3 * workers)
+        self.stop_event = context.Event()
+        settings = (slots, first_slots, batch, spoken_batch, speech_index, spoken_share, text_share)
+        self.processes = [
+            context.Process(target=self._work, args=(encoder, seed + number, number, *settings), daemon=True)
+            for number in range(workers)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _work(
+        self,
+        encoder,
+        seed,
+        number,
+        slots,
+        first_slots,
+        batch,
+        spoken_batch,
+        speech_index,
+        spoken_share,
+        text_share,
+    ):
+        maker = BatchMaker(encoder, seed)
+        shards: list[list[Drawn]] = [[] for _ in SIZES]
+        base, turn, utterances, pending = number * slots, 0, None, None
+        while not self.stop_event.is_set():
+            if pending is None and min(map(len, shards)) >= first_slots:
+                if utterances is None and speech_index is not None and speech_index.exists():
+                    utterances = load_utterances(speech_index)
+                kind = "typed"
+                if utterances is not None and maker.rng.random() < spoken_share:
+                    kind = "spoken"
+                elif maker.rng.random() < text_share:
+                    kind = "text"
+                size = maker.rng.choices(range(len(SIZES)), SIZE_WEIGHTS)[0]
+                pending = maker.batch(
+                    kind,
+                    size,
+                    shards[size] if kind != "text" else [],
+                    spoken_batch if kind == "spoken" else batch,
+                    utterances,
+                )
+                pending.arrays["slots"] = pending.arrays["slots"] + base
+            if pending is not None:
+                try:
+                    self.queue.put(pending, timeout=0.002)
+                    pending = None
+                    continue
+                except queue.Full:
+                    pass
+            for size in range(len(SIZES)):
+                where = turn % slots
+                for offset in range(DRAW_AT_ONCE):
+                    pixels, drawn = maker.draw(SIZES[size])
+                    slot = (where + offset) % slots
+                    self.pixels[size][base + slot] = pixels
+                    if slot < len(shards[size]):
+                        shards[size][slot] = drawn
+                    else:
+                        shards[size].append(drawn)
+                self.queue.put(("slots", size, base + where, DRAW_AT_ONCE))
+            turn += DRAW_AT_ONCE
+
+    def __iter__(self) -> Iterator:
+        while True:
+            yield self.queue.get()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.stop_event.set()
+        for process in self.processes:
+            process.terminate()

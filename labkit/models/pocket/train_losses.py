@@ -1,0 +1,115 @@
+"""What the pocket model is taught by: next-token loss on answers, and dense losses that make it learn fast.
+
+- coordinates: a soft target around the true centre, so that a near miss costs less than a far one;
+- pointer: head 0 of two middle decoder layers must look at the target while the coordinates are written, and the
+  cross-modal block's image tokens must tell target from the rest;
+- dense: image tokens name the element that covers them (its first label tokens) and its centre;
+- CTC: the speech encoder spells what was said (letters; pinyin for Chinese).
+The extra heads exist in training alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from labkit.models.pocket.configuration import PocketConfig
+from labkit.models.pocket.train_samples import IGNORE, SLOTS
+
+BINS = 50  # centre of an element along one axis, for the dense loss
+SPREAD = 8.0  # standard deviation of a coordinate's soft target, in thousandths of the screen
+LETTERS = "_ abcdefghijklmnopqrstuvwxyz'"  # CTC's alphabet; the first is its blank
+
+
+class TrainingHeads(nn.Module):
+    """Heads that training needs and the saved model does not."""
+
+    def __init__(self, config: PocketConfig) -> None:
+        super().__init__()
+        hidden = config.text_config.hidden_size
+        self.slots = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, SLOTS * hidden))
+        self.centre = nn.Linear(hidden, 2 * BINS)
+        self.target = nn.Linear(hidden, 1)
+        self.letters = nn.Linear(config.speech_config.hidden_size, len(LETTERS))
+
+
+def answer_loss(hidden, head_weight, batch, number_ids) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Cross-entropy of the answers' tokens; coordinates against a soft target. hidden [B, L, D]."""
+    places = batch["position"].long()[..., None].expand(-1, -1, hidden.shape[-1])
+    logits = F.linear(torch.gather(hidden, 1, places), head_weight).float()
+    token, coordinate = batch["token"].long(), batch["coordinate"].long()
+    is_point = coordinate >= 0
+    written = (token != IGNORE) & ~is_point
+    log_total = logits.logsumexp(-1)
+    picked = logits.gather(-1, token.clamp(min=0)[..., None])[..., 0]
+    token_loss = ((log_total - picked) * written).sum() / written.sum().clamp(min=1)
+    points = logits[is_point]
+    if points.shape[0]:
+        numbers = torch.arange(1000, device=hidden.device)
+        true = coordinate[is_point]
+        soft = torch.softmax(-(((numbers[None] - true[:, None]) / SPREAD) ** 2) / 2, dim=-1)
+        point_loss = (log_total[is_point] - (soft * points[:, number_ids]).sum(-1)).mean()
+        guess = points[:, number_ids].argmax(-1)
+        near = ((guess - true).abs() <= 30).float().mean()
+    else:
+        point_loss, near = token_loss * 0, token_loss.detach() * 0
+    right = (logits.argmax(-1) == token) & written
+    return token_loss + point_loss, {
+        "token": token_loss.detach(),
+        "point": point_loss.detach(),
+        "near": near,
+        "tokens_right": right.sum() / written.sum().clamp(min=1),
+    }
+
+
+def look_loss(looks, batch, scaling: float, layers: tuple[int, ...]) -> torch.Tensor:
+    """-log of the attention that head 0 pays to the target's image tokens where coordinates are written."""
+    is_point = batch["coordinate"] >= 0
+    rows, columns = is_point.nonzero(as_tuple=True)
+    if rows.numel() == 0:
+        return looks[0][0].sum() * 0
+    places = batch["position"].long()[rows, columns]
+    tokens, total = batch["pointed"].shape[1], 0.0
+    for layer in layers:
+        query, key = looks[layer]
+        scores = torch.einsum("qd,qld->ql", query[rows, places].float(), key[rows].float()) * scaling
+        length = torch.arange(key.shape[1], device=key.device)
+        scores = scores.masked_fill(length[None] > places[:, None], float("-inf"))
+        image = scores[:, 5 : 5 + tokens].masked_fill(~batch["pointed"][rows], float("-inf"))
+        total = total + (scores.logsumexp(-1) - image.logsumexp(-1)).mean()
+    return total / len(layers)
+
+
+def target_loss(heads: TrainingHeads, mixed, batch) -> torch.Tensor:
+    """-log of the share that the cross-modal block's image tokens give to the target. mixed [B, L, D]."""
+    pointed = batch["pointed"]
+    asked = pointed.any(-1)
+    scores = heads.target(mixed[:, 5 : 5 + pointed.shape[1]]).float()[..., 0]
+    share = scores.logsumexp(-1) - scores.masked_fill(~pointed, float("-inf")).logsumexp(-1)
+    return torch.where(asked, share, torch.zeros_like(share)).sum() / asked.sum().clamp(min=1)
+
+
+def dense_loss(
+    heads: TrainingHeads, image, head_weight, batch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Image tokens [B, N, D] name the label that covers them and tell its centre."""
+    places = batch["dense_at"].long()[..., None].expand(-1, -1, image.shape[-1])
+    chosen = torch.gather(image, 1, places)
+    slots = heads.slots(chosen).unflatten(-1, (SLOTS, -1))
+    label = batch["dense_label"].long()
+    logits = F.linear(slots, head_weight.to(slots.dtype)).flatten(0, 2)
+    name = F.cross_entropy(logits.float(), label.flatten(), ignore_index=IGNORE)
+    point = batch["dense_point"].long()
+    bins = torch.where(point >= 0, point * BINS // 1000, torch.full_like(point, IGNORE))
+    where = F.cross_entropy(heads.centre(chosen).float().unflatten(-1, (2, BINS)).flatten(0, 2), bins.flatten(),
+                            ignore_index=IGNORE)  # fmt: skip
+    known = label != IGNORE
+    right = ((logits.argmax(-1).view_as(label) == label) & known).sum() / known.sum().clamp(min=1)
+    return name + where, {"name": name.detach(), "where": where.detach(), "names_right": right}
+
+
+def ctc_loss(heads: TrainingHeads, frames, lengths, letters, letter_lengths) -> torch.Tensor:
+    """CTC over encoder frames [B, T, S] with their lengths; letters [B, U] padded, with their lengths."""
+    log_probabilities = heads.letters(frames).float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(log_probabilities, letters, lengths, letter_lengths, zero_infinity=True)

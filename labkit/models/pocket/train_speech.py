@@ -1,0 +1,186 @@
+"""The speech encoder's first lessons: CTC on synthesized instructions, alone, before it joins the agent.
+
+Also the speech pool's other half: which instruction each utterance asks for (`write_texts`, `join_texts`).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from labkit.files import atomic_path
+from labkit.models.pocket.augment import augment
+from labkit.models.pocket.configuration import PocketConfig
+from labkit.models.pocket.modeling import speech_tokens
+from labkit.models.pocket.train_losses import LETTERS, ctc_loss
+from labkit.phonetap import instructions, words
+
+MAX_SAMPLES = 72_000
+
+
+def spell(text: str) -> str:
+    """The letters of a text for CTC: lower-case English, pinyin without tones for Chinese, single spaces."""
+    from pypinyin import Style, lazy_pinyin
+
+    spelled = " ".join(lazy_pinyin(text, style=Style.NORMAL, errors="default"))
+    return re.sub(r"\s+", " ", re.sub(r"[^a-z' ]", " ", spelled.lower())).strip()
+
+
+def write_texts(path: Path, count: int, seed: int = 0, part: str = "train") -> None:
+    """`count` spoken instructions as JSON lines, with what each asks for. Every label comes at least once."""
+    rng = random.Random(seed)
+    found = []
+    for lang in words.LANGS:
+        labels = set()
+        for (_, of), (firsts, seconds) in words.COMPOUNDS.items():
+            if of == lang:
+                labels.update(
+                    label for a in firsts for b in seconds if words.part_of(label := words.join(lang, a, b)) == part
+                )
+        for kind in ("app", "setting", "button", "tab"):
+            labels.update(words.concepts(kind, lang))
+        made = [instructions.tap(rng, label, lang, part, spoken=True) for label in sorted(labels)]
+        for kind in ("app", "setting", "button", "tab"):
+            made += [instructions.tap(rng, label, lang, part, spoken=True) for label in words.concepts(kind, lang)0]
+        made += [instructions.icon(rng, name, lang, part, spoken=True) for name in list(words.ICONS) * 15]
+        made += [instructions.fixed(rng, task, lang, part, spoken=True) for task in instructions.FIXED_TASKS * 40]
+        made += instructions.spoken_texts(rng, lang, part, max(0, count // 2 - len(made)))
+        rng.shuffle(made)
+        found += made[: count // 2]
+    rng.shuffle(found)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for number, one in enumerate(found):
+            content = next(iter(one.action.arguments.values()), None) if one.task in ("launch", "type") else None
+            row = {"id": f"t{number:06d}", "text": one.text, "lang": one.lang, "task": one.task, "target": one.target}
+            file.write(json.dumps(row | {"content": content}, ensure_ascii=False) + "\n")
+
+
+def _asked_for(text: str) -> dict:
+    """Task and target of a Chinese request that is known by its text alone: the longest label in it."""
+    if not _KNOWN:
+        for (_, lang), (firsts, seconds) in words.COMPOUNDS.items():
+            if lang == "zh":
+                _KNOWN.update({a + b: ("tap", a + b) for a in firsts for b in seconds})
+        for kind in ("app", "setting", "button", "tab"):
+            _KNOWN.update({label: ("tap", label) for label in words.concepts(kind, "zh")})
+        _KNOWN.update({name: ("icon", key) for key, names in words.ICONS.items() for name in names["zh"]})
+    spans = (text[i : i + width] for width in range(len(text), 1, -1) for i in range(len(text) - width + 1))
+    for span in spans:
+        if span in _KNOWN:
+            task, target = _KNOWN[span]
+            return {"task": task, "target": target}
+    return {"task": "other", "target": None}
+
+
+_KNOWN: dict[str, tuple[str, str]] = {}
+
+
+def join_texts(pool: Path, texts: Path, config: PocketConfig) -> Path:
+    """Writes pool/utterances.jsonl: the pool's index with each utterance's task, target, letters and token count."""
+    asked = {row["id"]: row for row in map(json.loads, texts.read_text(encoding="utf-8").splitlines())}
+    path = pool / "utterances.jsonl"
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for number, line in enumerate((pool / "speech.jsonl").read_text(encoding="utf-8").splitlines()):
+            entry = json.loads(line)
+            known = asked.get(entry["id"]) or {**_asked_for(entry["text"]), "content": None}
+            row = {
+                "row": number, "start": entry["start"], "samples": entry["samples"], "text": entry["text"],
+                "lang": entry["lang"], "voice": entry["voice"], "letters": spell(entry["text"]),
+                "tokens": speech_tokens(entry["samples"], config),
+                "task": known["task"], "target": known["target"], "content": known["content"],
+            }  # fmt: skip
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+class SpeechPool:
+    """All utterances on one device; batches by row. Audio is float [B, S], normalized, with lengths [B]."""
+
+    def __init__(self, folder: Path, rows: list[Mapping], device: torch.device) -> None:
+        samples = np.load(folder / "speech.npy", mmap_mode="r")
+        self.samples = torch.from_numpy(np.array(samples)).to(device)
+        self.start = torch.tensor([row["start"] for row in rows], device=device)
+        self.length = torch.tensor([row["samples"] for row in rows], device=device)
+        letters = [[LETTERS.index(letter) for letter in row["letters"]] for row in rows]
+        width = max(map(len, letters))
+        self.letters = torch.tensor([row + [0] * (width - len(row)) for row in letters], device=device)
+        self.letter_lengths = torch.tensor([len(row) for row in letters], device=device)
+
+    def audio(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw audio float [B, S] in -1..1 with zeros at the end, and lengths [B]."""
+        lengths = self.length[rows]
+        index = self.start[rows][:, None] + torch.arange(int(lengths.max()), device=rows.device)
+        audio = self.samples[index.clamp(max=len(self.samples) - 1)].float() / 32768
+        return audio * (torch.arange(audio.shape[1], device=rows.device)[None] < lengths[:, None]), lengths
+
+
+def normalize(audio: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance over each recording's own samples: [B, S]; zeros behind its end."""
+    inside = torch.arange(audio.shape[1], device=audio.device)[None] < lengths[:, None]
+    mean = (audio * inside).sum(1) / lengths
+    centred = (audio - mean[:, None]) * inside
+    variance = centred.square().sum(1) / lengths
+    return centred / torch.sqrt(variance + 1e-7)[:, None]
+
+
+def strength_at(progress: float) -> float:
+    """How strong augmentation is: light for a fifth of the way, then rising to full at half of it."""
+    return min(1.0, max(0.15, (progress - 0.2) / 0.3))
+
+
+def train_speech(
+    encoder: nn.Module, letters_head: nn.Linear, pool: SpeechPool, config: PocketConfig, *, seconds: float,
+    batch: int = 384, learning_rate: float = 1e-3, steps: int | None = None, log=print,
+) -> None:  # fmt: skip
+    """CTC training in place, for `seconds` or `steps`."""
+    device = pool.samples.device
+    holder = nn.ModuleDict({"letters": letters_head})
+    parameters = [*encoder.parameters(), *letters_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    generator = torch.Generator(device=device).manual_seed(0)
+    encoder.train()
+    began, step = time.monotonic(), 0
+    while True:
+        progress = (time.monotonic() - began) / seconds if steps is None else step / steps
+        if progress >= 1:
+            break
+        factor = min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (1 - progress) / 0.35))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * factor
+        candidates = torch.randint(0, len(pool.start), (4 * batch,), generator=generator, device=device)
+        candidates = candidates[pool.length[candidates].argsort()]
+        first = int(torch.randint(0, 3 * batch + 1, (), generator=generator, device=device))
+        rows = candidates[first : first + batch]
+        audio, lengths = pool.audio(rows)
+        audio, lengths = augment(audio, lengths, strength=strength_at(progress), generator=generator)
+        audio = normalize(audio, lengths)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            mask = (torch.arange(audio.shape[1], device=device)[None] < lengths[:, None]).long()
+            frames = encoder(audio, attention_mask=mask).last_hidden_state
+            count = frame_lengths(lengths, config)
+            loss = ctc_loss(holder, frames, count, pool.letters[rows], pool.letter_lengths[rows])
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 == 0:
+            log({"stage": "speech", "step": step, "seconds": round(time.monotonic() - began, 1), "ctc": loss.item()})
+        step += 1
+    log({"stage": "speech", "step": step, "seconds": round(time.monotonic() - began, 1), "ctc": loss.item()})
+
+
+def frame_lengths(samples: torch.Tensor, config: PocketConfig) -> torch.Tensor:
+    """Encoder frames of recordings with `samples` [B] samples."""
+    for kernel, stride in zip(config.speech_config.conv_kernel, config.speech_config.conv_stride):
+        samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
+    return samples.clamp(min=0)
+
+
