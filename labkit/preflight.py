@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def prepare(
     spec = get_spec(model)
     loaded = [_load_plan(plan) for plan in plans]
     device = _settle_device(device)
+    from labkit.models.checkpoint import Checkpoint
+
     added = None if any(plan.name in UNQUANTIZED for plan, _ in loaded) else _unquantized_for(spec, device)
     if added:
         loaded.insert(0, _load_plan(added))
@@ -88,8 +91,11 @@ def prepare(
     for name in names:
         if names.count(name) > 1:
             raise LabError(f"two plans are called {name!r}; every plan needs a name of its own")
-    _check_plans(spec, [plan for plan, _ in loaded], device)
-    chosen = _check_items(split, items, seed)
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise LabError(f"the plan's name {name!r} must be made of letters, digits and . + - _ only")
+    checkpoint = Checkpoint(spec)
+    chosen = _check_items(split, items, seed, spec.name, checkpoint.family.modalities)
+    _check_plans(checkpoint, spec, [plan for plan, _ in loaded], device)
     settings = {
         "version": _lab_version(),
         "packages": environment()["packages"],
@@ -109,7 +115,7 @@ def prepare(
     return Job(
         settings=settings,
         model_source=str(spec.folder or spec.source),
-        plans={plan.name: JobPlan(source, _definition(plan)) for plan, source in loaded},
+        plans={plan.name: JobPlan(source, plan.to_dict()) for plan, source in loaded},
         reference=next(name for name in UNQUANTIZED if name in names),
         added_plan=added,
     )
@@ -117,8 +123,8 @@ def prepare(
 
 def predict_bytes(model: str | os.PathLike, plans: Sequence[Any]) -> list[int]:
     """Bytes of the whole model's weights under each plan, predicted from its skeleton; nothing is loaded."""
-    from labkit.loading import Checkpoint
     from labkit.models import find_roles
+    from labkit.models.checkpoint import Checkpoint
 
     skeleton = Checkpoint(get_spec(model)).skeleton()
     roles = find_roles(skeleton)
@@ -159,37 +165,37 @@ def _unquantized_for(spec: Any, device: str) -> str:
     return "fp32" if spec.parameters and spec.parameters * 4 < 0.8 * memory else "bf16"
 
 
-def _check_plans(spec: Any, plans: Sequence[Any], device: str) -> None:
-    """Resolve every plan on the model's skeleton (meta device), and ask its schemes about this device."""
+def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) -> None:
+    """Resolve every plan on the model's skeleton (meta device) for this device; look at the files' headers."""
     import torch
 
-    from labkit.loading import Checkpoint, check_memory, check_schemes
+    from labkit.loading import check_calibration, check_memory
     from labkit.models import find_roles
 
-    checkpoint = Checkpoint(spec)
     checkpoint.check_weights()
     skeleton = checkpoint.skeleton()
     roles = find_roles(skeleton)
     for plan in plans:
         try:
-            resolved = plan.resolve(skeleton, roles=roles)
-            check_schemes(skeleton, resolved, torch.device(device))
+            resolved = plan.resolve(skeleton, roles=roles, device=device)
         except LabError as error:
-            raise type(error)(f"plan {plan.name!r}: {error}") from None
+            known = "" if plan.name in str(error) else f"plan {plan.name}: "
+            raise LabError(f"{known}{error}") from None
+        check_calibration(resolved, None)
         check_memory(resolved.predicted_bytes, torch.device(device), spec, plan)
 
 
-def _check_items(split: str, count: int, seed: int | None) -> list:
+def _check_items(split: str, count: int, seed: int | None, model: str, modalities: Sequence[str]) -> list:
     from labkit import phonetap
 
+    if "image" not in modalities:
+        raise LabError(f"{model} takes no images, and every PhoneTap item is a screenshot")
     chosen = phonetap.items(split=split, count=count, seed=seed, part="test")
     if len(chosen) != count:
         raise LabError(f"the split {split!r} has {len(chosen)} items, not {count}; ask for at most that many")
+    if "audio" not in modalities and any(item.recording for item in chosen):
+        raise LabError(f"{model} takes no audio, and the split {split!r} has spoken items; use --split typed")
     return chosen
-
-
-def _definition(plan: Any) -> dict[str, Any]:
-    return asdict(plan)
 
 
 def _lab_version() -> str:
