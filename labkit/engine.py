@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from labkit.detokenize import Detokenizer, StopMatcher
+from labkit.detokenize import Detokenizer
 from labkit.errors import LabError
 from labkit.forward import CachedForward, collate
+from labkit.generation import Generation, RunningAnswer, TextStream
 from labkit.media import normalise_messages
+from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.sampling import Sampler, SamplingSettings
 
@@ -27,106 +28,6 @@ Messages = Sequence[Mapping[str, Any]]
 
 class GenerationError(LabError):
     """A request that this model cannot answer."""
-
-
-@dataclass
-class Generation:
-    """One answer and what it cost.
-
-    Attributes:
-        text: the answer, without stop strings and special tokens.
-        prompt_tokens: tokens of the prompt, image and audio tokens included.
-        completion_tokens: tokens generated, the end token included.
-        finish_reason: ``stop`` (end token or stop string) or ``length`` (``max_new_tokens`` or the context).
-        ttft_s: seconds from the request to the first token: processor, prefill, first choice.
-        decode_s: seconds of all later steps together.
-        token_times_s: seconds of each step; the first is ``ttft_s``.
-        prepare_s: the processor's share of ``ttft_s``.
-        token_ids: the tokens generated.
-    """
-
-    text: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: str = "length"
-    ttft_s: float = 0.0
-    decode_s: float = 0.0
-    token_times_s: list[float] = field(default_factory=list)
-    prepare_s: float = 0.0
-    token_ids: list[int] = field(default_factory=list)
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """Tokens a second after the first; None if there was only one."""
-        return (self.completion_tokens - 1) / self.decode_s if self.decode_s > 0 else None
-
-
-class _Sequence:
-    """The state of one answer between steps."""
-
-    def __init__(self, engine: Engine, settings: SamplingSettings, prompt_tokens: int, limit: int):
-        self.sampler = Sampler(settings, engine.device)
-        self.generation = Generation(prompt_tokens=prompt_tokens)
-        self.finished = False
-        self._limit = limit
-        self._end_tokens = engine.end_token_ids
-        self._detokenizer = Detokenizer(engine.tokenizer)
-        self._stops = StopMatcher(settings.stop)
-
-    def push(self, token: int) -> str:
-        """Take one token; returns the text it lets go."""
-        generation = self.generation
-        generation.token_ids.append(token)
-        generation.completion_tokens += 1
-        ended = token in self._end_tokens
-        text = "" if ended else self._stops.push(self._detokenizer.push(token))
-        if ended or self._stops.stopped:
-            self.finished, generation.finish_reason = True, "stop"
-        elif generation.completion_tokens >= self._limit:
-            self.finished, generation.finish_reason = True, "length"
-        if self.finished:
-            text += self._stops.flush()
-        generation.text += text
-        return text
-
-    def spend(self, seconds: float) -> None:
-        """Book the time of the step that gave the last token."""
-        times = self.generation.token_times_s
-        if times:
-            self.generation.decode_s += seconds
-        else:
-            self.generation.ttft_s = seconds
-        times.append(seconds)
-
-
-class TextStream(Iterator[str]):
-    """Pieces of an answer as they are generated; ``generation`` holds the whole once they are exhausted.
-
-    Leaving early (``close()``, or the end of a ``with`` block) stops generating; ``generation`` stays None.
-    """
-
-    def __init__(self, steps: Iterator[list[tuple[int, str]]], sequences: list[_Sequence]):
-        self._steps = steps
-        self._sequences = sequences
-        self.generation: Generation | None = None
-
-    def __next__(self) -> str:
-        for deltas in self._steps:
-            if text := "".join(text for _, text in deltas):
-                return text
-        if self._sequences and self._sequences[0].finished:
-            self.generation = self._sequences[0].generation
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stop generating and free the cache."""
-        self._steps.close()
-
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Engine:
@@ -155,7 +56,8 @@ class Engine:
         self.load_s = load_s
         self.device = next(model.parameters()).device
         self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
-        self.modalities = frozenset(processor.modalities)
+        known = family_of(model.config.model_type).modalities
+        self.modalities = frozenset(getattr(processor, "modalities", known))
         self.end_token_ids = _end_token_ids(model, self.tokenizer)
         text_config = model.config.get_text_config(decoder=True)
         self.max_length: int | None = getattr(text_config, "max_position_embeddings", None)
@@ -228,7 +130,7 @@ class Engine:
 
     def _start(
         self, conversations: Sequence[Messages], enable_thinking: bool, options: Mapping[str, Any]
-    ) -> tuple[Iterator[list[tuple[int, str]]], list[_Sequence]]:
+    ) -> tuple[Iterator[list[tuple[int, str]]], list[RunningAnswer]]:
         """Check and prepare everything, compute nothing yet."""
         started = time.perf_counter()
         try:
@@ -244,7 +146,15 @@ class Engine:
         for prompt in prompts:
             length = prompt["input_ids"].shape[1]
             room = settings.max_new_tokens if self.max_length is None else self.max_length - length
-            sequences.append(_Sequence(self, settings, length, min(settings.max_new_tokens, room)))
+            sequences.append(
+                RunningAnswer(
+                    Sampler(settings, self.device),
+                    Detokenizer(self.tokenizer),
+                    self.end_token_ids,
+                    prompt_tokens=length,
+                    limit=min(settings.max_new_tokens, room),
+                )
+            )
         pad = self.tokenizer.pad_token_id
         batch = collate(prompts, pad if pad is not None else 0)
         batch = {key: value.to(self.device) for key, value in batch.items()}
@@ -253,7 +163,7 @@ class Engine:
         return self._steps(batch, sequences, started), sequences
 
     def _steps(
-        self, batch: dict[str, torch.Tensor], sequences: list[_Sequence], started: float
+        self, batch: dict[str, torch.Tensor], sequences: list[RunningAnswer], started: float
     ) -> Iterator[list[tuple[int, str]]]:
         """The loop: after each step, the text of each unfinished row as ``(row, text)``."""
         waited = time.perf_counter()

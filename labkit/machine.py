@@ -1,12 +1,25 @@
-"""Facts about the accelerator of this machine, as plain data for records and for ``labkit doctor``."""
+"""Facts about this machine: memory, accelerators, and the packages it should have.  Plain data."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
+
+CGROUP_FILES = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""Where Linux says what a container may use, and uses: control groups of version 2, and of version 1."""
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -46,3 +59,45 @@ def driver_versions() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def memory() -> tuple[int, int]:
+    """Main memory this process may use, in bytes: ``(total, free)``; a container's limit counts."""
+    import psutil
+
+    host = psutil.virtual_memory()
+    total, free = host.total, host.available
+    for limit_file, used_file in CGROUP_FILES:
+        try:
+            limit = int(limit_file.read_text())
+            used = int(used_file.read_text())
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+        if limit < total:
+            total, free = limit, min(free, limit - used)
+    return total, free
+
+
+def requirements() -> Iterator[tuple[str, str]]:
+    """Name and version pin of each package the lab needs: from requirements.txt, else as installed."""
+    path = Path(__file__).resolve().parents[1] / "requirements.txt"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+    else:
+        try:
+            lines = metadata.requires("labkit") or []
+        except metadata.PackageNotFoundError:
+            return
+    for line in lines:
+        requirement, _, marker = line.split("#")[0].partition(";")
+        match = re.match(r"\s*([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(.*?)\s*$", requirement)
+        if match and "extra ==" not in marker and _applies(marker):
+            yield match[1], match[2].replace(" ", "")
+
+
+def _applies(marker: str) -> bool:
+    if not marker.strip():
+        return True
+    from packaging.markers import Marker
+
+    return Marker(marker.strip()).evaluate()

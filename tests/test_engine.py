@@ -237,3 +237,45 @@ def test_logits_that_are_not_finite_are_an_error_and_not_an_answer():
     for temperature in (0.0, 1.0):
         with pytest.raises(GenerationError, match="not finite in float32"):
             engine.generate([{"role": "user", "content": "hello"}], temperature=temperature)
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    model, processor = tiny_models.pocket()
+    return Engine(model, processor, spec=ModelSpec("tiny-pocket", "."))
+
+
+def voice(seconds, seed=0):
+    samples = np.random.default_rng(seed).normal(size=int(16_000 * seconds)).astype(np.float32) * 0.1
+    return {"type": "audio", "audio": samples}
+
+
+def pocket_conversations():
+    look = {"type": "image", "image": picture(168, 336)}
+    return [
+        ask("打开设置", picture(168, 336)),
+        [{"role": "user", "content": [look, voice(1.3)]}],
+        [{"role": "user", "content": [voice(0.7, 1)]}],
+        [{"role": "user", "content": "你是谁?"}],
+        [{"role": "user", "content": [look, look, voice(0.5), voice(1)]}],
+    ]
+
+
+def test_the_pocket_answers_images_and_recordings_as_transformers_does(pocket):
+    for messages in pocket_conversations():
+        answer = pocket.generate(messages, max_new_tokens=25)
+        inputs = pocket.prepare(messages)
+        expected = pocket.model.generate(**inputs, max_new_tokens=25, do_sample=False)
+        assert answer.token_ids == expected[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_the_pockets_batch_answers_as_each_alone(pocket):
+    alone = [pocket.generate(messages, max_new_tokens=25).token_ids for messages in pocket_conversations()]
+    together = pocket.generate_batch(pocket_conversations(), max_new_tokens=25)
+    assert [one.token_ids for one in together] == alone
+
+
+def test_the_pocket_ends_at_its_own_end_tokens(pocket):
+    words = pocket.tokenizer
+    ends = {words.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|user|>")}
+    assert pocket.end_token_ids == ends

@@ -117,3 +117,32 @@ def _random(cls, config, seed):
             if parameter.ndim > 1:  # strong enough that answers differ and do not repeat one token
                 parameter.mul_(4.0)
     return model
+
+
+def pocket_tokenizer() -> PreTrainedTokenizerFast:
+    """The pocket's special tokens and template over single bytes."""
+    from labkit.models.pocket.tokenizer import CHAT_TEMPLATE, MARKS, SPECIAL_TOKENS
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*SPECIAL_TOKENS, *alphabet]
+    fast = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+    made.add_tokens(list(MARKS))
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def pocket(seed: int = 0):
+    """A tiny random pocket model: all four parts, and its real processor."""
+    from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
+
+    words = pocket_tokenizer()
+    config = PocketConfig.tiny()
+    return _random(PocketForConditionalGeneration, config, seed), PocketProcessor(words, config)

@@ -130,10 +130,18 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
 
+    def stored_bytes(self) -> int | None:
+        """Bytes of the weights' files; None if that is not known without downloading them."""
+        if self.spec.folder is None:
+            return None
+        return sum(path.stat().st_size for path in self.spec.folder.glob("*.safetensors"))
+
     def skeleton(self) -> torch.nn.Module:
-        """The model without weights, on the meta device: names and shapes only."""
+        """The model without weights, on the meta device: names, shapes and ties only."""
         with quiet_transformers(), torch.device("meta"):
-            return self.model_class(self.config)
+            model = self.model_class(self.config)
+        model.tie_weights()
+        return model.eval()
 
     def weights(self, device: torch.device, progress: bool = True) -> torch.nn.Module:
         """The model with its weights, in the dtype they are stored in.

@@ -74,7 +74,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Glm4v", ("glm4v",), _GLM4V, modalities=("image",)),
     Family(
         "pocket",
-        ("pocket", "labkit_pocket"),
+        ("pocket_phone",),
         (
             (r"model\.speech_projector(?:\..+)?", "projector"),
             (r"model\.speech\..+", "speech"),

@@ -2,8 +2,8 @@
 
 ``processor(messages, enable_thinking=False) -> {"input_ids": [1, L], "attention_mask": [1, L], ...}``
 
-with messages as :func:`labkit.media.normalise_messages` gives them, plus three attributes: ``tokenizer``,
-``modalities`` (what it takes besides text) and ``missing`` (why it does not take the others).
+with messages as :func:`labkit.media.normalise_messages` gives them, and has a ``tokenizer``; it may have
+``modalities`` (what it takes besides text, if not all that its family does) and ``missing`` (why not).
 The pocket model's own processor is called so too.
 """
 

@@ -1,0 +1,156 @@
+"""Spec and plan in, engine out.
+
+Everything that can be wrong is checked before anything takes long: the folder and its files, the
+configuration, the device, the plan against the model's skeleton on the meta device, and whether each scheme
+runs on the device. Weights come from safetensors only, and code from a model's repository is never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labkit.apply import quantize_
+from labkit.engine import Engine
+from labkit.errors import LabError
+from labkit.machine import memory
+from labkit.models.checkpoint import Checkpoint, LoadError
+from labkit.models.families import find_roles
+from labkit.models.spec import ModelSpec, get_spec
+from labkit.plan import QuantizationPlan
+from labkit.quantization import DTYPES
+from labkit.resolution import ResolvedPlan
+
+
+def load(
+    model: str | Path | ModelSpec = "pocket",
+    plan: str | Path | QuantizationPlan = "bf16",
+    device: str | torch.device = "auto",
+    *,
+    calibration: Any = None,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> Engine:
+    """Load a model, quantize it by a plan, and give the engine that answers with it.
+
+    Args:
+        model: ``"pocket"``, another registered name, a folder with a transformers checkpoint, or a hub id.
+        plan: a preset's name, the path of a plan file, or a plan.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        calibration: batches for schemes that need them (see :mod:`labkit.calibration`).
+        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
+        progress: show progress bars.
+
+    Raises:
+        LabError: whatever cannot work, before weights are read; the message says what would.
+    """
+    started = time.perf_counter()
+    spec = get_spec(model)
+    plan = as_plan(plan, dtype)
+    target = choose_device(device)
+    checkpoint = Checkpoint(spec)
+    checkpoint.check_weights()
+    skeleton = checkpoint.skeleton()
+    roles = find_roles(skeleton)
+    predicted = plan.resolve(skeleton, roles=roles, device=target)
+    check_calibration(predicted, calibration)
+    check_memory(predicted.predicted_bytes, target, spec, plan)
+    processor = checkpoint.processor(plan.dtype)
+    del skeleton
+
+    loaded = checkpoint.weights(staging_device(checkpoint, target), progress)
+    resolved = quantize_(loaded, plan, calibration, roles=roles, progress=progress)
+    loaded.to(target)
+    return Engine(
+        loaded,
+        processor,
+        spec=spec,
+        plan=plan,
+        resolved=resolved,
+        roles=roles,
+        load_s=time.perf_counter() - started,
+    )
+
+
+def as_plan(plan: str | Path | QuantizationPlan, dtype: str | None = None) -> QuantizationPlan:
+    """A plan from its name, its file or itself, with another default dtype if one is given."""
+    if not isinstance(plan, QuantizationPlan):
+        plan = QuantizationPlan.from_yaml(plan)
+    if dtype is None:
+        return plan
+    if dtype not in DTYPES:
+        raise LoadError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    return dataclasses.replace(plan, default=dtype)
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device meant, checked to exist.
+
+    Raises:
+        LoadError: an unknown name, or a GPU that is not there.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise LoadError(f"unknown device {str(device)!r}; known: auto, cpu, cuda, cuda:0, ...") from None
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if chosen.type != "cuda":
+        raise LoadError(f"the device {chosen} is not supported; known: auto, cpu, cuda, cuda:0, ...")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (chosen.index or 0) >= count:
+        found = (
+            f"this machine has {count} GPU{'s' if count != 1 else ''}"
+            if count
+            else "there is no usable GPU here"
+        )
+        raise LoadError(f"the device {chosen} does not exist: {found}; 'auto' takes what there is")
+    return torch.device("cuda", chosen.index or 0)
+
+
+def check_schemes(model: torch.nn.Module, resolved: ResolvedPlan, device: torch.device) -> None:
+    """Ask every scheme whether it can take its Linear on this device; the error names the first module."""
+    modules = dict(model.named_modules())
+    for name, scheme in resolved.schemes.items():
+        module = modules[name]
+        if isinstance(module, torch.nn.Linear):
+            try:
+                scheme.validate(module.in_features, module.out_features, device)
+            except LabError as error:
+                raise type(error)(f"{name}: {error}") from None
+
+
+def check_calibration(resolved: ResolvedPlan, calibration: Any) -> None:
+    """Refuse a plan whose schemes look at activations when there is nothing for them to look at."""
+    for name, scheme in resolved.schemes.items():
+        if calibration is None and scheme.requires_calibration:
+            raise LoadError(f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches")
+
+
+def staging_device(checkpoint: Checkpoint, target: torch.device) -> torch.device:
+    """Where the unquantized weights are read to: the target if they fit there, else the CPU."""
+    if target.type == "cpu":
+        return target
+    stored = checkpoint.stored_bytes()
+    fits = stored is None or stored * 1.1 < torch.cuda.mem_get_info(target)[0]
+    return target if fits else torch.device("cpu")
+
+
+def check_memory(needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan) -> None:
+    """Refuse what cannot fit, by the plan's predicted bytes against the memory that is free now.
+
+    Raises:
+        LoadError: with both figures.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
+    if needed > free:
+        raise LoadError(
+            f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights; "
+            f"{device} has {free / 1e9:.1f} GB free. Try a plan with fewer bits, such as int4"
+        )

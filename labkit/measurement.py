@@ -1,0 +1,170 @@
+"""What one engine costs: bytes, seconds, tokens a second.
+
+Call :func:`measure` in a process that has loaded nothing else: peak memory is the process's.  The GPU is
+waited for at every token, the first answers are warm-up and not counted, figures are medians and the samples
+are kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from labkit.apply import weights_bytes
+from labkit.engine import Engine, Generation
+from labkit.errors import LabError
+from labkit.machine import gpus
+
+STANDARD_TEXTS = (
+    "你是谁?",
+    "Who are you?",
+    "Explain in two sentences what a phone's operating system does.",
+    "用一句话说明什么是量化。",
+    "List five things that people keep in the settings of a phone.",
+    "请写一条约朋友周六下午见面的短信。",
+    "What is the difference between a byte and a bit?",
+    "把这句话翻译成英文：明天早上七点叫我起床。",
+)
+"""Prompts for models that see no screens."""
+
+
+def measure(
+    engine: Engine,
+    items: Sequence[Any] | None = None,
+    *,
+    prompts: int = 8,
+    warmup: int = 2,
+    max_new_tokens: int = 64,
+    enable_thinking: bool = False,
+) -> dict[str, Any]:
+    """Cost of one engine, one request at a time, greedy.
+
+    Args:
+        engine: as :func:`labkit.load` gave it.
+        items: PhoneTap items; ``prompts`` of them are used, spread over the list.  None takes the standard
+            set, or standard texts for a model that takes no images.
+        prompts: how many answers are timed.
+        warmup: how many are generated first and not counted.
+        max_new_tokens: longest answer.
+        enable_thinking: as in :meth:`labkit.engine.Engine.generate`.
+
+    Returns:
+        Fields of :class:`labkit.results.Measurement`: ``weights_bytes, predicted_bytes, bytes_by_role,
+        peak_memory_bytes, peak_memory_kind, load_s, ttft_s, decode_tokens_per_s, answer_s, prompt_tokens``,
+        ``samples`` (a list a quantity) and ``environment`` (dtype, threads, batch, GPU, ...).
+
+    Raises:
+        LabError: ``prompts`` below 1 or ``warmup`` below 0.
+    """
+    if prompts < 1 or warmup < 0:
+        raise LabError(f"prompts is {prompts} and warmup {warmup}; expected at least 1 and 0")
+    conversations = standard_conversations(engine, items, prompts)
+    load_peak = _start_peak(engine)
+    options = {"max_new_tokens": max_new_tokens, "enable_thinking": enable_thinking}
+    for index in range(warmup):
+        engine.generate(conversations[index % len(conversations)], **options)
+    answers = [engine.generate(messages, **options) for messages in conversations]
+    peak = peak_memory(engine.device)
+    samples = samples_of(answers)
+    by_role = bytes_by_role(engine)
+    return {
+        "weights_bytes": sum(by_role.values()),
+        "predicted_bytes": getattr(engine.resolved, "predicted_bytes", None),
+        "bytes_by_role": by_role,
+        "peak_memory_bytes": max(peak, load_peak),
+        "peak_memory_kind": "GPU peak allocated" if engine.device.type == "cuda" else "process peak RSS",
+        "load_s": engine.load_s,
+        "ttft_s": median(samples["ttft_s"]),
+        "decode_tokens_per_s": median(rates) if (rates := samples["decode_tokens_per_s"]) else None,
+        "answer_s": median(samples["answer_s"]),
+        "prompt_tokens": float(median(samples["prompt_tokens"])),
+        "samples": samples,
+        "environment": {
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "batch": 1,
+            "warmup": warmup,
+            "prompts": len(answers),
+            "max_new_tokens": max_new_tokens,
+            "load_peak_bytes": load_peak,
+            "answer_peak_bytes": peak,
+            "gpu": _gpu(engine.device),
+        },
+    }
+
+
+def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: int) -> list[Any]:
+    """``count`` conversations this model can take, spread evenly over the items."""
+    if "image" not in engine.modalities:
+        return [
+            [{"role": "user", "content": STANDARD_TEXTS[index % len(STANDARD_TEXTS)]}]
+            for index in range(count)
+        ]
+    if items is None:
+        from labkit import phonetap
+
+        items = phonetap.items(split="all" if "audio" in engine.modalities else "typed", count=count)
+    items = list(items)
+    if not items:
+        raise LabError("there are no items to measure with")
+    chosen = [items[index * len(items) // count] for index in range(min(count, len(items)))]
+    return [item.messages() for item in chosen]
+
+
+def samples_of(answers: Sequence[Generation]) -> dict[str, list[float]]:
+    """Raw samples of timed answers; ``decode_tokens_per_s`` only where there was a second token."""
+    return {
+        "ttft_s": [one.ttft_s for one in answers],
+        "prepare_s": [one.prepare_s for one in answers],
+        "answer_s": [one.ttft_s + one.decode_s for one in answers],
+        "decode_tokens_per_s": [one.decode_tokens_per_s for one in answers if one.decode_tokens_per_s],
+        "token_s": [seconds for one in answers for seconds in one.token_times_s[1:]],
+        "prompt_tokens": [one.prompt_tokens for one in answers],
+        "completion_tokens": [one.completion_tokens for one in answers],
+    }
+
+
+def bytes_by_role(engine: Engine) -> dict[str, int]:
+    """Resident bytes of the weights by role; ``other`` holds norms and whatever has no role.
+
+    A tensor that two modules share (tied embeddings) counts for the first of them.
+    """
+    total = weights_bytes(engine.model)
+    modules: dict[str, list[torch.nn.Module]] = {}
+    for name, role in engine.roles.items():
+        modules.setdefault(role, []).append(engine.model.get_submodule(name))
+    found: dict[str, int] = {}
+    before, together = 0, torch.nn.ModuleList()
+    for role, members in modules.items():
+        together.extend(members)
+        now = weights_bytes(together)
+        found[role], before = now - before, now
+    if total - before:
+        found["other"] = total - before
+    return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _start_peak(engine: Engine) -> int:
+    """The peak until now, that is of loading; a GPU's counter starts again."""
+    peak = peak_memory(engine.device)
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    return peak
+
+
+def _gpu(device: torch.device) -> Mapping[str, Any] | None:
+    return gpus()[device.index or 0] if device.type == "cuda" else None
