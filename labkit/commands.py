@@ -150,7 +150,11 @@ def screen(options: argparse.Namespace) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
+    class LabConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich's own exits with code 1; `labkit.cli.main` knows better
+            raise BrokenPipeError
+
+    return LabConsole() if sys.stdout.isatty() else LabConsole(width=WIDTH_WITHOUT_TERMINAL)
 
 
 def _table(

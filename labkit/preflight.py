@@ -166,7 +166,7 @@ def _unquantized_for(spec: Any, device: str) -> str:
 
 
 def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) -> None:
-    """Resolve every plan on the model's skeleton (meta device) for this device; look at the files' headers."""
+    """Resolve every plan on the model's skeleton (meta device) for this device; look at the files."""
     import torch
 
     from labkit.loading import check_calibration, check_memory
