@@ -65,7 +65,8 @@ class Trainer:
                  compile_layers: bool) -> None:  # fmt: skip
         self.model, self.device, self.rate = model.to(device).train(), device, rate
         self.heads = TrainingHeads(model.config).to(device)
-        self.forward = BatchedForward(model, compile_layers=compile_layers)
+        self.plain = BatchedForward(model)
+        self.fast = BatchedForward(model, compile_layers=True) if compile_layers else self.plain
         self.number_ids = torch.tensor(encoder.numbers, device=device)
         layers = model.config.text_config.num_hidden_layers
         self.look_layers = (layers // 2 - 1, layers // 2)
@@ -92,6 +93,8 @@ class Trainer:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted sum and what it is made of; `generator` augments (None: evaluation)."""
         data = {k: torch.from_numpy(v).to(self.device, non_blocking=True) for k, v in batch.arrays.items()}
+        # compiled layers are for training's few shapes alone: every other shape would be compiled anew
+        forward = self.plain if generator is None or batch.kind == "text" else self.fast
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             image = grid = None
             if batch.kind != "text":
@@ -101,11 +104,11 @@ class Trainer:
                     keep = torch.rand(len(pixels), 1, generator=generator, device=self.device) < 0.5
                     order = torch.where(keep, torch.arange(3, device=self.device), order)
                     pixels = pixels.gather(-1, order[:, None, None].expand(-1, *pixels.shape[1:3], -1))
-                image, grid = self.forward.see(pixels), (pixels.shape[1] // PATCH, pixels.shape[2] // PATCH)
+                image, grid = forward.see(pixels), (pixels.shape[1] // PATCH, pixels.shape[2] // PATCH)
             frames = audio = None
             if batch.kind == "spoken":
                 frames, audio, lengths = self._hear(data["rows"], generator)
-            hidden, mixed, looks = self.forward(
+            hidden, mixed, looks = forward(
                 data["ids"], data["prompt"], image, audio, data["audio_source"], grid or (0, 0)
             )
             weight = self.model.lm_head.weight
@@ -142,7 +145,7 @@ class Trainer:
                 audio, lengths, strength=self.strength, generator=generator, keep_length=True
             )
         audio = normalize(audio, lengths)
-        frames = self.forward.hear(audio, lengths)
+        frames = self.plain.hear(audio, lengths)
         return frames, self.model.model.speech_projector(frames), lengths
 
     strength = 1.0
@@ -227,8 +230,7 @@ def train_agent(options: argparse.Namespace) -> int:
     checks = validation(encoder, options.validation)
     index = options.ear / "utterances.jsonl" if options.ear else None
     source = BatchSource(
-        encoder, workers=options.workers, slots=options.slots, first_slots=options.first_slots, batch=options.batch,
-        spoken_batch=options.spoken_batch, seed=options.seed, speech_index=index, spoken_share=options.spoken_share,
+        encoder, workers=options.workers, slots=options.slots, first_slots=options.first_slots, batch=options.batch, seed=options.seed, speech_index=index, spoken_share=options.spoken_share,
     )  # fmt: skip
     began = time.monotonic()
     try:
@@ -381,8 +383,7 @@ def parser() -> argparse.ArgumentParser:
     agent.add_argument("--init", type=Path, help="go on from this model")
     agent.add_argument("--seconds", type=float, default=1200)
     agent.add_argument("--steps", type=int)
-    agent.add_argument("--batch", type=int, default=256)
-    agent.add_argument("--spoken-batch", type=int, default=192)
+    agent.add_argument("--batch", type=int, default=224)
     agent.add_argument("--spoken-share", type=float, default=0.5)
     agent.add_argument("--rate", type=float, default=8e-4)
     agent.add_argument("--warmup", type=int, default=300, help="steps")

@@ -181,7 +181,7 @@ class BatchSource:
         self.pixels = [shared_pixels(workers * slots, size) for size in SIZES]
         self.queue = context.Queue(maxsize=3 * workers)
         self.stop_event = context.Event()
-        settings = (slots, first_slots, batch, spoken_batch, speech_index, spoken_share, text_share)
+        settings = (slots, first_slots, batch, speech_index, spoken_share, text_share)
         self.processes = [
             context.Process(target=self._work, args=(encoder, seed + number, number, *settings), daemon=True)
             for number in range(workers)
@@ -219,7 +219,7 @@ class BatchSource:
                     kind,
                     size,
                     shards[size] if kind != "text" else [],
-                    spoken_batch if kind == "spoken" else batch,
+                    batch,
                     utterances,
                 )
                 pending.arrays["slots"] = pending.arrays["slots"] + base
