@@ -1,4 +1,4 @@
-"""Packing natural speech to be carried to the training machine: what natural_mandarin.py wrote, as a speech pool.
+"""Packing what natural_mandarin.py wrote as a speech pool, to be carried to the training machine.
 
     python -m labkit.models.pocket.natural_pool RAW [RAW ...] --output natural.zip
 

@@ -92,8 +92,13 @@ class RHVoice:
         return Path(spec.origin).parent / "data" if spec and spec.origin else None
 
     @classmethod
-    def available(cls) -> bool:
-        return cls._library("RHVoice", 5) is not None and cls._data() is not None
+    def has(cls, voice: str) -> bool:
+        data = cls._data()
+        return (
+            cls._library("RHVoice", 5) is not None
+            and data is not None
+            and (data / "voices" / voice.lower()).is_dir()
+        )
 
     def _set_rate(self, rate, user) -> int:
         self.sample_rate = rate

@@ -1,7 +1,8 @@
 """Speech synthesizers that training borrows: espeak-ng, flite, RHVoice and SVOX Pico, each optional.
 
-Every engine is a small class over the synthesizer's C library with the one method
+Every engine is a small class over the synthesizer's C library with the two methods
 
+    has(voice) -> whether the library and this voice's data are installed
     speak(text, voice, speed, pitch) -> (samples float32 [n] in -1..1, sample rate in Hz)
 
 where `speed` and `pitch` are ratios to the voice's own (2.0 is twice as fast, an octave higher). Libraries
@@ -27,7 +28,7 @@ from labkit.models.pocket.speech_libraries import LIBRARIES_VARIABLE, SpeechErro
 class Espeak:
     """espeak-ng (GPL-3.0-or-later), from the package espeakng-loader: formant synthesis, about 2 ms a phrase.
 
-    A voice is a language with an optional variant: "en-us", "cmn+f3", "en-gb-scotland+klatt2".
+    A voice is a language with an optional variant: "en-us", "en" (British), "cmn+f3", "en-029+klatt2".
     """
 
     install = "pip install espeakng-loader==0.2.4"
@@ -51,7 +52,7 @@ class Espeak:
         self.library.espeak_SetSynthCallback(self.callback)
 
     @staticmethod
-    def available() -> bool:
+    def has(voice: str) -> bool:
         return importlib.util.find_spec("espeakng_loader") is not None
 
     def _receive(self, samples, count, events) -> int:
@@ -120,8 +121,8 @@ class Flite:
         self.voices: dict[str, object] = {}
 
     @staticmethod
-    def available() -> bool:
-        return find_library("libflite.so.1") is not None
+    def has(voice: str) -> bool:
+        return None not in (find_library("libflite.so.1"), find_library(f"libflite_cmu_us_{voice}.so.1"))
 
     def _voice(self, name: str):
         if name not in self.voices:
@@ -155,14 +156,14 @@ class Pico:
     install = "pip install py-nanotts==0.1.1"
 
     def __init__(self) -> None:
-        if not self.available():
+        if not self.has(""):
             raise SpeechError(f"SVOX Pico was not found: {self.install}")
         from py_nanotts import NanoTTS
 
         self.engine = NanoTTS()
 
     @staticmethod
-    def available() -> bool:
+    def has(voice: str) -> bool:
         return importlib.util.find_spec("py_nanotts") is not None
 
     def speak(self, text: str, voice: str, speed: float, pitch: float) -> tuple[np.ndarray, int]:

@@ -34,6 +34,7 @@ from labkit.models.pocket.voices import (
     SPLITS,
     choose_voice,
     natural_voice,
+    require_voice,
     synthesize,
     trim,
 )
@@ -119,10 +120,7 @@ def make_pool(
         if not {"id", "text", "lang"} <= row.keys():
             raise SpeechError(f"a text needs id, text and lang; this one has {sorted(row)}")
     for lang in {row["lang"] for row in rows}:
-        if not installed_voices(lang, options.split):
-            raise SpeechError(
-                f"no {options.split} voice for {lang!r} is installed: {ENGINES['espeak'].install}"
-            )
+        require_voice(lang, options.split)
     jobs = list(_jobs(rows, options))
     index: list[dict[str, Any]] = []
     total, complaints, raw = 0, [], folder / "speech.raw"

