@@ -174,7 +174,7 @@ class BatchSource:
     """
 
     def __init__(
-        self, encoder: Encoder, *, workers: int, slots: int, first_slots: int, batch: int, spoken_batch: int, seed: int,
+        self, encoder: Encoder, *, workers: int, slots: int, first_slots: int, batch: int, seed: int,
         speech_index: Path | None = None, spoken_share: float = 0.5, text_share: float = 0.02,
     ) -> None:  # fmt: skip
         context = multiprocessing.get_context("fork")
@@ -197,7 +197,6 @@ class BatchSource:
         slots,
         first_slots,
         batch,
-        spoken_batch,
         speech_index,
         spoken_share,
         text_share,

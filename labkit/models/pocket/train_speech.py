@@ -49,7 +49,7 @@ def write_texts(path: Path, count: int, seed: int = 0, part: str = "train") -> N
             labels.update(words.concepts(kind, lang))
         made = [instructions.tap(rng, label, lang, part, spoken=True) for label in sorted(labels)]
         for kind in ("app", "setting", "button", "tab"):
-            made += [instructions.tap(rng, label, lang, part, spoken=True) for label in words.concepts(kind, lang)0]
+            made += [instructions.tap(rng, label, lang, part, spoken=True) for label in words.concepts(kind, lang) * 10]
         made += [instructions.icon(rng, name, lang, part, spoken=True) for name in list(words.ICONS) * 15]
         made += [instructions.fixed(rng, task, lang, part, spoken=True) for task in instructions.FIXED_TASKS * 40]
         made += instructions.spoken_texts(rng, lang, part, max(0, count // 2 - len(made)))
