@@ -13,7 +13,7 @@ from labkit import phonetap
 from labkit.protocol import format_action
 from labkit.results import mean_interval, paired_difference, wilson_interval
 
-GROUPS = ("split", "lang", "target_kind")
+GROUPS = ("split", "lang", "target_kind", "speaker")
 RATES = {"click_accuracy": "click", "step_success_rate": "success", "parse_rate": "parsed"}
 MEANS = {"mean_distance": "distance", "bias_x": "dx", "bias_y": "dy"}
 
@@ -34,9 +34,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Let `engine` answer every item once, greedily, and score the answers; one record an item, in order.
 
-    A record holds ``id, split, lang, target_kind, instruction, expected, answer, completion_tokens,
-    finish_reason, latency_s`` (its batch's time divided by the batch's size) and the fields of
-    `labkit.phonetap.Score`: ``parsed, click, success, distance, dx, dy``.
+    A record holds ``id, split, lang, task, target_kind, speaker, instruction, expected, answer,
+    completion_tokens, finish_reason, latency_s`` (its batch's time divided by the batch's size) and the
+    fields of `labkit.phonetap.Score`: ``parsed, click, success, distance, dx, dy``.
 
     Items whose id is in a record of `done` are not asked again: pass what an interrupted run kept.
     `on_record` sees every new record as soon as it exists. `score` is PhoneTap's unless given.
@@ -134,7 +134,9 @@ def _record(item: Any, generation: Any, latency_s: float, result: Any) -> dict[s
         "id": item.id,
         "split": item.split,
         "lang": item.lang,
+        "task": getattr(item, "task", None),
         "target_kind": item.target_kind,
+        "speaker": getattr(item, "group", None),
         "instruction": item.instruction,
         "expected": format_action(item.action),
         "answer": generation.text,

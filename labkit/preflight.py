@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit import phonetap
 from labkit.errors import LabError
 from labkit.models import get_spec
 from labkit.results import environment
 from labkit.tables import UNQUANTIZED
 
-SPLITS = ("all", "typed", "spoken", "hard")
 HASHED_BYTES = 1_000_000_000
 """Checkpoints up to this size are recognized by their content, larger ones by sizes and times of change."""
 
@@ -66,8 +66,8 @@ def prepare(
 
     Raises `LabError` with one line that names what is wrong and what would be right.
     """
-    if split not in SPLITS:
-        raise LabError(f"no split is called {split!r}; known are {', '.join(SPLITS)}")
+    if split not in ("all", *phonetap.SPLITS):
+        raise LabError(f"no split is called {split!r}; known are all, {', '.join(phonetap.SPLITS)}")
     check_count("items", items)
     check_count("batch size", batch_size)
     if seed is not None and (type(seed) is not int or seed < 0):
@@ -186,8 +186,6 @@ def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) 
 
 
 def _check_items(split: str, count: int, seed: int | None, model: str, modalities: Sequence[str]) -> list:
-    from labkit import phonetap
-
     if "image" not in modalities:
         raise LabError(f"{model} takes no images, and every PhoneTap item is a screenshot")
     chosen = phonetap.items(split=split, count=count, seed=seed, part="test")

@@ -40,7 +40,9 @@ def run_worker(
     finished = False
     with (
         log.open("wb") as errors,
-        tqdm(total=None, desc=title, unit="answer", disable=not progress, file=sys.stderr) as bar,
+        tqdm(
+            total=request["items"], desc=title, unit=" answers", disable=not progress, file=sys.stderr
+        ) as bar,
     ):
         process = subprocess.Popen(
             command,
@@ -89,8 +91,6 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _show(bar: Any, event: Mapping[str, Any]) -> None:
-    if bar.total != event["total"]:
-        bar.reset(total=event["total"])
     bar.update(event["done"] - bar.n)
     if event["done"]:
         bar.set_postfix_str(f"right steps {event['hits'] / event['done']:.1%}", refresh=False)

@@ -74,11 +74,9 @@ class RunFolder:
                 raise ResultsError(f"{path}: damaged: expected an object")
             differing = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
             if differing:
-                told = ", ".join(
-                    f"{n} was {_told(kept.get(n))}, now {_told(settings.get(n))}" for n in differing
-                )
+                told = _tell_differences(differing, kept, settings)
                 raise RunFolderError(
-                    f"{self.path} holds another comparison ({told}); "
+                    f"{self.path} holds another comparison: {told}; "
                     "give another --output, or delete that folder to measure anew"
                 )
             return
@@ -154,6 +152,16 @@ def _check_definition(path: Path, plan: str, kept: Mapping[str, Any], now: Mappi
         )
 
 
+def _tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """``seed was 3, now 4``; a fingerprint only where nothing readable explains it."""
+    readable = [name for name in names if not name.endswith("_fingerprint")]
+    if readable:
+        return ", ".join(
+            f"{name} was {_told(kept.get(name))}, now {_told(now.get(name))}" for name in readable
+        )
+    return " and ".join(f"the {name.removesuffix('_fingerprint')} changed in content" for name in names)
+
+
 def _told(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:12] + "…"
+    return text if len(text) <= 160 else text[:157] + "…"

@@ -107,6 +107,8 @@ def test_a_half_answered_plan_continues_after_its_last_answer(tmp_path):
         ({"seed": 4}, "seed was null, now 4"),
         ({"model": "other"}, "model was fake, now other"),
         ({"version": "9"}, "version was null, now 9"),
+        ({"items_fingerprint": "abc"}, "the items changed in content"),
+        ({"seed": 4, "items_fingerprint": "abc"}, "comparison: seed was null, now 4;"),
     ],
 )
 def test_a_folder_with_another_comparison_is_refused(tmp_path, change, told):
