@@ -1,0 +1,146 @@
+"""`quantize_`: lay a plan over a model and replace its Linears in place, one by one."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from labkit.plan import PlanError, QuantizationPlan
+from labkit.quantization import QuantizedLinear
+from labkit.quantization.dense import DenseLinear
+from labkit.resolution import ResolvedPlan, default_dtype_of
+
+
+@torch.no_grad()
+def quantize_(
+    model: nn.Module,
+    plan: QuantizationPlan | str | Path,
+    calibration: Iterable[Any] | None = None,
+    *,
+    roles: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> ResolvedPlan:
+    """Replace the Linears of ``model`` as ``plan`` says, in place, and bring all else to its default dtype.
+
+    Works on any torch module. Each original is freed as soon as its replacement stands, so the peak is the
+    model and one layer. Floating parameters and persistent buffers take the plan's default dtype; computed
+    buffers (rotary frequencies) stay as they are. The model is for inference afterwards: nothing requires
+    gradients. A module that is no transformers model casts its floating inputs to the default dtype from
+    then on.
+
+    Args:
+        model: on the device where it is to be quantized; not on the meta device.
+        plan: a plan, a YAML file, or the name of a preset.
+        calibration: batches for schemes that require calibration; the others ignore it.
+        roles: module name -> role, for plans with ``role`` rules (default: found by the model's family).
+        progress: show a progress bar.
+
+    Returns:
+        what was done, with the predicted bytes.
+
+    Raises:
+        PlanError: the plan does not fit the model (before anything is changed).
+        SchemeError: a weight cannot be quantized (not finite), naming the Linear.
+    """
+    if not isinstance(plan, QuantizationPlan):
+        plan = QuantizationPlan.from_yaml(plan)
+    resolved = plan.resolve(model, roles)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise PlanError("the model is on the meta device and has no weights to quantize: load them first")
+    if calibration is None:
+        for name, scheme in resolved.schemes.items():
+            if scheme.requires_calibration:
+                number = resolved.rules[name]
+                raise PlanError(f"plan {plan.name}, rule {number}: {scheme.name} needs calibration batches")
+    places = _places(model, set(resolved.schemes))
+    for name in tqdm(resolved.schemes, desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress):
+        linear = model.get_submodule(name)
+        try:
+            module = resolved.schemes[name].quantize_linear(linear, dtype=plan.dtype)
+        except ValueError as error:
+            raise type(error)(f"{name}: {error}") from error
+        module.train(linear.training)
+        for parent, attribute in places[name]:
+            setattr(parent, attribute, module)
+        del linear
+    _convert_rest_(model, plan.dtype)
+    model.requires_grad_(False)
+    if not hasattr(model, "get_input_embeddings"):  # transformers models look after their inputs themselves
+        model.register_forward_pre_hook(_CastInputs(plan.dtype), with_kwargs=True)
+    return resolved
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Resident bytes of a model's parameters and buffers, what is shared counted once.
+
+    Models quantized by others are counted too: bitsandbytes' ``quant_state`` and ``SCB``, and the inner
+    tensors of tensor subclasses.
+    """
+    seen: dict[Any, int] = {}
+
+    def count(tensor: Any) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            return
+        if hasattr(tensor, "__tensor_flatten__"):
+            for attribute in tensor.__tensor_flatten__()[0]:
+                count(getattr(tensor, attribute))
+            return
+        size = tensor.numel() * tensor.element_size()
+        key = id(tensor) if tensor.is_meta else (tensor.device, tensor.data_ptr(), size)
+        seen[key] = size
+
+    def count_state(state: Any) -> None:
+        if state is not None:
+            for attribute in ("absmax", "code", "offset"):
+                count(getattr(state, attribute, None))
+            count_state(getattr(state, "state2", None))
+
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            count(tensor)
+            count_state(getattr(tensor, "quant_state", None))
+            count(getattr(tensor, "SCB", None))
+        count(getattr(getattr(module, "state", None), "SCB", None))
+    return sum(seen.values())
+
+
+def _places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Name -> every (parent, attribute) where that module hangs; holds no reference to the modules."""
+    ids = {id(module): name for name, module in model.named_modules() if name in names}
+    places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names}
+    for parent in model.modules():
+        for attribute, child in parent._modules.items():
+            if id(child) in ids:
+                places[ids[id(child)]].append((parent, attribute))
+    return places
+
+
+def _convert_rest_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring what no scheme owns to the default dtype, keeping ties."""
+    for module in model.modules():
+        if isinstance(module, (QuantizedLinear, DenseLinear)):
+            continue
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.data = parameter.data.to(default_dtype_of(parameter, True, dtype))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                persistent = name not in module._non_persistent_buffers_set
+                module._buffers[name] = buffer.to(default_dtype_of(buffer, persistent, dtype))
+
+
+class _CastInputs:
+    """Forward pre-hook: floating tensors among the arguments are cast to one dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return tuple(self.cast(value) for value in args), {key: self.cast(v) for key, v in kwargs.items()}
+
+    def cast(self, value: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if floating else value

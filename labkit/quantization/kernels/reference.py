@@ -1,0 +1,46 @@
+"""Dequantize and multiply, a slice of output channels at a time: the path every other one is tested against.
+
+A slice stays in the cache between being dequantized and being multiplied, and the dequantized weight never
+exists as a whole: the peak memory of a layer is that of one slice.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+SLICE_ELEMENTS_CPU = 4 * 2**20
+SLICE_ELEMENTS_GPU = 64 * 2**20
+CACHE_ELEMENTS = 2**19  # for conversions of several steps: what they pass on stays in a core's cache
+
+
+def row_slices(
+    out_features: int,
+    in_features: int,
+    device: torch.device,
+    multiple: int = 1,
+    cpu_elements: int = SLICE_ELEMENTS_CPU,
+) -> Iterator[slice]:
+    """Slices of output channels of about ``cpu_elements`` or `SLICE_ELEMENTS_GPU` values each, beginning at
+    multiples of ``multiple``."""
+    limit = cpu_elements if device.type == "cpu" else SLICE_ELEMENTS_GPU
+    step = max(limit // (in_features * multiple), 1) * multiple
+    for start in range(0, out_features, step):
+        yield slice(start, min(start + step, out_features))
+
+
+def sliced_multiply(
+    rows: Tensor,
+    out_features: int,
+    weight_of: Callable[[slice], Tensor],
+    cpu_elements: int = SLICE_ELEMENTS_CPU,
+    multiple: int = 1,
+) -> Tensor:
+    """rows [M, K] times the weight whose channels ``weight_of(slice)`` [n, K] gives -> [M, N]."""
+    slices = list(row_slices(out_features, rows.shape[1], rows.device, multiple, cpu_elements))
+    if len(slices) == 1:
+        return rows @ weight_of(slices[0]).T
+    out = rows.new_empty(rows.shape[0], out_features)
+    for part in slices:
+        out[:, part] = rows @ weight_of(part).T
+    return out

@@ -1,0 +1,127 @@
+"""The module that stands in a Linear's place: shapes, dtypes, bias, and where its bytes lie.
+
+Subclasses hold their tensors as buffers and say how to multiply and how to dequantize. A scheme whose
+weight has a faster order of bytes on some device (`kernels`) keeps **one** copy, in that order, while the
+module is there; `layout` names it, and state dictionaries always hold the plain order, so that a file
+written on one machine loads on another.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class QuantizedLinear(nn.Module):
+    """Base of the modules that replace `nn.Linear`: ``y = x @ weight.T + bias``.
+
+    Takes ``x [..., in_features]`` of any leading shape, no rows included, in fp32, fp16 or bf16 and returns
+    ``[..., out_features]`` in the same dtype. Gradients flow to ``x`` (through the dequantized weight), never
+    to the weight.
+    """
+
+    packed_name: str | None = None  # the buffer that `layout` is about
+    row_bytes: int | None = None  # bytes of one output channel in it
+
+    def __init__(
+        self, in_features: int, out_features: int, has_bias: bool, device: Any, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.dtype = dtype
+        self.layout = "plain"
+        bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False)
+        self.register_parameter("bias", bias if has_bias else None)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """rows [M, K], M > 0 -> [M, N] in the same dtype, without the bias."""
+        raise NotImplementedError
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight [N, K] the module multiplies by, in ``dtype`` (default: the bias's): a full copy."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight, for code that reads `Linear.weight`. Costs a full copy each time."""
+        return self.dequantize()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"the last dimension is {x.shape[-1]}, the layer takes {self.in_features}")
+        shape = (*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)
+        if rows.shape[0] == 0:
+            return x.new_empty(shape)
+        if torch.is_grad_enabled() and x.requires_grad:
+            out = _Multiply.apply(rows, self)
+        else:
+            out = self.multiply(rows)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
+        return out.view(shape)
+
+    # -- one copy of the weight, in the order of bytes the device likes best -------------------------------
+
+    def wanted_layout(self) -> str:
+        """The order of bytes to keep on the present device."""
+        return "plain"
+
+    def relayout(self, packed: Tensor, old: str, new: str) -> Tensor:
+        """``packed`` in another order of bytes, same shape."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Bring the packed buffer into the order the present device likes best."""
+        self._set_layout(self.wanted_layout())
+
+    def _set_layout(self, layout: str) -> None:
+        if layout != self.layout:
+            packed = self._buffers[self.packed_name]
+            if not packed.is_meta:
+                self._buffers[self.packed_name] = self.relayout(packed, self.layout, layout)
+            self.layout = layout
+
+    def _apply(self, fn, recurse: bool = True):  # moves between devices and dtypes
+        super()._apply(fn, recurse)
+        if self.packed_name is not None:
+            self.settle()
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.layout != "plain":
+            key = prefix + self.packed_name
+            destination[key] = self.relayout(destination[key], self.layout, "plain")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        given = self.packed_name is not None and prefix + self.packed_name in state_dict
+        if given:
+            self._set_layout("plain")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if given:
+            self.settle()
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, layout={self.layout}"
+        )
+
+
+class _Multiply(torch.autograd.Function):
+    """`QuantizedLinear.multiply` with the gradient of its input, for adapters trained on top."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, module: QuantizedLinear) -> Tensor:
+        ctx.module = module
+        return module.multiply(rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad @ ctx.module.dequantize(grad.dtype), None

@@ -1,0 +1,191 @@
+"""What every scheme is: a frozen dataclass of options that knows how to replace a Linear, registered by name.
+
+To add a scheme: one file in this folder with a dataclass derived from `Scheme`, decorated with
+``@register("name")`` and imported in ``__init__.py``. The options are the dataclass's fields, made by
+`option`, whose help text is what the command line, the widgets and the documentation show.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from labkit.errors import LabError
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class SchemeError(LabError):
+    """A scheme, an option of one, or a Linear it was asked to replace is not possible."""
+
+
+_REGISTRY: dict[str, type["Scheme"]] = {}
+
+
+def option(default: Any, help: str, choices: tuple | None = None) -> Any:
+    """A dataclass field with its help text and, if they are few, its possible values."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one Linear's weight, and perhaps its activations, are stored and multiplied."""
+
+    name: ClassVar[str]
+    requires_calibration: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_option(self.name, item, getattr(self, item.name))
+
+    @property
+    def summary(self) -> str:
+        """The first line of the scheme's docstring."""
+        return (type(self).__doc__ or "").strip().splitlines()[0]
+
+    def validate_environment(self, device: torch.device | str | None) -> None:
+        """Raises SchemeError if this scheme cannot run on ``device`` with the packages installed."""
+        kind = "cpu" if device is None else torch.device(device).type
+        if kind not in ("cpu", "cuda", "meta"):
+            raise SchemeError(f"scheme {self.name} runs on cpu and cuda, not on {kind}")
+
+    def validate(self, in_features: int, out_features: int, device: torch.device | str | None = None) -> None:
+        """Raises SchemeError, naming what is wrong and what would be right, for a Linear of these sizes."""
+        self.validate_environment(device)
+
+    def empty_linear(
+        self,
+        in_features: int,
+        out_features: int,
+        has_bias: bool,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> nn.Module:
+        """The module this scheme puts in a Linear's place, its buffers allocated and not yet filled.
+
+        ``dtype`` is that of what the scheme does not quantize: the bias.
+        """
+        raise NotImplementedError
+
+    def quantize_linear(
+        self,
+        linear: nn.Linear,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """A drop-in module for ``linear`` on ``device`` (default: where it is), its bias in ``dtype``
+        (default: as it is). ``linear`` itself is not changed. Raises SchemeError (see `validate`)."""
+        device = device or linear.weight.device
+        self.validate(linear.in_features, linear.out_features, device)
+        weight = checked_weight(linear)
+        module = self.empty_linear(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            device=device,
+            dtype=dtype or weight.dtype,
+        )
+        self.fill(module, weight.to(device))
+        if linear.bias is not None:
+            module.bias.data.copy_(linear.bias.detach())
+        return module
+
+    def fill(self, module: nn.Module, weight: Tensor) -> None:
+        """Quantize ``weight`` [N, K] into the buffers of a module made by `empty_linear`."""
+        module.set_weight(weight)
+
+    def predict_bytes(
+        self, out_features: int, in_features: int, has_bias: bool, *, dtype: torch.dtype = torch.bfloat16
+    ) -> int:
+        """Bytes the module will hold, by arithmetic alone; ``dtype`` is that of the bias."""
+        raise NotImplementedError
+
+    def resident_bytes(self, module: nn.Module) -> int:
+        """Bytes ``module`` does hold, counted from its parameters and buffers."""
+        return resident_bytes(module)
+
+    def options(self) -> dict[str, Any]:
+        """The options as a plain dictionary (what a plan file says besides ``scheme``)."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def register(name: str):
+    """Class decorator: make the scheme known under ``name``."""
+
+    def decorate(cls: type[Scheme]) -> type[Scheme]:
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"the scheme name {name!r} is taken by {_REGISTRY[name].__qualname__}")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+def known_schemes() -> dict[str, type[Scheme]]:
+    """Name -> class, in the order of registration."""
+    return dict(_REGISTRY)
+
+
+def get_scheme(name: str, **options: Any) -> Scheme:
+    """The scheme ``name`` with ``options``; raises SchemeError that lists what is known."""
+    if name not in _REGISTRY:
+        raise SchemeError(f"unknown scheme {name!r}; known are {', '.join(_REGISTRY)}")
+    cls = _REGISTRY[name]
+    known = [item.name for item in fields(cls)]
+    for key in options:
+        if key not in known:
+            listed = f"known are {', '.join(known)}" if known else "it has none"
+            raise SchemeError(f"unknown option {key!r} of scheme {name}; {listed}")
+    return cls(**options)
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes of the module's own parameters and buffers, and of those of its submodules."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def bias_bytes(out_features: int, has_bias: bool, dtype: torch.dtype) -> int:
+    """Bytes of a bias kept in ``dtype``."""
+    return out_features * dtype.itemsize if has_bias else 0
+
+
+def check_group_size(group_size: int, in_features: int) -> None:
+    """Raises SchemeError, naming the sizes that would do, if groups do not fill a row."""
+    if in_features % group_size:
+        dividing = [str(size) for size in (32, 64, 128, 256) if in_features % size == 0]
+        right = f"{' or '.join(dividing)} would do" if dividing else "no usual size does: take int8"
+        raise SchemeError(f"group_size {group_size} does not divide {in_features} input features; {right}")
+
+
+def checked_weight(linear: nn.Linear) -> Tensor:
+    """The weight [N, K], detached; raises SchemeError if it is on the meta device or not finite."""
+    weight = linear.weight.detach()
+    if weight.is_meta:
+        raise SchemeError("the model is on the meta device and has no weights to quantize: load them first")
+    if not weight.is_floating_point():
+        raise SchemeError(f"the weight is {weight.dtype}, not floating point: it is quantized already")
+    if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
+        raise SchemeError("the weight holds values that are not finite (inf or nan)")
+    return weight
+
+
+def _check_option(scheme: str, item: Any, value: Any) -> None:
+    choices = item.metadata.get("choices")
+    if choices is not None:
+        if value not in choices or type(value) not in {type(choice) for choice in choices}:
+            listed = ", ".join(str(choice) for choice in choices)
+            raise SchemeError(f"{item.name} of scheme {scheme} must be one of {listed}, not {value!r}")
+        return
+    wanted = item.type if isinstance(item.type, type) else type(item.default)
+    right = (isinstance(value, (int, float)) if wanted is float else isinstance(value, wanted)) and not (
+        wanted in (int, float) and isinstance(value, bool)
+    )
+    if not right:
+        raise SchemeError(f"{item.name} of scheme {scheme} must be {wanted.__name__}, not {value!r}")
+    if wanted in (int, float) and value <= 0:
+        raise SchemeError(f"{item.name} of scheme {scheme} must be positive, not {value!r}")

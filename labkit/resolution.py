@@ -1,0 +1,290 @@
+"""A plan laid over a model: which Linear gets which scheme, and the bytes of the whole, ahead of any work.
+
+Works on the meta device: only names, classes and shapes are looked at.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from labkit.plan import PlanError, QuantizationPlan, Rule
+from labkit.quantization import QuantizedLinear, Scheme, SchemeError
+from labkit.quantization.dense import DenseLinear
+
+if TYPE_CHECKING:
+    import pandas
+
+NO_ROLE = "other"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The parameters of one module, or of one quantized Linear: a line of the account."""
+
+    module: str
+    role: str
+    scheme: str
+    parameters: int
+    bytes: int
+    is_linear: bool
+
+
+@dataclass(frozen=True)
+class ResolvedPlan:
+    """What `QuantizationPlan.resolve` returns.
+
+    Attributes:
+        plan: the plan.
+        schemes: module name -> scheme of each Linear a rule matched; the others keep the default dtype.
+        rules: module name -> number of the rule (from 1).
+        parts: where the predicted bytes are, one entry a module.
+        notes: what was left alone or degraded, and why, in sentences.
+    """
+
+    plan: QuantizationPlan
+    schemes: dict[str, Scheme]
+    rules: dict[str, int]
+    parts: list[Part] = field(repr=False)
+    notes: list[str]
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Bytes of the whole model: parameters and buffers, what is tied counted once."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def parameters(self) -> int:
+        """Values of the whole model, what is tied counted once."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def bytes_by_role(self) -> dict[str, int]:
+        """Role -> bytes; ``other`` for what plays no role of its own."""
+        total: Counter[str] = Counter()
+        for part in self.parts:
+            total[part.role] += part.bytes
+        return dict(total)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One entry per role and scheme: linears, parameters, bytes, bits a parameter."""
+        grouped: dict[tuple[str, str], list[Part]] = {}
+        for part in self.parts:
+            grouped.setdefault((part.role, part.scheme), []).append(part)
+        rows = []
+        for (role, scheme), parts in grouped.items():
+            parameters, size = sum(p.parameters for p in parts), sum(p.bytes for p in parts)
+            rows.append(
+                {
+                    "role": role,
+                    "scheme": scheme,
+                    "linears": sum(p.is_linear for p in parts),
+                    "parameters": parameters,
+                    "bytes": size,
+                    "bits_per_parameter": round(8 * size / parameters, 2) if parameters else None,
+                }
+            )
+        return rows
+
+    def table(self) -> "pandas.DataFrame":
+        """`rows` as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+
+def resolve(
+    plan: QuantizationPlan,
+    model: nn.Module,
+    roles: Mapping[str, str] | None = None,
+    device: torch.device | str | None = None,
+) -> ResolvedPlan:
+    """See `QuantizationPlan.resolve`."""
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise PlanError("the model is quantized already: load it anew and apply one plan")
+    roles = _roles_of(plan, model) if roles is None else roles
+    linears, fixed = replaceable_linears(model)
+    if device is None:
+        device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    schemes, rule_numbers, notes = {}, {}, [f"{name} is left alone: {why}" for name, why in fixed.items()]
+    tied = tied_linears(model, linears)
+    shadowed: Counter[int] = Counter()
+    degraded: dict[int, list[str]] = {}
+    for name, linear in linears.items():
+        matching = [i for i, rule in enumerate(plan.rules) if rule.matches(name, roles.get(name))]
+        shadowed.update(matching)
+        if name in tied:
+            exact = [i for i in matching if plan.rules[i].names_exactly(name)]
+            if matching and not exact:
+                notes.append(
+                    f"{name} is left alone: {tied[name]}; a rule that names it exactly would quantize it"
+                )
+            matching = exact
+        if matching:
+            number = matching[0] + 1
+            schemes[name], note = _scheme_for(plan, number, name, linear, device)
+            rule_numbers[name] = number
+            if note:
+                degraded.setdefault(number, []).append(note)
+    for number, reasons in degraded.items():
+        notes.extend(reasons)
+        more = f", and {len(reasons) - 1} more Linears" if len(reasons) > 1 else ""
+        warnings.warn(f"plan {plan.name}, rule {number}: {reasons[0]}{more}", stacklevel=3)
+    _refuse_idle_rules(plan, rule_numbers, shadowed, linears, tied, roles)
+    if "" in schemes:
+        raise PlanError(
+            "the model itself is one Linear and cannot be replaced in place: wrap it in nn.Sequential"
+        )
+    return ResolvedPlan(plan, schemes, rule_numbers, _account(plan, model, schemes, roles), notes)
+
+
+def replaceable_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+    """Linears that can be replaced, by name, and those that cannot, with the reason."""
+    linears, fixed = {}, {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            fixed[name] = "nn.MultiheadAttention reads its weight directly"
+        elif not isinstance(module._parameters.get("weight"), nn.Parameter):
+            fixed[name] = "its weight is computed from other parameters"
+        elif type(module).forward not in (nn.Linear.forward, DenseLinear.forward):
+            fixed[name] = f"{type(module).__name__} has a forward of its own"
+        else:
+            linears[name] = module
+    return linears, fixed
+
+
+def tied_linears(model: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, str]:
+    """Linears whose weight another module holds too, with the reason in words."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(name)
+    tied = {}
+    for name, linear in linears.items():
+        others = [other for other in holders[id(linear.weight)] if other != name]
+        if others:
+            tied[name] = f"its weight is tied to {', '.join(others)}"
+    return tied
+
+
+def default_dtype_of(tensor: torch.Tensor, persistent: bool, default: torch.dtype) -> torch.dtype:
+    """The dtype ``quantize_`` gives a tensor that no scheme owns: floating parameters and persistent buffers
+    the default, others (integers, computed tables such as rotary frequencies) their own."""
+    return default if tensor.is_floating_point() and persistent else tensor.dtype
+
+
+def _roles_of(plan: QuantizationPlan, model: nn.Module) -> Mapping[str, str]:
+    from labkit.models.families import find_roles
+
+    try:
+        return find_roles(model)
+    except ValueError:
+        if any(rule.roles for rule in plan.rules):
+            raise
+        return {}
+
+
+def _scheme_for(
+    plan: QuantizationPlan, number: int, name: str, linear: nn.Linear, device
+) -> tuple[Scheme, str | None]:
+    rule = plan.rules[number - 1]
+    sizes = linear.in_features, linear.out_features
+    try:
+        rule.scheme.validate(*sizes, device)
+        return rule.scheme, None
+    except SchemeError as error:
+        where = f"plan {plan.name}, rule {number} {rule}: {name}: {error}"
+        if rule.on_unsupported is None:
+            raise PlanError(f"{where} (or set on_unsupported: int8)") from error
+        try:
+            rule.on_unsupported.validate(*sizes, device)
+        except SchemeError as second:
+            raise PlanError(f"{where}; nor can {rule.on_unsupported.name}: {second}") from error
+        note = f"{name} gets {rule.on_unsupported.name} instead of {rule.scheme.name}: {error}"
+        return rule.on_unsupported, note
+
+
+def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles) -> None:
+    """Raises PlanError for a rule that no Linear gets."""
+    for number, rule in enumerate(plan.rules, 1):
+        if number in used.values() or rule.optional:
+            continue
+        where = f"plan {plan.name}, rule {number} {rule}"
+        if (
+            all(name in tied for name in linears if rule.matches(name, roles.get(name)))
+            and shadowed[number - 1]
+        ):
+            only = ", ".join(name for name in linears if rule.matches(name, roles.get(name)))
+            raise PlanError(f"{where} matches only tied Linears ({only}): name it exactly to quantize it")
+        if shadowed[number - 1]:
+            raise PlanError(f"{where} has no effect: earlier rules match all its Linears")
+        raise PlanError(f"{where} matches no Linear; {_what_there_is(rule, linears, roles)}")
+
+
+def _what_there_is(rule: Rule, linears: Mapping[str, nn.Linear], roles: Mapping[str, str]) -> str:
+    if rule.roles:
+        count = Counter(roles[name] for name in linears if name in roles)
+        if not count:
+            return "no roles are known for this model: use match, or pass roles="
+        return f"Linears by role: {', '.join(f'{role} {n}' for role, n in count.items())}"
+    names = list(linears)
+    if not names:
+        return "the model has no Linear that can be replaced"
+    return f"Linears are {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
+
+
+def _account(
+    plan: QuantizationPlan, model: nn.Module, schemes: Mapping[str, Scheme], roles: Mapping[str, str]
+) -> list[Part]:
+    """Every parameter and buffer once."""
+    role_of = _role_lookup(roles)
+    parts, seen = [], set()
+    for name, module in model.named_modules():
+        if name in schemes:
+            has_bias = module.bias is not None
+            size = schemes[name].predict_bytes(
+                module.out_features, module.in_features, has_bias, dtype=plan.dtype
+            )
+            parameters = module.out_features * (module.in_features + has_bias)
+            parts.append(Part(name, role_of(name), schemes[name].name, parameters, size, True))
+            continue
+        parameters = size = 0
+        computed = module._non_persistent_buffers_set
+        tensors = [(p, True, True) for p in module._parameters.values()]
+        tensors += [(b, False, key not in computed) for key, b in module._buffers.items()]
+        for tensor, is_parameter, persistent in tensors:
+            if tensor is None or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            parameters += tensor.numel() * is_parameter
+            size += tensor.numel() * default_dtype_of(tensor, persistent, plan.dtype).itemsize
+        if size:
+            linear = isinstance(module, nn.Linear)
+            parts.append(Part(name, role_of(name), plan.default, parameters, size, linear))
+    return parts
+
+
+def _role_lookup(roles: Mapping[str, str]):
+    """name -> role; a module without one takes that of the smallest part around it whose roles agree."""
+    inside: dict[str, set[str]] = {}
+    for name, role in roles.items():
+        pieces = name.split(".")
+        for length in range(1, len(pieces) + 1):
+            inside.setdefault(".".join(pieces[:length]), set()).add(role)
+
+    def role_of(name: str) -> str:
+        pieces = name.split(".")
+        for length in range(len(pieces), 0, -1):
+            around = inside.get(".".join(pieces[:length]))
+            if around:
+                return next(iter(around)) if len(around) == 1 else NO_ROLE
+        return NO_ROLE
+
+    return role_of
