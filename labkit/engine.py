@@ -34,7 +34,8 @@ class Engine:
     """A loaded, quantized model that answers.
 
     Made by :func:`labkit.load`.  Attributes: ``model``, ``processor``, ``tokenizer``, ``spec``, ``plan``,
-    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype`` and ``load_s``.
+    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype`` and ``load_s`` (seconds
+    of reading and quantizing the weights; importing libraries is not counted).
     """
 
     def __init__(

@@ -48,7 +48,6 @@ def load(
     Raises:
         LabError: whatever cannot work, before weights are read; the message says what would.
     """
-    started = time.perf_counter()
     spec = get_spec(model)
     plan = as_plan(plan, dtype)
     target = choose_device(device)
@@ -59,9 +58,10 @@ def load(
     predicted = plan.resolve(skeleton, roles=roles, device=target)
     check_calibration(predicted, calibration)
     check_memory(predicted.predicted_bytes, target, spec, plan)
-    processor = checkpoint.processor(plan.dtype)
     del skeleton
 
+    started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
+    processor = checkpoint.processor(plan.dtype)
     loaded = checkpoint.weights(staging_device(checkpoint, target), progress)
     resolved = quantize_(loaded, plan, calibration, roles=roles, progress=progress)
     loaded.to(target)
