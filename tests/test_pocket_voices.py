@@ -1,0 +1,214 @@
+"""Training speech: who may be heard, that voices obey, and that pools are whole."""
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from labkit.models.pocket import speakers, speech_engines, speech_libraries
+from labkit.models.pocket.speech_libraries import SpeechError
+from labkit.models.pocket.speech_pool import PoolOptions, main, make_pool, read_pool
+from labkit.models.pocket.voices import (
+    available_voices,
+    choose_voice,
+    installed_voices,
+    require_voice,
+    synthesize,
+    trim,
+)
+
+espeak = pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"
+)
+world = pytest.mark.skipif(importlib.util.find_spec("pyworld") is None, reason="pyworld is not installed")
+TEXTS = [
+    {"id": "a", "text": "Tap Photo Editor", "lang": "en"},
+    {"id": "b", "text": "打开设置", "lang": "zh"},
+    {"id": "c", "text": "go back", "lang": "en"},
+]
+
+
+def pitch_of(samples: np.ndarray) -> float:
+    """The median pitch in Hz by autocorrelation of the louder 40 ms frames."""
+    frames = np.lib.stride_tricks.sliding_window_view(samples, 640)[::320]
+    energy = (frames**2).sum(1)
+    found = []
+    for frame in frames[energy > np.median(energy)]:
+        curve = np.correlate(frame, frame, "full")[639:]
+        lag = 32 + curve[32:320].argmax()  # 50 to 500 Hz
+        if curve[lag] > 0.5 * curve[0]:
+            found.append(16_000 / lag)
+    return float(np.median(found))
+
+
+def voiced(hertz: float, seconds: float = 1.0) -> np.ndarray:
+    """A pulse train through one resonance: something like a vowel."""
+    samples = np.zeros(int(16_000 * seconds))
+    samples[:: round(16_000 / hertz)] = 1.0
+    response = np.exp(-np.arange(200) / 30) * np.sin(2 * np.pi * 700 * np.arange(200) / 16_000)
+    return (0.5 * np.convolve(samples, response)[: len(samples)]).astype(np.float32)
+
+
+@espeak
+def test_training_never_hears_a_held_out_voice_or_pico():
+    rng = random.Random(0)
+    for lang in ("en", "zh"):
+        drawn = {choose_voice(rng, lang) for _ in range(500)}
+        assert {voice.split for voice in drawn} == {"train"}
+        assert "pico" not in {voice.engine for voice in drawn}
+        assert not {voice.name for voice in drawn} & {
+            voice.name for voice in available_voices(lang) if voice.split != "train"
+        }
+
+
+def test_every_voice_has_one_name_and_a_licence():
+    for lang in ("en", "zh"):
+        voices = available_voices(lang)
+        assert len({voice.name for voice in voices}) == len(voices)
+        assert all(voice.licence and voice.lang == lang for voice in voices)
+
+
+@espeak
+@pytest.mark.parametrize(
+    ("text", "lang", "voice"), [("Tap Mail", "en", "espeak/en-us"), ("打开设置", "zh", "espeak/cmn+f3")]
+)
+def test_synthesized_speech_is_16_khz_float_with_a_known_peak(text, lang, voice):
+    samples = synthesize(text, lang, voice)
+    assert samples.dtype == np.float32
+    assert 0.4 < len(samples) / 16_000 < 2.0
+    assert np.abs(samples).max() == pytest.approx(0.9, abs=1e-3)
+
+
+@espeak
+def test_speed_and_pitch_are_obeyed():
+    plain = synthesize("open the camera", "en", "espeak/en-us")
+    fast = synthesize("open the camera", "en", "espeak/en-us", speed=1.5)
+    high = synthesize("open the camera", "en", "espeak/en-us", pitch=1.6)
+    assert len(fast) < 0.8 * len(plain)
+    assert pitch_of(high) > 1.2 * pitch_of(plain)
+
+
+@espeak
+def test_wrong_requests_are_answered_with_what_would_be_right():
+    with pytest.raises(SpeechError, match="known: zh, en"):
+        available_voices("fr")
+    with pytest.raises(SpeechError, match="available_voices"):
+        synthesize("hello", "en", "espeak/nobody")
+    with pytest.raises(SpeechError, match="available_voices"):
+        synthesize("hello", "en", "espeak/cmn")
+    with pytest.raises(SpeechError, match="natural pool"):
+        synthesize("打开设置", "zh", "natural/p1.00f1.00")
+    with pytest.raises(SpeechError, match=r"between 0\.5 and 2"):
+        synthesize("hello", "en", "espeak/en-us", speed=3)
+    with pytest.raises(SpeechError, match="no text"):
+        synthesize("  ", "en", "espeak/en-us")
+
+
+def test_a_missing_synthesizer_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(speech_engines, "find_library", lambda *names: None)
+    with pytest.raises(SpeechError, match="apt-get install libflite1"):
+        speech_engines.Flite()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SpeechError, match="pip install espeakng-loader"):
+        speech_engines.Espeak()
+    with pytest.raises(SpeechError, match="pip install py-nanotts"):
+        speech_engines.Pico()
+
+
+def test_libraries_are_found_in_the_named_folder_first(monkeypatch, tmp_path):
+    (tmp_path / "libnothing.so.1").write_bytes(b"")
+    monkeypatch.setenv(speech_libraries.LIBRARIES_VARIABLE, f"/nowhere:{tmp_path}")
+    assert speech_libraries.find_library("libnothing.so.1") == str(tmp_path / "libnothing.so.1")
+    assert speech_libraries.find_library("libnothing-else.so.1") is None
+
+
+def test_silence_is_trimmed_but_for_a_margin():
+    samples = np.concatenate([np.zeros(5_000), np.full(1_000, 0.2), np.zeros(5_000)]).astype(np.float32)
+    assert len(trim(samples, margin=800)) == 2_600 - 1
+    with pytest.raises(SpeechError, match="silence"):
+        trim(np.zeros(100, np.float32))
+
+
+def test_held_out_speakers_lie_outside_the_training_region():
+    rng = random.Random(1)
+    region = (speakers.TRAIN_PITCH, speakers.TRAIN_FORMANT)
+
+    def inside(speaker):
+        values = (speaker.pitch, speaker.formant)
+        return all(low - 0.01 <= value <= high + 0.01 for value, (low, high) in zip(values, region))
+
+    assert all(inside(speakers.random_speaker(rng)) for _ in range(200))
+    assert all(inside(speaker) for speaker in speakers.train_speakers())
+    assert not any(inside(speaker) for speaker in speakers.HELD_OUT_SPEAKERS)
+    assert speakers.Speaker.from_name("p0.70f1.05") == speakers.Speaker(0.70, 1.05)
+    with pytest.raises(SpeechError, match=r"p0\.70f1\.05"):
+        speakers.Speaker.from_name("someone")
+
+
+@world
+def test_a_speaker_changes_pitch_and_speed_and_nothing_else_asked():
+    analysis = speakers.Analysis(voiced(200))
+    same, deeper = (analysis.speak(speakers.Speaker(pitch, 1.0)) for pitch in (1.0, 0.6))
+    assert pitch_of(same) == pytest.approx(200, rel=0.03)
+    assert pitch_of(deeper) == pytest.approx(120, rel=0.03)
+    assert len(analysis.speak(speakers.Speaker(1.0, 1.0), speed=1.25)) == pytest.approx(
+        16_000 / 1.25, rel=0.02
+    )
+
+
+@world
+def test_a_longer_throat_lowers_the_resonance_and_keeps_the_pitch():
+    analysis = speakers.Analysis(voiced(200))
+
+    def centre(samples):
+        power = np.abs(np.fft.rfft(samples)) ** 2
+        return (power * np.fft.rfftfreq(len(samples), 1 / 16_000)).sum() / power.sum()
+
+    low, high = (analysis.speak(speakers.Speaker(1.0, formant)) for formant in (0.8, 1.25))
+    assert centre(low) < 0.75 * centre(high)
+    assert pitch_of(low) == pytest.approx(pitch_of(high), rel=0.03)
+
+
+@espeak
+def test_a_pool_holds_every_text_by_the_same_voice_each_time(tmp_path):
+    pools = []
+    for name, workers in (("one", 1), ("two", 2)):
+        done = make_pool(TEXTS, tmp_path / name, workers, PoolOptions(seed=3))
+        assert done["utterances"] == 3
+        samples, index = read_pool(tmp_path / name)
+        assert samples.dtype == np.int16
+        assert sum(entry["samples"] for entry in index) == len(samples)
+        pools.append({entry["id"]: (entry["voice"], entry["samples"]) for entry in index})
+        assert {entry["id"]: entry["text"] for entry in index} == {row["id"]: row["text"] for row in TEXTS}
+        assert {entry["split"] for entry in index} == {"train"}
+    assert pools[0] == pools[1]
+
+
+@espeak
+def test_the_pool_maker_refuses_bad_texts_before_it_speaks(tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"id": "a", "text": "hello"}))
+    assert main(["--texts", str(texts), "--output", str(tmp_path / "pool"), "--workers", "1"]) == 2
+    assert "needs id, text and lang" in capsys.readouterr().err
+    texts.write_text(json.dumps({"id": "a", "text": "bonjour", "lang": "fr"}))
+    assert main(["--texts", str(texts), "--output", str(tmp_path / "pool"), "--workers", "1"]) == 2
+    assert "unknown language 'fr'" in capsys.readouterr().err
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_split_without_a_voice_is_an_error_that_names_the_package(monkeypatch):
+    installed_voices.cache_clear()
+    monkeypatch.setattr("labkit.models.pocket.voices._is_there", lambda voice: False)
+    with pytest.raises(SpeechError, match="espeakng-loader"):
+        require_voice("en", "train")
+    installed_voices.cache_clear()
+
+
+def test_making_pools_needs_no_torch():
+    code = "import sys, labkit.models.pocket.speech_pool; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
