@@ -125,7 +125,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--output", metavar="FOLDER", help="where results.json and report.html go (results/MODEL)"
     )
-    command.add_argument("--batch-size", type=_count, default=16, metavar="N", help="answers at a time (16)")
+    command.add_argument("--batch-size", type=_count, default=8, metavar="N", help="answers at a time (8)")
     _add_machine(command)
     _add_thinking(command)
     command.set_defaults(run=_later("compare"))

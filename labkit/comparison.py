@@ -98,7 +98,7 @@ def compare(
     device: str = "auto",
     threads: int | None = None,
     enable_thinking: bool = False,
-    batch_size: int = 16,
+    batch_size: int = 8,
     output: str | os.PathLike | None = None,
     progress: bool = True,
     _worker: Sequence[str] | None = None,

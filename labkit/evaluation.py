@@ -25,7 +25,7 @@ def evaluate(
     engine: Any,
     items: Sequence[Any],
     *,
-    batch_size: int = 16,
+    batch_size: int = 8,
     enable_thinking: bool = False,
     max_new_tokens: int | None = None,
     done: Iterable[Mapping[str, Any]] = (),
