@@ -15,7 +15,7 @@ from labkit.errors import LabError
 from labkit.loading import check_memory, choose_device, load
 from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
-from labkit.models.checkpoint import Checkpoint, LoadError
+from labkit.models.checkpoint import Checkpoint, HubError, LoadError, _ask_for
 from labkit.plan import PlanError, QuantizationPlan
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -213,17 +213,33 @@ def test_a_broken_config_or_tokenizer_is_named(broken):
         load(broken, "fp32", "cpu")
 
 
+def _no_hub(*_, **__):
+    raise OSError("no connection\nand more")
+
+
 def test_a_hub_id_that_cannot_be_read_is_an_error_of_one_line(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", _no_hub)
-    with pytest.raises(
-        LoadError, match=r"owner/model cannot be read from the hub \(no connection\)"
-    ) as caught:
+    monkeypatch.setattr("labkit.models.checkpoint._ask_for", _no_hub)
+    expected = r"owner/model .* cannot be read from the hub \(no connection\)"
+    with pytest.raises(HubError, match=expected) as caught:
         load("owner/model", "fp32", "cpu")
     assert "\n" not in str(caught.value)
 
 
-def _no_hub(*_, **__):
-    raise OSError("no connection\nand more")
+def test_the_9b_models_sizes_are_known_without_the_hub(monkeypatch):
+    monkeypatch.setattr("labkit.models.checkpoint._ask_for", _no_hub)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    skeleton = Checkpoint(get_spec("autoglm-phone-9b")).skeleton()
+    assert sum(one.numel() for one in skeleton.parameters()) == pytest.approx(10.293e9, rel=1e-4)
+    for name, size in (("fp32", 41.2e9), ("bf16", 20.6e9)):
+        resolved = QuantizationPlan.preset(name).resolve(skeleton)
+        assert resolved.predicted_bytes == pytest.approx(size, rel=2e-3)
+    with pytest.raises(HubError, match="AutoGLM-Phone-9B"):
+        load("autoglm-phone-9b", "int4", "cpu")
+
+
+def test_nobody_at_an_address_is_found_out_at_once():
+    with pytest.raises(OSError, match="refused"):
+        _ask_for("http://127.0.0.1:9/x")
 
 
 def test_an_unknown_model_is_refused():

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +28,15 @@ class LoadError(LabError):
     """A model that cannot be loaded as asked."""
 
 
+class HubError(LoadError):
+    """A model on the hub that cannot be read."""
+
+
 class Checkpoint:
     """A transformers checkpoint, in a folder or on the hub: its configuration, processor and weights.
+
+    Where the hub is out of reach, a spec's published configuration serves for the skeleton; weights and
+    processor then raise.
 
     Raises:
         LoadError: no readable configuration, or an architecture that transformers does not have.
@@ -36,7 +45,13 @@ class Checkpoint:
     def __init__(self, spec: ModelSpec):
         self.spec = spec
         self.source = str(spec.folder or spec.source)
-        facts = self._read_json("config.json")
+        self._unreachable: LoadError | None = None
+        try:
+            facts = self._read_json("config.json")
+        except HubError as error:
+            if spec.published is None:
+                raise
+            self._unreachable, facts = error, dict(spec.published)
         self.model_type = facts.get("model_type")
         if not isinstance(self.model_type, str):
             raise LoadError(f"the config.json of {spec.name} names no model_type")
@@ -45,19 +60,7 @@ class Checkpoint:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         spec = self.spec
-        if spec.folder is not None:
-            path = spec.folder / name
-        else:
-            from huggingface_hub import hf_hub_download
-
-            try:
-                path = Path(hf_hub_download(spec.source, name))
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise LoadError(
-                    f"{spec.source} cannot be read from the hub ({reason}). Is the name right and the hub in "
-                    "reach? A local folder can be given instead"
-                ) from None
+        path = spec.folder / name if spec.folder is not None else _from_hub(spec.source, name)
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -76,6 +79,10 @@ class Checkpoint:
             from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration
 
             return self._config(PocketConfig), PocketForConditionalGeneration
+        if self._unreachable is not None:
+            return transformers.AutoConfig.for_model(**facts), getattr(
+                transformers, facts["architectures"][0]
+            )
         if self.model_type == "qwen2_5_omni":  # the part that reads and writes; its talker only speaks
             config = self._config(transformers.AutoConfig).thinker_config
             return config, transformers.Qwen2_5OmniThinkerForConditionalGeneration
@@ -106,8 +113,10 @@ class Checkpoint:
         """Look at a local folder's safetensors headers: all shards there, none cut off.
 
         Raises:
-            LoadError: naming the file.  For the hub nothing is checked; downloading does.
+            LoadError: naming the file; or that the hub is out of reach.
         """
+        if self._unreachable is not None:
+            raise self._unreachable
         folder = self.spec.folder
         if folder is None:
             return
@@ -208,6 +217,38 @@ class Checkpoint:
             reason = f"its processor cannot be built here ({_first_line(error)})"
             logger.warning("%s takes text only: %s", self.spec.name, reason)
             return TemplateProcessor(tokenizer, missing=dict.fromkeys(self.family.modalities, reason))
+
+
+def _from_hub(source: str, name: str) -> Path:
+    """A file of a hub repository, downloaded if it is not in the cache.
+
+    Raises:
+        HubError: no such repository or file, no access, or no connection (found out within seconds).
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, name)
+    try:
+        if not isinstance(cached, str) and not constants.HF_HUB_OFFLINE:
+            _ask_for(f"{constants.ENDPOINT}/{source}/resolve/main/{name}")
+        return Path(cached if isinstance(cached, str) else huggingface_hub.hf_hub_download(source, name))
+    except Exception as error:
+        raise HubError(
+            f"{source} is not in the local cache and cannot be read from the hub ({_first_line(error)}). "
+            "Is the name right and the hub in reach? A local folder can be given instead"
+        ) from None
+
+
+def _ask_for(url: str, timeout_s: float = 10.0) -> None:
+    """Raise OSError if nobody answers at this address; the hub's own client would try for half a minute."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        return  # an answer, if not a friendly one: the hub's client says what it means
+    except urllib.error.URLError as error:
+        raise OSError(str(error.reason)) from None
 
 
 @contextmanager

@@ -10,12 +10,45 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from labkit.errors import LabError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+GLM_4_1V_9B = {
+    "model_type": "glm4v",
+    "architectures": ["Glm4vForConditionalGeneration"],
+    "text_config": {
+        "vocab_size": 151552,
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [8, 12, 12],
+        },
+    },
+    "vision_config": {
+        "depth": 24,
+        "hidden_size": 1536,
+        "num_heads": 12,
+        "out_hidden_size": 4096,
+        "intermediate_size": 13696,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
+"""The sizes of GLM-4.1V-9B, which both AutoGLM-Phone models have."""
 
 
 class ModelNotFoundError(LabError):
@@ -44,12 +77,14 @@ class ModelSpec:
         source: a local folder with a transformers checkpoint, or a hub id ``owner/name``.
         description: one line.
         parameters: number of parameters, if known without reading anything.
+        published: its configuration as published, for questions about sizes where the hub is out of reach.
     """
 
     name: str
     source: str
     description: str = ""
     parameters: int | None = None
+    published: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def folder(self) -> Path | None:
@@ -88,12 +123,14 @@ def _registered() -> tuple[ModelSpec, ...]:
             "zai-org/AutoGLM-Phone-9B",
             "AutoGLM-Phone for Chinese apps: Glm4v, 10.3 B parameters, 20.6 GB in BF16",
             10_293_000_000,
+            GLM_4_1V_9B,
         ),
         ModelSpec(
             "autoglm-phone-9b-multilingual",
             "zai-org/AutoGLM-Phone-9B-Multilingual",
             "AutoGLM-Phone for English and other apps: Glm4v, 10.3 B parameters, 20.6 GB in BF16",
             10_293_000_000,
+            GLM_4_1V_9B,
         ),
     )
 
