@@ -21,6 +21,7 @@ from labkit.models.pocket.voices import (
     synthesize,
     trim,
 )
+from labkit.phonetap.recordings import write_pool
 
 espeak = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"
@@ -187,6 +188,24 @@ def test_a_pool_holds_every_text_by_the_same_voice_each_time(tmp_path):
         assert {entry["id"]: entry["text"] for entry in index} == {row["id"]: row["text"] for row in TEXTS}
         assert {entry["split"] for entry in index} == {"train"}
     assert pools[0] == pools[1]
+
+
+@espeak
+@world
+def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(tmp_path):
+    pytest.importorskip("soundfile")
+    entries = [({"id": "n0", "text": "打开设置", "lang": "zh"}, voiced(220))]
+    write_pool(tmp_path / "natural.zip", entries)
+    options = PoolOptions(natural=tmp_path / "natural.zip", natural_copies=3)
+    make_pool(TEXTS, tmp_path / "pool", 1, options)
+    samples, index = read_pool(tmp_path / "pool")
+    copies = {entry["id"]: entry for entry in index if entry["engine"] == "natural"}
+    assert sorted(copies) == ["n0-0", "n0-1", "n0-2"]
+    for entry in copies.values():
+        spoken = samples[entry["start"] : entry["start"] + entry["samples"]].astype(np.float32) / 32768
+        speaker = speakers.Speaker.from_name(entry["voice"].removeprefix("natural/"))
+        assert pitch_of(spoken) == pytest.approx(220 * speaker.pitch, rel=0.06)
+    assert copies["n0-0"]["voice"] == "natural/p1.00f1.00"
 
 
 @espeak

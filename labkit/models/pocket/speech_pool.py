@@ -71,12 +71,15 @@ def _speak_natural(rows: Sequence[Mapping[str, Any]], options: PoolOptions):
         samples = pool.load(row["id"])
         analysis, rng = speakers.Analysis(samples), random.Random(f"{options.seed} {row['id']}")
         for copy in range(options.natural_copies):
-            if options.split == "train":
+            own = options.split == "train" and copy == 0  # the voice as it is
+            if own:
+                speaker = speakers.Speaker(1.0, 1.0)
+            elif options.split == "train":
                 speaker = speakers.random_speaker(rng)
             else:
                 speaker = rng.choice(speakers.HELD_OUT_SPEAKERS)
+            spoken = samples if own else analysis.speak(speaker)
             voice = natural_voice(speaker, options.split)
-            spoken = samples if copy == 0 and options.split == "train" else analysis.speak(speaker)
             entry = {"id": f"{row['id']}-{copy}", "text": row["text"], "lang": "zh"}
             yield entry, voice, trim(spoken)
 
