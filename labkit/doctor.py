@@ -234,6 +234,9 @@ def _does_9b_fit() -> Iterator[Finding]:
                 f"{smallest} needs {sizes[smallest] / 1e9:.1f} GB and 2 GB to work with"
             )
         yield Finding("Models", OK if fits else NOTE, text)
+    if max(memories.values()) < sizes["bf16"]:
+        text = f"their BF16 weights are read whole before they are quantized: {sizes['bf16'] / 1e9:.1f} GB"
+        yield Finding("Models", NOTE, f"{text} are needed for a while, on a GPU or in main memory")
 
 
 def _benchmark() -> Iterator[Finding]:

@@ -16,7 +16,6 @@ import torch
 
 from labkit.apply import quantize_
 from labkit.engine import Engine
-from labkit.errors import LabError
 from labkit.machine import memory
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
@@ -58,11 +57,12 @@ def load(
     predicted = plan.resolve(skeleton, roles=roles, device=target)
     check_calibration(predicted, calibration)
     check_memory(predicted.predicted_bytes, target, spec, plan)
+    staging = staging_device(checkpoint.stored_bytes(skeleton), target, spec.name)
     del skeleton
 
     started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
     processor = checkpoint.processor(plan.dtype)
-    loaded = checkpoint.weights(staging_device(checkpoint, target), progress)
+    loaded = checkpoint.weights(staging, progress)
     resolved = quantize_(loaded, plan, calibration, roles=roles, progress=progress)
     loaded.to(target)
     return Engine(
@@ -114,18 +114,6 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device("cuda", chosen.index or 0)
 
 
-def check_schemes(model: torch.nn.Module, resolved: ResolvedPlan, device: torch.device) -> None:
-    """Ask every scheme whether it can take its Linear on this device; the error names the first module."""
-    modules = dict(model.named_modules())
-    for name, scheme in resolved.schemes.items():
-        module = modules[name]
-        if isinstance(module, torch.nn.Linear):
-            try:
-                scheme.validate(module.in_features, module.out_features, device)
-            except LabError as error:
-                raise type(error)(f"{name}: {error}") from None
-
-
 def check_calibration(resolved: ResolvedPlan, calibration: Any) -> None:
     """Refuse a plan whose schemes look at activations when there is nothing for them to look at."""
     for name, scheme in resolved.schemes.items():
@@ -133,13 +121,24 @@ def check_calibration(resolved: ResolvedPlan, calibration: Any) -> None:
             raise LoadError(f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches")
 
 
-def staging_device(checkpoint: Checkpoint, target: torch.device) -> torch.device:
-    """Where the unquantized weights are read to: the target if they fit there, else the CPU."""
-    if target.type == "cpu":
-        return target
-    stored = checkpoint.stored_bytes()
-    fits = stored is None or stored * 1.1 < torch.cuda.mem_get_info(target)[0]
-    return target if fits else torch.device("cpu")
+def staging_device(stored: int, target: torch.device, name: str) -> torch.device:
+    """Where the unquantized weights, ``stored`` bytes, are read to: the target if they fit, else the CPU.
+
+    Raises:
+        LoadError: they fit neither.
+    """
+    for device in dict.fromkeys((target, torch.device("cpu"))):
+        if stored < free_bytes(device):
+            return device
+    raise LoadError(
+        f"reading {name} takes {stored / 1e9:.1f} GB for a while, before it is quantized; "
+        f"cpu has {memory()[1] / 1e9:.1f} GB free"
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that is free now."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
 
 
 def check_memory(needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan) -> None:
@@ -148,7 +147,7 @@ def check_memory(needed: int, device: torch.device, spec: ModelSpec, plan: Quant
     Raises:
         LoadError: with both figures.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
+    free = free_bytes(device)
     if needed > free:
         raise LoadError(
             f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights; "

@@ -45,7 +45,8 @@ def test_the_9b_models_need_what_the_plans_predict(findings):
 def test_memory_decides_what_fits(monkeypatch, gigabytes, expected, status):
     monkeypatch.setattr("labkit.machine.memory", lambda: (gigabytes * 10**9, 10**9))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    [one] = doctor._does_9b_fit()
+    one, *more = doctor._does_9b_fit()
+    assert [line.text[:18] for line in more] == ["their BF16 weights"]
     assert one.status == status
     import re
 

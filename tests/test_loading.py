@@ -12,7 +12,7 @@ from PIL import Image
 import labkit
 from labkit.apply import weights_bytes
 from labkit.errors import LabError
-from labkit.loading import check_memory, choose_device, load
+from labkit.loading import check_memory, choose_device, load, staging_device
 from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
 from labkit.models.checkpoint import Checkpoint, HubError, LoadError, _ask_for
@@ -161,6 +161,16 @@ def test_what_cannot_fit_is_refused_with_both_figures():
     plan = QuantizationPlan.preset("fp32")
     with pytest.raises(LoadError, match=r"pocket under the plan fp32 needs 9{6}\.0 GB .* GB free"):
         check_memory(999_999 * 10**9, torch.device("cpu"), get_spec("pocket"), plan)
+
+
+def test_weights_are_read_where_there_is_room(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    monkeypatch.setattr("labkit.loading.free_bytes", lambda device: {"cpu": 30, "cuda": 20}[device.type])
+    assert staging_device(19, gpu, "m") == gpu
+    assert staging_device(25, gpu, "m") == cpu
+    assert staging_device(25, cpu, "m") == cpu
+    with pytest.raises(LoadError, match="reading m takes"):
+        staging_device(35, gpu, "m")
 
 
 def test_a_missing_shard_is_named(broken):

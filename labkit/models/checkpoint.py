@@ -139,11 +139,12 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
 
-    def stored_bytes(self) -> int | None:
-        """Bytes of the weights' files; None if that is not known without downloading them."""
-        if self.spec.folder is None:
-            return None
-        return sum(path.stat().st_size for path in self.spec.folder.glob("*.safetensors"))
+    def stored_bytes(self, skeleton: torch.nn.Module) -> int:
+        """Bytes of the weights as they are stored: of the files, or on the hub by the configuration's dtype."""
+        if self.spec.folder is not None:
+            return sum(path.stat().st_size for path in self.spec.folder.glob("*.safetensors"))
+        itemsize = getattr(self.config.dtype, "itemsize", 2)
+        return sum(parameter.numel() for parameter in skeleton.parameters()) * itemsize
 
     def skeleton(self) -> torch.nn.Module:
         """The model without weights, on the meta device: names, shapes and ties only."""
