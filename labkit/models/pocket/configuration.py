@@ -33,7 +33,7 @@ class PocketConfig(Glm4vConfig):
         """The shipped model's sizes (about 28 M parameters); `token_ids` maps special tokens to ids."""
         return cls._build(
             token_ids, vocab_size, hidden=384, ffn=1024, layers=6, heads=6, depth=6, vision_ffn=768,
-            speech_layers=5, speech_hidden=256, speech_ffn=1024, conv_dim=(128, 128, 256, 256, 256, 256, 256),
+            speech_layers=5, speech_hidden=256, speech_ffn=1024, conv_dim=(64, 128, 128, 256, 256, 256, 256),
         )  # fmt: skip
 
     @classmethod

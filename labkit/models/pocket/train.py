@@ -14,7 +14,10 @@ lines in the output folder; a checkpoint is written every minute and at the end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import queue
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +61,49 @@ class Log:
         print(line, flush=True)
 
 
+class Prefetch:
+    """Reads a BatchSource in a thread and puts its arrays on the device in a stream of their own, in order.
+
+    Iterating gives ("slots", size, first, pixels) and (Batch, tensors).
+    """
+
+    def __init__(self, source: BatchSource, device: torch.device, depth: int = 6) -> None:
+        self.source, self.device = source, device
+        self.ready: queue.Queue = queue.Queue(maxsize=depth)
+        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _move(self, array) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.stream else tensor
+
+    def _read(self) -> None:
+        with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
+            for message in self.source:
+                if isinstance(message, Batch):
+                    content = (message, {name: self._move(array) for name, array in message.arrays.items()})
+                else:
+                    _, size, first, count = message
+                    content = (
+                        "slots",
+                        size,
+                        first,
+                        self._move(self.source.pixels[size][first : first + count].copy()),
+                    )
+                done = self.stream.record_event() if self.stream else None
+                self.ready.put((content, done))
+
+    def __iter__(self):
+        while True:
+            content, done = self.ready.get()
+            if done is not None:
+                torch.cuda.current_stream().wait_event(done)
+                tensors = content[1].values() if isinstance(content[0], Batch) else content[3:]
+                for tensor in tensors:
+                    tensor.record_stream(torch.cuda.current_stream())
+            yield content
+
+
 class Trainer:
     """Model, heads, optimizer and one training step over a `Batch`."""
 
@@ -89,10 +135,12 @@ class Trainer:
         )  # fmt: skip
 
     def losses(
-        self, batch: Batch, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The weighted sum and what it is made of; `generator` augments (None: evaluation)."""
-        data = {k: torch.from_numpy(v).to(self.device, non_blocking=True) for k, v in batch.arrays.items()}
+        self, batch: Batch, data: dict, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, dict]:
+        """The weighted sum and what it is made of; `data`: the batch's arrays as tensors on the device.
+
+        `generator` augments (None: evaluation).
+        """
         # compiled layers are for training's few shapes alone: every other shape would be compiled anew
         forward = self.plain if generator is None or batch.kind == "text" else self.fast
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -107,7 +155,7 @@ class Trainer:
                 image, grid = forward.see(pixels), (pixels.shape[1] // PATCH, pixels.shape[2] // PATCH)
             frames = audio = None
             if batch.kind == "spoken":
-                frames, audio, lengths = self._hear(data["rows"], generator)
+                frames, audio, lengths = self._hear(data["rows"], generator, forward)
             hidden, mixed, looks = forward(
                 data["ids"], data["prompt"], image, audio, data["audio_source"], grid or (0, 0)
             )
@@ -135,7 +183,7 @@ class Trainer:
                 total = total + LOSS_WEIGHTS["ctc"] * parts["ctc"]
         return total, {name: value.detach() for name, value in parts.items()}
 
-    def _hear(self, rows: torch.Tensor, generator: torch.Generator | None):
+    def _hear(self, rows: torch.Tensor, generator: torch.Generator | None, forward: BatchedForward):
         from labkit.models.pocket.augment import augment
         from labkit.models.pocket.train_speech import normalize
 
@@ -145,14 +193,16 @@ class Trainer:
                 audio, lengths, strength=self.strength, generator=generator, keep_length=True
             )
         audio = normalize(audio, lengths)
-        frames = self.plain.hear(audio, lengths)
+        frames = forward.hear(audio, lengths)
         return frames, self.model.model.speech_projector(frames), lengths
 
     strength = 1.0
 
-    def step(self, batch: Batch, factor: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def step(
+        self, batch: Batch, data: dict, factor: float, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
         """One optimizer step at `factor` times the learning rate."""
-        total, parts = self.losses(batch, generator)
+        total, parts = self.losses(batch, data, generator)
         total.backward()
         parts["norm"] = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
         for group in self.optimizer.param_groups:
@@ -166,7 +216,8 @@ class Trainer:
         """Mean of each part over batches, without augmentation."""
         found: dict[str, list[torch.Tensor]] = {}
         for batch in batches:
-            for name, value in self.losses(batch, None)[1].items():
+            data = {name: torch.from_numpy(array).to(self.device) for name, array in batch.arrays.items()}
+            for name, value in self.losses(batch, data, None)[1].items():
                 found.setdefault(name, []).append(value.float())
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
@@ -240,7 +291,7 @@ def train_agent(options: argparse.Namespace) -> int:
             load_init(model, trainer.heads, options.init)
         generator = torch.Generator(device=device).manual_seed(options.seed)
         trainer.pixels = [torch.zeros(p.shape, dtype=torch.uint8, device=device) for p in source.pixels]
-        messages, step, waited, saved = iter(source), 0, 0.0, time.monotonic()
+        messages, step, waited, saved = iter(Prefetch(source, device)), 0, 0.0, time.monotonic()
         sums: dict[str, list[torch.Tensor]] = {}
         while True:
             elapsed = time.monotonic() - began
@@ -250,11 +301,11 @@ def train_agent(options: argparse.Namespace) -> int:
             asked = time.monotonic()
             message = next(messages)
             waited += time.monotonic() - asked
-            if not isinstance(message, Batch):
-                _, size, first, count = message
-                fresh = torch.from_numpy(source.pixels[size][first : first + count])
-                trainer.pixels[size][first : first + count] = fresh.to(device)
+            if message[0] == "slots":
+                _, size, first, fresh = message
+                trainer.pixels[size][first : first + len(fresh)] = fresh
                 continue
+            message, data = message
             if message.kind == "spoken" and trainer.pool is None:
                 from labkit.models.pocket.train_speech import SpeechPool
 
@@ -264,7 +315,7 @@ def train_agent(options: argparse.Namespace) -> int:
             factor = min(1.0, (step + 1) / options.warmup) * min(
                 1.0, max(0.02, (1 - progress) / options.fall)
             )
-            parts = trainer.step(message, factor, generator)
+            parts = trainer.step(message, data, factor, generator)
             for name, value in parts.items():
                 sums.setdefault(f"{message.kind}.{name}", []).append(value)
             step += 1

@@ -203,7 +203,7 @@ class BatchSource:
     ):
         maker = BatchMaker(encoder, seed)
         shards: list[list[Drawn]] = [[] for _ in SIZES]
-        base, turn, utterances, pending = number * slots, 0, None, None
+        base, turn, utterances, pending, may_draw = number * slots, 0, None, None, 1
         while not self.stop_event.is_set():
             if pending is None and min(map(len, shards)) >= first_slots:
                 if utterances is None and speech_index is not None and speech_index.exists():
@@ -225,10 +225,13 @@ class BatchSource:
             if pending is not None:
                 try:
                     self.queue.put(pending, timeout=0.002)
-                    pending = None
-                    continue
+                    pending, may_draw = None, 1
                 except queue.Full:
                     pass
+            full = min(map(len, shards)) == slots
+            if not may_draw or (pending is None and full):
+                continue
+            may_draw = 0 if min(map(len, shards)) >= first_slots else 1
             for size in range(len(SIZES)):
                 where = turn % slots
                 for offset in range(DRAW_AT_ONCE):

@@ -83,6 +83,33 @@ def decoder_layer(layer, hidden, cos, sin) -> tuple[torch.Tensor, torch.Tensor, 
     return hidden + rms(layer.post_mlp_layernorm, written), query[:, 0], key[:, 0]
 
 
+def normalize_channels(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """GELU of the layer norm over channels of hidden [B, C, T], without turning it round."""
+    wide = hidden.float()
+    mean = wide.mean(1, keepdim=True)
+    spread = (wide - mean).square().mean(1, keepdim=True)
+    normed = (wide - mean) * torch.rsqrt(spread + eps) * weight[:, None] + bias[:, None]
+    return F.gelu(normed).to(hidden.dtype)
+
+
+def hear(
+    speech: nn.Module, audio: torch.Tensor, lengths: torch.Tensor, norm=normalize_channels
+) -> torch.Tensor:
+    """Wav2Vec2Model's frames [B, T, S'] of normalized recordings [B, S] with lengths [B]."""
+    hidden = audio[:, None]
+    for layer in speech.feature_extractor.conv_layers:
+        hidden = norm(
+            layer.conv(hidden), layer.layer_norm.weight, layer.layer_norm.bias, layer.layer_norm.eps
+        )
+    features = hidden.transpose(1, 2)
+    inside = torch.arange(audio.shape[1], device=audio.device)[None] < lengths[:, None]
+    mask = speech._get_feature_vector_attention_mask(features.shape[1], inside.long(), add_adapter=False)
+    projected, _ = speech.feature_projection(features)
+    return speech.encoder(projected, attention_mask=mask).last_hidden_state
+
+
 class BatchedForward:
     """Runs training batches through a pocket model; `compile_layers` makes each kind of layer one compiled function."""
 
@@ -91,6 +118,9 @@ class BatchedForward:
         functions = (vision_block, cross_modal_layer, decoder_layer)
         compiled = [torch.compile(f, dynamic=False) for f in functions] if compile_layers else functions
         self.vision_block, self.cross_modal_layer, self.decoder_layer = compiled
+        self.normalize_channels = (
+            torch.compile(normalize_channels, dynamic=True) if compile_layers else normalize_channels
+        )
 
     # -- the eye ------------------------------------------------------------------------------------------------
 
@@ -146,8 +176,7 @@ class BatchedForward:
 
     def hear(self, audio: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Normalized recordings [B, S] with lengths [B] -> encoder frames [B, T, S']."""
-        mask = torch.arange(audio.shape[1], device=audio.device)[None] < lengths[:, None]
-        return self.model.model.speech(audio, attention_mask=mask.long()).last_hidden_state
+        return hear(self.model.model.speech, audio, lengths, self.normalize_channels)
 
     # -- the whole ----------------------------------------------------------------------------------------------
 

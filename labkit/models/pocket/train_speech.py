@@ -20,10 +20,11 @@ from labkit.files import atomic_path
 from labkit.models.pocket.augment import augment
 from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import speech_tokens
+from labkit.models.pocket.train_forward import hear, normalize_channels
 from labkit.models.pocket.train_losses import LETTERS, ctc_loss
 from labkit.phonetap import instructions, words
 
-MAX_SAMPLES = 72_000
+WIDTH = 12_000  # batches are padded to multiples of this, so that few shapes occur
 
 
 def spell(text: str) -> str:
@@ -43,23 +44,39 @@ def write_texts(path: Path, count: int, seed: int = 0, part: str = "train") -> N
         for (_, of), (firsts, seconds) in words.COMPOUNDS.items():
             if of == lang:
                 labels.update(
-                    label for a in firsts for b in seconds if words.part_of(label := words.join(lang, a, b)) == part
+                    label
+                    for a in firsts
+                    for b in seconds
+                    if words.part_of(label := words.join(lang, a, b)) == part
                 )
         for kind in ("app", "setting", "button", "tab"):
             labels.update(words.concepts(kind, lang))
         made = [instructions.tap(rng, label, lang, part, spoken=True) for label in sorted(labels)]
         for kind in ("app", "setting", "button", "tab"):
-            made += [instructions.tap(rng, label, lang, part, spoken=True) for label in words.concepts(kind, lang) * 10]
+            made += [
+                instructions.tap(rng, label, lang, part, spoken=True)
+                for label in words.concepts(kind, lang) * 10
+            ]
         made += [instructions.icon(rng, name, lang, part, spoken=True) for name in list(words.ICONS) * 15]
-        made += [instructions.fixed(rng, task, lang, part, spoken=True) for task in instructions.FIXED_TASKS * 40]
+        made += [
+            instructions.fixed(rng, task, lang, part, spoken=True) for task in instructions.FIXED_TASKS * 40
+        ]
         made += instructions.spoken_texts(rng, lang, part, max(0, count // 2 - len(made)))
         rng.shuffle(made)
         found += made[: count // 2]
     rng.shuffle(found)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for number, one in enumerate(found):
-            content = next(iter(one.action.arguments.values()), None) if one.task in ("launch", "type") else None
-            row = {"id": f"t{number:06d}", "text": one.text, "lang": one.lang, "task": one.task, "target": one.target}
+            content = (
+                next(iter(one.action.arguments.values()), None) if one.task in ("launch", "type") else None
+            )
+            row = {
+                "id": f"t{number:06d}",
+                "text": one.text,
+                "lang": one.lang,
+                "task": one.task,
+                "target": one.target,
+            }
             file.write(json.dumps(row | {"content": content}, ensure_ascii=False) + "\n")
 
 
@@ -123,7 +140,8 @@ class SpeechPool:
 
 
 def normalize(audio: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Zero mean and unit variance over each recording's own samples: [B, S]; zeros behind its end."""
+    """Zero mean and unit variance over each recording's own samples, padded to a multiple of WIDTH: [B, S']."""
+    audio = nn.functional.pad(audio, (0, -audio.shape[1] % WIDTH))
     inside = torch.arange(audio.shape[1], device=audio.device)[None] < lengths[:, None]
     mean = (audio * inside).sum(1) / lengths
     centred = (audio - mean[:, None]) * inside
@@ -147,6 +165,7 @@ def train_speech(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     generator = torch.Generator(device=device).manual_seed(0)
     encoder.train()
+    norm = torch.compile(normalize_channels, dynamic=True) if device.type == "cuda" else normalize_channels
     began, step = time.monotonic(), 0
     while True:
         progress = (time.monotonic() - began) / seconds if steps is None else step / steps
@@ -163,8 +182,7 @@ def train_speech(
         audio, lengths = augment(audio, lengths, strength=strength_at(progress), generator=generator)
         audio = normalize(audio, lengths)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            mask = (torch.arange(audio.shape[1], device=device)[None] < lengths[:, None]).long()
-            frames = encoder(audio, attention_mask=mask).last_hidden_state
+            frames = hear(encoder, audio, lengths, norm)
             count = frame_lengths(lengths, config)
             loss = ctc_loss(holder, frames, count, pool.letters[rows], pool.letter_lengths[rows])
         loss.backward()
@@ -172,7 +190,14 @@ def train_speech(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0:
-            log({"stage": "speech", "step": step, "seconds": round(time.monotonic() - began, 1), "ctc": loss.item()})
+            log(
+                {
+                    "stage": "speech",
+                    "step": step,
+                    "seconds": round(time.monotonic() - began, 1),
+                    "ctc": loss.item(),
+                }
+            )
         step += 1
     log({"stage": "speech", "step": step, "seconds": round(time.monotonic() - began, 1), "ctc": loss.item()})
 
@@ -182,5 +207,3 @@ def frame_lengths(samples: torch.Tensor, config: PocketConfig) -> torch.Tensor:
     for kernel, stride in zip(config.speech_config.conv_kernel, config.speech_config.conv_stride):
         samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
     return samples.clamp(min=0)
-
-
