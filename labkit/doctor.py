@@ -1,7 +1,7 @@
-"""What this machine can run, and what is missing.
+"""What this machine can run, and what is missing: ``labkit doctor``.
 
-:func:`diagnose` gives plain data, :func:`render` makes text of it, :func:`examine` prints it
-(``labkit doctor``).  No check lets an exception out: what cannot be examined says so in its line.
+:func:`diagnose` gives plain data, :func:`render` makes text of it, :func:`examine` prints it.  No check lets
+an exception out: what cannot be examined says so in its line.
 """
 
 from __future__ import annotations

@@ -94,6 +94,34 @@ def test_the_pocket_sees_and_hears_from_its_folder(pocket_folder):
     assert {"speech", "cross_modal", "vision", "decoder", "projector"} <= set(engine.roles.values())
 
 
+def test_another_familys_model_listens_through_transformers_own_processor(tmp_path, capfd):
+    model, processor = tiny_models.glm_asr()
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    engine = load(tmp_path, "fp32", "cpu", progress=False)
+    assert engine.modalities == {"audio"}
+    voice = {"type": "audio", "audio": np.random.default_rng(0).normal(size=24_000).astype(np.float32) * 0.1}
+    spoken = [{"role": "user", "content": [voice, {"type": "text", "text": "write it down"}]}]
+    capfd.readouterr()
+    alone = [engine.generate(messages, max_new_tokens=10).token_ids for messages in (spoken, HELLO)]
+    assert capfd.readouterr().err == ""
+    inputs = engine.prepare(spoken)
+    expected = engine.model.generate(**inputs, max_new_tokens=10, do_sample=False)
+    assert alone[0] == expected[0, inputs["input_ids"].shape[1] :].tolist()
+    assert [one.token_ids for one in engine.generate_batch([spoken, HELLO], max_new_tokens=10)] == alone
+
+
+def test_a_processor_that_cannot_be_built_leaves_text_and_says_why(tmp_path):
+    model, processor = tiny_models.glm_asr()
+    model.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    engine = load(tmp_path, "fp32", "cpu", progress=False)
+    assert engine.generate(HELLO, max_new_tokens=3).completion_tokens == 3
+    voice = {"type": "audio", "audio": np.ones(16_000, np.float32)}
+    with pytest.raises(LabError, match="does not take audio input: its processor cannot be built here"):
+        engine.generate([{"role": "user", "content": [voice]}])
+
+
 @pytest.mark.parametrize("plan", ["bf16", "fp16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8"])
 @pytest.mark.parametrize("which", ["glm4v_folder", "pocket_folder"])
 def test_every_preset_answers_and_holds_the_bytes_it_predicts(which, plan, request):

@@ -146,3 +146,38 @@ def pocket(seed: int = 0):
     words = pocket_tokenizer()
     config = PocketConfig.tiny()
     return _random(PocketForConditionalGeneration, config, seed), PocketProcessor(words, config)
+
+
+def glm_asr(seed: int = 0):
+    """A tiny random GlmAsr (audio and text) and transformers' own processor for it."""
+    from transformers import (
+        GlmAsrConfig,
+        GlmAsrForConditionalGeneration,
+        GlmAsrProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{% for p in m['content'] %}"
+        "{% if p['type'] == 'audio' %}<|pad|>{% else %}{{ p['text'] }}{% endif %}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    words = tokenizer(template)
+    words.add_tokens(["<|pad|>"], special_tokens=True)
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4}
+    config = GlmAsrConfig(
+        text_config={
+            **sizes,
+            "vocab_size": len(words),
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": None,
+            "eos_token_id": words.eos_token_id,
+            "pad_token_id": words.pad_token_id,
+        },
+        audio_config={**sizes, "num_hidden_layers": 1, "num_mel_bins": 16},
+        audio_token_id=words.convert_tokens_to_ids("<|pad|>"),
+    )
+    processor = GlmAsrProcessor(WhisperFeatureExtractor(feature_size=16), words, chat_template=template)
+    return _random(GlmAsrForConditionalGeneration, config, seed), processor

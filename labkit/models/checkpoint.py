@@ -140,7 +140,7 @@ class Checkpoint:
                 raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
 
     def stored_bytes(self, skeleton: torch.nn.Module) -> int:
-        """Bytes of the weights as they are stored: of the files, or on the hub by the configuration's dtype."""
+        """Bytes of the weights as stored: of the files, or on the hub by the configuration's dtype."""
         if self.spec.folder is not None:
             return sum(path.stat().st_size for path in self.spec.folder.glob("*.safetensors"))
         itemsize = getattr(self.config.dtype, "itemsize", 2)

@@ -136,6 +136,7 @@ class AutoProcessorAdapter:
             PromptError: the processor or its template refuses the messages.
         """
         conversation = [{"role": message["role"], "content": _parts(message)} for message in messages]
+        knows_thinking = "enable_thinking" in str(self._processor.chat_template)
         try:
             encoded = self._processor.apply_chat_template(
                 conversation,
@@ -143,7 +144,7 @@ class AutoProcessorAdapter:
                 add_generation_prompt=True,
                 return_dict=True,
                 return_tensors="pt",
-                enable_thinking=enable_thinking,
+                **({"enable_thinking": enable_thinking} if knows_thinking else {}),
             )
         except Exception as error:
             raise PromptError(f"the model's processor refuses these messages: {error}") from error
