@@ -52,6 +52,7 @@ GROUP_TITLES = {
 METHOD = (
     "Every plan in a fresh process. Cost first: warm-up, then one request at a time. On the CPU, peak memory "
     "is the process's peak resident set (interpreter, libraries and loading included); it is not GPU memory. "
+    "The time of a whole answer depends on its length, which a plan can change. "
     "Quality afterwards, in batches, greedily, on the same items for every plan. Intervals cover 95 %: "
     "Wilson for rates, adjusted Wald (Bonett and Price) for paired differences. Distances are shares of the "
     "screen's side. Raw samples are in results.json."
@@ -92,7 +93,7 @@ def report_html(environment: Mapping[str, Any], measurements: Sequence[Measureme
         f"<p class='subtitle'>{_text(_subtitle(environment, measurements))}</p>",
         _conclusions(environment, measurements),
         tables_html(measurements),
-        *(_chart(kind, measurements) for kind in CHARTS),
+        *(_chart(kind, measurements) for kind in CHARTS if _drawable(kind, measurements)),
         _splits(measurements),
         _claims(),
         _conditions(environment, measurements),
@@ -157,6 +158,18 @@ def _table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) 
     )
 
 
+def _drawable(kind: str, measurements: Sequence[Measurement]) -> bool:
+    """Whether any measurement has what the chart shows."""
+    known = {
+        "bytes": lambda m: m.weights_bytes,
+        "latency": lambda m: m.ttft_s,
+        "accuracy": lambda m: m.click_accuracy is not None and m.weights_bytes,
+        "paired": lambda m: m.paired.get("items"),
+        "drift": lambda m: m.bias_x is not None,
+    }
+    return any(known[kind](m) for m in measurements)
+
+
 def _chart(kind: str, measurements: Sequence[Measurement]) -> str:
     title, explanation = CHARTS[kind]
     drawn = plots.figure(measurements, kind).to_html(
@@ -186,7 +199,7 @@ def _splits(measurements: Sequence[Measurement]) -> str:
         for name in groups:
             values = m.splits.get(name, {})
             ends = values.get("step_success_rate_low"), values.get("step_success_rate_high")
-            cells.append(format_rate(values.get("step_success_rate"), *ends))
+            cells.append(format_rate(values.get("step_success_rate"), *ends).replace(" [", "\n["))
         rows.append([m.plan, *cells])
     return (
         "<h2>By kind of item</h2><p>Step success with its 95 % interval (number of items in brackets).</p>"
@@ -214,6 +227,7 @@ def _conditions(environment: Mapping[str, Any], measurements: Sequence[Measureme
     facts = {
         "Machine": f"{environment.get('cpu')}, {environment.get('cores')} cores, "
         f"{format_bytes(environment.get('memory_bytes'))} of memory",
+        "Load at the start": environment.get("load_average"),
         "Accelerator": json.dumps(first.environment.get("gpu"), ensure_ascii=False)
         if first.environment
         else "none",

@@ -205,10 +205,11 @@ def environment(gpu: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "memory_bytes": _memory_bytes(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "gpu": dict(gpu) if gpu else None,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else [],
+        "command": _command(),
     }
 
 
@@ -249,6 +250,14 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise ResultsError(f"{path}: damaged: {error}") from None
+
+
+def _command() -> list[str]:
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    if program is None:
+        return []
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return [name, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:

@@ -124,6 +124,9 @@ def conclusions(measurements: Sequence[Measurement]) -> list[str]:
         )
         if text
     ]
+    if reference.step_success_rate is not None and reference.step_success_rate < 0.5:
+        rate = format_rate(reference.step_success_rate)
+        sentences.append(f"{reference.plan} itself gets {rate} of the steps right: losses say little here.")
     if reference.plan != "fp32":
         sentences.append(f"FP32 was not measured here: all comparisons are with {reference.plan}.")
     return sentences

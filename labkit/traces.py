@@ -58,7 +58,7 @@ def plan_colour(plan: str) -> str:
 def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: int) -> None:
     import plotly.graph_objects as go
 
-    roles = [role for role in ROLE_COLOURS if any(m.bytes_by_role.get(role) for m in measurements)]
+    roles = [role for role in ROLE_COLOURS if role != "other"]
     known = [m for m in measurements if m.weights_bytes is not None]
     reference = reference_of(measurements)
     base = reference.weights_bytes if reference else None
@@ -102,9 +102,10 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
 
 
 def _role_bytes(m: Measurement, role: str, roles: Sequence[str]) -> int:
-    if role in m.bytes_by_role:
-        return m.bytes_by_role[role]
-    return max(0, m.weights_bytes - sum(m.bytes_by_role.get(r, 0) for r in roles)) if role == "other" else 0
+    """What no known role accounts for is ``other``, so that a bar always adds up to the weights."""
+    if role != "other":
+        return m.bytes_by_role.get(role, 0)
+    return max(0, m.weights_bytes - sum(m.bytes_by_role.get(r, 0) for r in roles))
 
 
 def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: int, col: int) -> None:

@@ -73,6 +73,12 @@ def test_conclusions_call_measurable_only_what_the_interval_shows(rows):
     assert "all three: no plan" in said
 
 
+def test_a_reference_that_fails_is_pointed_out(rows):
+    assert "losses say little" not in " ".join(tables.conclusions(rows))
+    rows[0].step_success_rate = 0.2
+    assert "fp32 itself gets 20.0 % of the steps right" in " ".join(tables.conclusions(rows))
+
+
 def test_a_comparison_without_fp32_says_so():
     rows = [
         Measurement(model="m", plan="bf16", device="cpu", weights_bytes=200),
