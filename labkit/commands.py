@@ -108,17 +108,21 @@ def ask(options: argparse.Namespace) -> None:
     import torch
 
     from labkit.loading import load
+    from labkit.preflight import check_senses
+    from labkit.sampling import SamplingSettings
 
+    settings = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
+    SamplingSettings(**settings)  # refuses what is wrong before the model is read
+    check_senses(options.model, [part["type"] for part in content if part["type"] != "text"])
     if options.threads:
         torch.set_num_threads(options.threads)
     engine = load(options.model, options.plan, options.device, progress=False)
-    stream = engine.stream(
-        [{"role": "user", "content": content}],
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-        enable_thinking=options.thinking,
-    )
+    conversation = [{"role": "user", "content": content}]
+    stream = engine.stream(conversation, enable_thinking=options.thinking, **settings)
     for delta in stream:
         print(delta, end="", flush=True)
     print(flush=True)

@@ -131,6 +131,17 @@ def predict_bytes(model: str | os.PathLike, plans: Sequence[Any]) -> list[int]:
     return [plan.resolve(skeleton, roles=roles).predicted_bytes for plan in plans]
 
 
+def check_senses(model: str | os.PathLike, kinds: Sequence[str]) -> None:
+    """Raise `LabError` if the model takes no parts of one of these `kinds` (``image``, ``audio``)."""
+    from labkit.models.checkpoint import Checkpoint
+
+    spec = get_spec(model)
+    senses = Checkpoint(spec).family.modalities
+    for kind in kinds:
+        if kind not in senses:
+            raise LabError(f"{spec.name} takes no {kind}; it takes {', '.join(['text', *senses])}")
+
+
 def check_count(what: str, value: Any) -> None:
     """Raise `LabError` unless `value` is a whole number of at least one."""
     if type(value) is not int or value < 1:

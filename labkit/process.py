@@ -41,7 +41,12 @@ def run_worker(
     with (
         log.open("wb") as errors,
         tqdm(
-            total=request["items"], desc=title, unit=" answers", disable=not progress, file=sys.stderr
+            total=request["items"],
+            desc=title,
+            unit=" answers",
+            mininterval=0,
+            disable=not progress,
+            file=sys.stderr,
         ) as bar,
     ):
         process = subprocess.Popen(

@@ -65,6 +65,7 @@ def picture(tmp_path):
         ("ask pocket --image nowhere.png hello", "nowhere.png does not exist"),
         ("ask pocket --audio nowhere.wav", "nowhere.wav does not exist"),
         ("ask nobody hello", "no model is called 'nobody'"),
+        ("ask pocket --temperature -1 hello", "temperature is -1.0"),
         ("screen --seed 1 --output screen.jpg", "must end in .png"),
         ("screen --output screen.png", "required: --seed"),
         ("plans --model nobody", "no model is called 'nobody'"),
@@ -164,6 +165,14 @@ def test_models_and_plans_are_listed(capsys):
         assert f" {name} " in out
 
 
+def test_a_sense_the_model_lacks_is_refused_before_it_is_loaded(capsys, tmp_path, picture):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    code, _, err = run(capsys, "ask", tmp_path, "--image", picture, "hello")
+    assert (code, "takes no image" in err) == (2, True)
+    code, _, err = run(capsys, "compare", tmp_path, "--plans", "fp32", "--output", tmp_path / "out")
+    assert (code, "takes no images" in err) == (2, True)
+
+
 @pytest.fixture
 def finished():
     return Comparison({"settings": SETTINGS, "added_plan": None}, measurements("fp32", "int4"))
@@ -237,6 +246,7 @@ def test_ask_sends_image_recording_and_text_in_this_order(capsys, monkeypatch, t
             sent.update(options, content=messages[0]["content"])
             return FakeStream()
 
+    monkeypatch.setattr("labkit.preflight.check_senses", lambda model, kinds: sent.update(senses=kinds))
     monkeypatch.setattr("labkit.loading.load", lambda *a, **k: sent.update(loaded=a) or FakeEngine())
     code, out, err = run(
         capsys, "ask", "pocket", "--image", picture, "--audio", tmp_path / "said.wav", "open it", "--thinking"
@@ -247,6 +257,7 @@ def test_ask_sends_image_recording_and_text_in_this_order(capsys, monkeypatch, t
     assert sent["content"][1]["audio"].shape == (16_000,)
     assert sent["loaded"] == ("pocket", "bf16", "auto")
     assert sent["enable_thinking"] is True
+    assert sent["senses"] == ["image", "audio"]
 
 
 def test_the_module_is_the_command(tmp_path):
