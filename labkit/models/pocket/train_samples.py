@@ -106,7 +106,7 @@ class Utterances:
         for number, row in enumerate(self.rows):
             if row["task"] in ("tap", "icon"):
                 self.by_target.setdefault((row["task"], row["target"]), []).append(number)
-            else:
+            elif row["task"] != "other":  # known to the ear alone
                 self.fixed.append(number)
 
 
