@@ -10,6 +10,8 @@ without its image.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -119,6 +121,15 @@ def intersects(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+class Written(NamedTuple):
+    """One line of text as it was drawn: letter i stands between edges[i] and edges[i + 1] (pixels)."""
+
+    text: str
+    edges: tuple[float, ...]
+    top: float
+    bottom: float
+
+
 class Canvas:
     """One screen being drawn. Attributes: image (RGB), scale (pixels a unit), width and height in units."""
 
@@ -128,6 +139,7 @@ class Canvas:
         self.width, self.height = float(UNITS_WIDE), size[1] / self.scale
         self.image = Image.new("RGB", (1, 1) if dry else size)
         self.pen = ImageDraw.Draw(self.image)
+        self.written: list[Written] = []  # what can be read, for a trainer; a pop-up's dimming empties it
 
     def px(self, units: float) -> int:
         """Units to whole pixels."""
@@ -244,7 +256,11 @@ class Canvas:
         if shadow is not None and not self.dry:
             offset = max(1, self.px(0.7))
             face.draw(image, left + offset, top + offset, text, shadow)
-        return face.draw(image, left, top, text, colour)
+        ink = face.draw(image, left, top, text, colour)
+        if not self.dry:
+            edges = accumulate((face.glyph(letter).advance for letter in text), initial=left)
+            self.written.append(Written(text, tuple(edges), ink[1], ink[3]))
+        return ink
 
     def glyph(
         self,
@@ -268,6 +284,7 @@ class Canvas:
 
     def dim(self, share: float) -> None:
         """Darken everything drawn so far."""
+        self.written.clear()
         if not self.dry:
             keep = int(256 * (1 - share))
             self.image.paste(self.image.point([value * keep >> 8 for value in range(256)] * 3))

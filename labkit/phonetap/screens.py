@@ -22,7 +22,7 @@ from PIL import Image
 
 from labkit.errors import LabError
 from labkit.phonetap import words as phonetap_words
-from labkit.phonetap.draw import Canvas
+from labkit.phonetap.draw import Canvas, Written
 from labkit.phonetap.fonts import has_chinese
 from labkit.phonetap.layouts_home import home
 from labkit.phonetap.layouts_input import keyboard, search
@@ -207,6 +207,13 @@ def draw_screen(
 
 def render(seed: int, **settings: Any) -> tuple[np.ndarray, tuple[Element, ...]]:
     """The same as `draw_screen` in one pass: pixels (uint8 [height, width, 3]) and elements."""
+    return render_with_text(seed, **settings)[:2]
+
+
+def render_with_text(
+    seed: int, **settings: Any
+) -> tuple[np.ndarray, tuple[Element, ...], tuple[Written, ...]]:
+    """As `render`, with every line of text that can be read, tappable or not, and where its letters stand."""
     defaults = {
         "size": DEFAULT_SIZE, "kind": None, "lang": None, "density": None, "hard": False, "style": "train",
         "part": None, "words": None, "must_have": (),
@@ -215,4 +222,4 @@ def render(seed: int, **settings: Any) -> tuple[np.ndarray, tuple[Element, ...]]
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
     scene, _ = _draw(_plan(seed, **(defaults | settings)), dry=False)
-    return np.asarray(scene.canvas.image), tuple(scene.elements)
+    return np.asarray(scene.canvas.image), tuple(scene.elements), tuple(scene.canvas.written)

@@ -39,12 +39,13 @@ from labkit.models.pocket.train_losses import (
     ctc_loss,
     dense_loss,
     look_loss,
+    read_loss,
     target_loss,
 )
 from labkit.models.pocket.train_samples import PATCH, Encoder
 
-LOSS_WEIGHTS = {"answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "ctc": 0.3}
-SPEECH_RATE = 0.3  # the ear's learning rate in the joint training, relative to the rest
+LOSS_WEIGHTS = {"answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "read": 1.0, "ctc": 0.5}
+SPEECH_RATE = 0.5  # the ear's learning rate in the joint training, relative to the rest
 
 
 class Log:
@@ -168,6 +169,9 @@ class Trainer:
                 parts["target"] = target_loss(self.heads, mixed, data)
                 parts["look"] = look_loss(looks, data, self.scaling, self.look_layers)
                 total = total + LOSS_WEIGHTS["dense"] * dense
+                read, told = read_loss(self.heads, image, weight, data)
+                parts |= told
+                total = total + LOSS_WEIGHTS["read"] * read
                 total = total + sum(LOSS_WEIGHTS[name] * parts[name] for name in ("target", "look"))
             if frames is not None:
                 from labkit.models.pocket.train_speech import frame_lengths
@@ -223,12 +227,14 @@ class Trainer:
 
     def take_ear(self, ear: Path, pool) -> None:
         """Takes up a trained speech encoder with its letters head, and the pool that spoken batches index."""
+        self.pool = pool
+        if not (ear / "speech.safetensors").exists():
+            return  # the model's own ear goes on
         state = load_file(ear / "speech.safetensors")
         letters = {k.removeprefix("letters."): v for k, v in state.items() if k.startswith("letters.")}
         speech = {k: v for k, v in state.items() if not k.startswith("letters.")}
         self.model.model.speech.load_state_dict(speech)
         self.heads.letters.load_state_dict(letters)
-        self.pool = pool
 
     def save(self, folder: Path) -> None:
         """Model and heads as float32 and float16 safetensors, written beside and renamed into place."""
@@ -255,7 +261,8 @@ def load_init(model: nn.Module, heads: nn.Module, folder: Path) -> None:
     state = {k: v.float() for file in files for k, v in load_file(file).items()}
     model.load_state_dict(state)
     if (folder / "heads.safetensors").exists():
-        heads.load_state_dict({k: v.float() for k, v in load_file(folder / "heads.safetensors").items()})
+        state = {k: v.float() for k, v in load_file(folder / "heads.safetensors").items()}
+        heads.load_state_dict(state, strict=False)  # a head added since begins anew
 
 
 def validation(encoder: Encoder, count: int, seed: int = 987) -> list[Batch]:
@@ -390,6 +397,18 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+def join_speech_texts(options: argparse.Namespace) -> int:
+    """Writes what each utterance of a pool asks for, for an agent that goes on with its own ear."""
+    from labkit.models.pocket.train_speech import join_texts
+
+    model, _ = new_model(options.size, train_tokenizer(VOCAB_SIZE - len(MARKS)))
+    index = join_texts(options.pool, options.texts, model.config)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with atomic_path(options.output / "utterances.jsonl") as temporary:
+        temporary.write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
+    return 0
+
+
 def write_speech_texts(options: argparse.Namespace) -> int:
     """What the voices shall say."""
     from labkit.models.pocket.train_speech import write_texts
@@ -418,6 +437,9 @@ def parser() -> argparse.ArgumentParser:
     texts = command("texts", write_speech_texts)
     texts.add_argument("--count", type=int, default=40_000)
     texts.add_argument("--part", default="train", choices=("train", "calibration", "test"))
+    join = command("join", join_speech_texts)
+    join.add_argument("--pool", type=Path, required=True)
+    join.add_argument("--texts", type=Path, required=True)
     ear = command("speech", train_ear)
     ear.add_argument("--pool", type=Path, required=True)
     ear.add_argument("--texts", type=Path, required=True)

@@ -23,6 +23,8 @@ from labkit.models.pocket.train_samples import (
     DENSE,
     IGNORE,
     PATCH,
+    READ,
+    READ_TOKENS,
     SLOTS,
     TEXT_LENGTH,
     Drawn,
@@ -30,12 +32,15 @@ from labkit.models.pocket.train_samples import (
     SampleMaker,
     Utterances,
 )
-from labkit.phonetap.screens import KINDS, render
+from labkit.phonetap.screens import KINDS, render_with_text
 
-SIZES = ((168, 364), (196, 420), (224, 476))
-SIZE_WEIGHTS = (0.2, 0.35, 0.45)
+SIZES = ((196, 420), (224, 476))
+SIZE_WEIGHTS = (0.3, 0.7)
 DRAW_AT_ONCE = 16  # screens; `slots` and `first_slots` are multiples of it
 _KIND_WEIGHTS = dict(zip(KINDS, (22, 16, 9, 9, 14, 12, 6, 4, 1, 7)))
+
+
+_NO_SCREEN = Drawn("text", (PATCH, PATCH), (), *(np.zeros(0, dtype=np.int16) for _ in range(4)))
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Batch:
     before), its tokens (IGNORE where it has ended), and its coordinates (-1 where none);
     pointed [B, N]: image tokens that show the target; dense_at [B, DENSE], dense_label [B, DENSE, SLOTS],
     dense_point [B, DENSE, 2]: what image tokens must name and where that element's centre is (IGNORE: background);
+    read_at [B, READ], read [B, READ, READ_TOKENS]: the text tokens that are drawn on an image token;
     slots [B] screen slots (absent in text-only batches), rows [B] rows of the speech pool (spoken batches).
     """
 
@@ -73,11 +79,11 @@ class BatchMaker:
     def draw(self, size: tuple[int, int]) -> tuple[np.ndarray, Drawn]:
         """A new random screen: pixels uint8 [h, w, 3] and what is known of it."""
         kind = self.rng.choices(list(_KIND_WEIGHTS), _KIND_WEIGHTS.values())[0]
-        pixels, elements = render(
+        pixels, elements, written = render_with_text(
             self.rng.getrandbits(48), size=size, kind=kind, style=self.style, part=self.part,
             hard=self.rng.random() < self.hard,
         )  # fmt: skip
-        return pixels, Drawn.of(kind, size, elements)
+        return pixels, Drawn.of(kind, size, elements, written, self.encode)
 
     def batch(
         self, kind: str, size: int, shard: list[Drawn], count: int, utterances: Utterances | None = None
@@ -106,9 +112,7 @@ class BatchMaker:
         elif kind == "typed":
             request, thought, answer, target = self.maker.typed(drawn)
         else:
-            request, thought, answer, target = self.maker.typed(
-                Drawn("text", (PATCH, PATCH), (), np.zeros(0), np.zeros(0))
-            )
+            request, thought, answer, target = self.maker.typed(_NO_SCREEN)
         made = self.maker.sequence(
             tokens, audio_tokens, request, thought if rng.random() < 0.5 else None, answer
         )
@@ -153,7 +157,11 @@ class BatchMaker:
             what = drawn.elements[element]
             label[i] = self.encode.label(f"[MASK]{what.label}" if what.kind == "icon" else what.label)
             point[i] = drawn.points[element]
-        return {"dense_at": at, "dense_label": label, "dense_point": point}
+        read_at, read = np.zeros(READ, dtype=np.int16), np.full((READ, READ_TOKENS), IGNORE, dtype=np.int32)
+        count = len(drawn.text_at)
+        chosen = self.rng.sample(range(count), min(READ, count))
+        read_at[: len(chosen)], read[: len(chosen)] = drawn.text_at[chosen], drawn.text[chosen]
+        return {"dense_at": at, "dense_label": label, "dense_point": point, "read_at": read_at, "read": read}
 
 
 def load_utterances(path: Path) -> Utterances:

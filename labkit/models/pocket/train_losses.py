@@ -29,6 +29,7 @@ class TrainingHeads(nn.Module):
         super().__init__()
         hidden = config.text_config.hidden_size
         self.slots = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, SLOTS * hidden))
+        self.read = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.centre = nn.Linear(hidden, 2 * BINS)
         self.target = nn.Linear(hidden, 1)
         self.letters = nn.Linear(config.speech_config.hidden_size, len(LETTERS))
@@ -107,6 +108,23 @@ def dense_loss(
     known = label != IGNORE
     right = ((logits.argmax(-1).view_as(label) == label) & known).sum() / known.sum().clamp(min=1)
     return name + where, {"name": name.detach(), "where": where.detach(), "names_right": right}
+
+
+def read_loss(
+    heads: TrainingHeads, image, head_weight, batch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Image tokens [B, N, D] read the text that is drawn on them: a softmax whose truth is shared by all tokens there."""
+    tokens = batch["read"].long()
+    there = tokens != IGNORE
+    asked = there.any(-1)
+    places = batch["read_at"].long()[..., None].expand(-1, -1, image.shape[-1])
+    features = torch.gather(image, 1, places)[asked]
+    tokens, there = tokens[asked], there[asked]
+    logits = F.linear(heads.read(features), head_weight.to(features.dtype)).float()
+    picked = logits.gather(-1, tokens.clamp(min=0)) - logits.logsumexp(-1, keepdim=True)
+    loss = -((picked * there).sum(-1) / there.sum(-1)).mean()
+    best = logits.argmax(-1, keepdim=True)
+    return loss, {"read": loss.detach(), "read_right": ((tokens == best) & there).any(-1).float().mean()}
 
 
 def ctc_loss(heads: TrainingHeads, frames, lengths, letters, letter_lengths) -> torch.Tensor:
