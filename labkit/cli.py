@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=(
             "examples:\n"
             "  labkit compare pocket --plans fp32,int8,int4 --items 200 --output results/first\n"
+            "  labkit plot results/first --output comparison.svg\n"
             "  labkit screen --seed 7 --output screen.png\n"
             '  labkit ask pocket --image screen.png "打开设置"\n'
             "\n`labkit COMMAND --help` explains one command."
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_ask(commands)
     _add_screen(commands)
+    _add_plot(commands)
     for name, run, text in (
         ("models", "models", "list the models that can be named"),
         ("plans", "plans", "list the quantization plans"),
@@ -169,6 +171,17 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seed", type=_seed, required=True, metavar="N", help="which screen")
     command.add_argument("--output", required=True, metavar="FILE", help="a .png file")
     command.set_defaults(run=_later("screen"))
+
+
+def _add_plot(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "plot",
+        help="draw a finished comparison as one picture",
+        description="Draw bytes, time of an answer and right steps of a comparison as one SVG picture.",
+    )
+    command.add_argument("results", metavar="RESULTS", help="results.json, or the folder it is in")
+    command.add_argument("--output", required=True, metavar="FILE", help="an .svg file")
+    command.set_defaults(run=_later("plot"))
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:

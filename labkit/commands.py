@@ -151,6 +151,27 @@ def screen(options: argparse.Namespace) -> None:
     print(f"{path}: {width}×{height} pixels; try the instruction: {item.instruction}")
 
 
+def plot(options: argparse.Namespace) -> None:
+    """``labkit plot``: the picture says below what it was measured with."""
+    from labkit.comparison import describe
+    from labkit.files import atomic_path
+    from labkit.picture import comparison_svg
+    from labkit.results import load_results
+
+    path = Path(options.output)
+    if path.suffix.lower() != ".svg":
+        raise LabError(f"--output must end in .svg, not {path.suffix or path.name!r}")
+    environment, measurements = load_results(options.results)
+    settings = environment.get("settings")
+    picture = comparison_svg(measurements, describe(settings) if settings else "")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
+    print(path)
+
+
 def _console() -> Any:
     from rich.console import Console
 

@@ -109,7 +109,7 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"labkit {labkit.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["", "compare", "ask", "screen", "models", "plans", "doctor"])
+@pytest.mark.parametrize("command", ["", "compare", "ask", "screen", "plot", "models", "plans", "doctor"])
 def test_help_fits_a_terminal(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = run(capsys, *command.split(), "--help")

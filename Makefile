@@ -1,0 +1,62 @@
+# `make lab` and `make test` are all one needs; `make help` lists the rest.
+
+VENV    ?= .venv
+PYTHON  ?=
+PORT    ?= 8888
+ARGS    ?=
+# Processes that test side by side: one a core, four at most.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+VOICES    := $(VENV)/.voices
+PIP       := $(BIN)/python -m pip --disable-pip-version-check
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab test readme clean
+
+help:
+	@echo "make install   create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
+	@echo "make lab       install, then open JupyterLab at the first notebook (PORT=8888, ARGS=… goes to Jupyter)"
+	@echo "make test      install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
+	@echo "make readme    write the figures of assets/results into the READMEs"
+	@echo "make clean     remove caches and build outputs ($(VENV) and results/ stay)"
+
+install: $(INSTALLED)
+	@:
+
+# Made anew when the pins change; otherwise done at once, and without a network.
+$(INSTALLED): requirements.txt pyproject.toml tools/find_python.sh
+	@[ -x $(BIN)/python ] || { python=$$(sh tools/find_python.sh $(PYTHON)) && "$$python" -m venv $(VENV); }
+	@echo "Installing the lab into $(VENV): some minutes the first time."
+	@$(PIP) install --quiet "setuptools>=77"
+	@$(PIP) install --requirement requirements.txt
+	@$(PIP) install --no-build-isolation --editable ".[test]" >$(VENV)/install.log 2>&1 || { cat $(VENV)/install.log; exit 1; }
+	@touch $@
+	@echo "Installed. Next: make lab, or $(BIN)/labkit --help"
+
+# Synthesizers that only training and its tests use. Where one cannot be installed, its tests are skipped.
+$(VOICES): $(INSTALLED)
+	@missing=; for package in $$($(BIN)/python tools/list_extra.py train); do \
+		$(PIP) install --quiet "$$package" || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then touch $@; else echo "Not installed, so their tests are skipped:$$missing"; fi
+
+lab: $(INSTALLED)
+	@$(BIN)/python tools/open_lab.py --port $(PORT) $(ARGS)
+
+# One thread a worker: the workers share the cores. pytest comes last, and so does its closing line.
+test: export OMP_NUM_THREADS = 1
+test: export TOKENIZERS_PARALLELISM = false
+test: $(INSTALLED) $(VOICES)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@PYTHONPATH=. $(BIN)/lint-imports
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+readme: $(INSTALLED)
+	@$(BIN)/python tools/fill_readme.py
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
