@@ -1,0 +1,260 @@
+"""What notebooks show: a tap drawn on a screen, an answer taken apart, a recording to listen to. No torch.
+
+Pictures go in and out as PIL images; what is displayed is HTML that reads on a light and on a dark page.
+Blue is what is right, orange is what the model did; the shapes differ too, for readers who see no colours.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw
+
+from labkit.errors import LabError
+from labkit.formats import format_bytes, format_seconds
+from labkit.phonetap import Item, Screen, score
+from labkit.protocol import COORDINATE_MAX, SAMPLE_RATE, Action, Answer, format_action, parse_answer
+
+if TYPE_CHECKING:
+    import IPython.display
+    import numpy as np
+    import pandas
+
+RIGHT, GIVEN = "#0072B2", "#D55E00"
+"""Blue for the true target, orange for the model's tap (Okabe and Ito's)."""
+SCALE = 2
+"""Pictures are drawn at twice a screen's pixels, so that marks are crisp."""
+
+
+class ShowError(LabError):
+    """Something that cannot be shown."""
+
+
+def tap(
+    screen: Screen | Image.Image,
+    answer: Any = None,
+    target: str | tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """The screen with the model's tap (orange ring) and the true target (blue box).
+
+    answer: a `Generation`, its text, or an `Action`; what has no point draws nothing. target: an element's
+    label, or a box (x0, y0, x1, y1) in thousandths. Raises ShowError for a label that is not on the screen.
+    """
+    canvas = _enlarged(screen)
+    if target is not None:
+        _box(canvas, _pixels(_target_box(screen, target), canvas.size), RIGHT)
+    action = _action(answer)
+    if action is not None:
+        names = [name for name in ("element", "start", "end") if name in action.arguments]
+        points = [_point(action.arguments[name], canvas.size) for name in names]
+        if len(points) == 2:
+            ImageDraw.Draw(canvas).line(points, fill=GIVEN, width=6)
+        for point in points:
+            _ring(canvas, point)
+    return canvas
+
+
+def item(question: Item, answer: Any = None) -> Image.Image:
+    """The screen of a PhoneTap item with its true target, and the tap of an answer if one is given."""
+    return tap(question.screen, answer, question.box)
+
+
+def elements(screen: Screen) -> Image.Image:
+    """The screen with a box around everything that can be tapped."""
+    canvas = _enlarged(screen)
+    for element in screen.elements:
+        _box(canvas, tuple(SCALE * side for side in element.box), RIGHT)
+    return canvas
+
+
+def grid(screen: Screen | Image.Image, rows: int, columns: int) -> Image.Image:
+    """The picture with the grid of its image tokens: each cell becomes one token."""
+    if rows < 1 or columns < 1:
+        raise ShowError(f"a grid needs at least one row and one column, not {rows} x {columns}")
+    canvas = _enlarged(screen)
+    draw, (width, height) = ImageDraw.Draw(canvas), canvas.size
+    for column in range(1, columns):
+        x = round(column * width / columns)
+        draw.line([(x, 0), (x, height)], fill=GIVEN, width=2)
+    for row in range(1, rows):
+        y = round(row * height / rows)
+        draw.line([(0, y), (width, y)], fill=GIVEN, width=2)
+    return canvas
+
+
+def row(*pictures: Image.Image, captions: Sequence[str] = (), height: int = 420) -> IPython.display.HTML:
+    """Pictures side by side, each ``height`` pixels high with its caption below."""
+    if captions and len(captions) != len(pictures):
+        raise ShowError(f"{len(pictures)} pictures and {len(captions)} captions: give one for each, or none")
+    cells = []
+    for number, picture in enumerate(pictures):
+        caption = html.escape(captions[number]) if captions else ""
+        cells.append(
+            f'<figure style="margin:0"><img src="{_data_url(picture)}" alt="{caption}" '
+            f'style="height:{height}px;border-radius:8px;border:1px solid rgba(128,128,128,.5)">'
+            f'<figcaption style="max-width:{height}px">{caption}</figcaption></figure>'
+        )
+    return _html(f'<div style="display:flex;gap:24px;flex-wrap:wrap">{"".join(cells)}</div>')
+
+
+def audio(samples: np.ndarray) -> IPython.display.Audio:
+    """A player for a recording, float32 [samples] at 16 kHz."""
+    from IPython.display import Audio
+
+    return Audio(samples, rate=SAMPLE_RATE)
+
+
+def answer(generation: Any, question: Item | None = None) -> IPython.display.HTML:
+    """An answer taken apart: what was thought, what is to be done, whether it is right, how long it took.
+
+    generation: a `Generation` or its text. question: the PhoneTap item asked, to say whether it is right.
+    """
+    text = _text(generation)
+    parsed = parse_answer(text)
+    rows = []
+    if parsed.thinking:
+        rows.append(("thinks", html.escape(parsed.thinking)))
+    if parsed.action is not None:
+        rows.append(("does", f"<code>{html.escape(format_action(parsed.action))}</code>"))
+        rows.append(("that is", html.escape(in_words(parsed.action))))
+    else:
+        rows.append(("says", f"{html.escape(parsed.text)} <em>({html.escape(parsed.error or '')})</em>"))
+    if question is not None:
+        rows.append(("is it right?", html.escape(_judged(question, text))))
+    if hasattr(generation, "ttft_s"):
+        whole = format_seconds(generation.ttft_s + generation.decode_s)
+        first = format_seconds(generation.ttft_s)
+        rows.append(
+            ("took", f"{whole}, {first} of it before the first of {generation.completion_tokens} tokens")
+        )
+    body = "".join(
+        f'<tr style="background:transparent"><th style="text-align:right;opacity:.65;font-weight:normal">'
+        f'{name}</th><td style="text-align:left">{value}</td></tr>'
+        for name, value in rows
+    )
+    return _html(f'<table style="font-size:14px;border-left:4px solid {GIVEN}">{body}</table>')
+
+
+def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.HTML:
+    """A DataFrame with numbers as people read them, nothing cut off.
+
+    Columns called bytes, parameters and share are written as such; ``unit="bytes"`` says that all are bytes.
+    """
+    import pandas
+
+    known = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
+    formats = {name: known[unit or name] for name in frame.columns if unit or name in known}
+    with pandas.option_context("display.max_colwidth", None):
+        return _html(frame.to_html(formatters=formats, border=0, max_rows=None))
+
+
+def in_words(action: Action) -> str:
+    """An action in plain English: ``tap 50 % from the left and 12 % from the top``."""
+    values = action.arguments
+    if action.point is not None:
+        return f"{action.name.lower()} {_place(action.point)}"
+    if action.name == "Swipe":
+        return f"swipe from {_place(values['start'])} to {_place(values['end'])}"
+    if action.name == "finish":
+        return f"say “{values['message']}” and stop"
+    told = ", ".join(str(value) for value in values.values())
+    return f"{action.name.lower().replace('_', ' ')} {told}".strip()
+
+
+def _count(number: float) -> str:
+    """Parameters: ``620.8 M``, ``8.16 B``."""
+    return (
+        f"{number / 1e9:.2f} B"
+        if number >= 1e9
+        else f"{number / 1e6:.3g} M"
+        if number >= 1e6
+        else f"{number:,.0f}"
+    )
+
+
+def _judged(question: Item, text: str) -> str:
+    result = score(question, text)
+    if not result.parsed:
+        return "no: it cannot be read as an action"
+    if result.click is None:
+        return "yes" if result.success else f"no: right is {format_action(question.action)}"
+    if result.click:
+        return f"yes: the tap lands on “{question.target}”"
+    if result.distance is None:
+        return f"no: nothing is tapped; right is “{question.target}”"
+    return f"no: it misses “{question.target}” by {result.distance:.0%} of the screen's side"
+
+
+def _place(point: tuple[int, int]) -> str:
+    return f"{point[0] / 10:.0f} % from the left and {point[1] / 10:.0f} % from the top"
+
+
+def _text(generation: Any) -> str:
+    text = getattr(generation, "text", generation)
+    if not isinstance(text, str):
+        raise ShowError(f"an answer is a Generation or its text, not {type(generation).__name__}")
+    return text
+
+
+def _action(given: Any) -> Action | None:
+    if given is None or isinstance(given, Action):
+        return given
+    if isinstance(given, Answer):
+        return given.action
+    return parse_answer(_text(given)).action
+
+
+def _target_box(screen: Screen | Image.Image, target: str | tuple) -> tuple[float, ...]:
+    """A target in thousandths of the screen."""
+    if not isinstance(target, str):
+        return tuple(target)
+    if not isinstance(screen, Screen):
+        raise ShowError("a picture has no labels: give the target as a box in thousandths")
+    labels = [element.label for element in screen.elements]
+    if target not in labels:
+        raise ShowError(f"there is no {target!r} on this screen; there are {', '.join(labels)}")
+    sides = screen.size * 2
+    return tuple(edge / side * 1000 for edge, side in zip(screen.find(target).box, sides))
+
+
+def _enlarged(screen: Screen | Image.Image) -> Image.Image:
+    image = screen.image if isinstance(screen, Screen) else screen
+    width, height = image.size
+    return image.convert("RGB").resize((width * SCALE, height * SCALE), Image.Resampling.LANCZOS)
+
+
+def _pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[float, ...]:
+    return tuple(edge * side / 1000 for edge, side in zip(box, size * 2))
+
+
+def _point(point: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    return tuple((place + 0.5) * side / (COORDINATE_MAX + 1) for place, side in zip(point, size))
+
+
+def _box(canvas: Image.Image, box: Sequence[float], colour: str) -> None:
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle([box[0] - 2, box[1] - 2, box[2] + 1, box[3] + 1], outline="white", width=7)
+    draw.rectangle([box[0], box[1], box[2] - 1, box[3] - 1], outline=colour, width=3)
+
+
+def _ring(canvas: Image.Image, centre: tuple[float, float], radius: int = 17) -> None:
+    draw, (x, y) = ImageDraw.Draw(canvas), centre
+    for reach, width, colour in ((radius + 3, 11, "white"), (radius, 5, GIVEN)):
+        draw.ellipse([x - reach, y - reach, x + reach, y + reach], outline=colour, width=width)
+    draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=GIVEN, outline="white", width=1)
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _html(text: str) -> IPython.display.HTML:
+    from IPython.display import HTML
+
+    return HTML(text)
