@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import queue
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Batch:
 
     ids [B, L]; audio_source [B, L]: which speech token of its recording stands there, -1 for none;
     prompt [B]: length of the prompt; position, token, coordinate [B, ANSWER_LENGTH]: the answer's places (of the token
-    before), its tokens (IGNORE where it has ended), and its coordinates (-1 where none);
+    before), its tokens (IGNORE where it has ended), and its coordinates (-1 where none); point_at [B, 2]: which of them
+    are the tap's x and y (-1 without a tap);
     pointed [B, N]: image tokens that show the target; dense_at [B, DENSE], dense_label [B, DENSE, SLOTS],
     dense_point [B, DENSE, 2]: what image tokens must name and where that element's centre is (IGNORE: background);
     read_at [B, READ], read [B, READ, READ_TOKENS]: the text tokens that are drawn on an image token;
@@ -88,7 +90,7 @@ class BatchMaker:
     def batch(
         self, kind: str, size: int, shard: list[Drawn], count: int, utterances: Utterances | None = None
     ) -> Batch:
-        """`count` samples; kind "typed", "spoken" or "text" (no screen; `shard` unused)."""
+        """`count` samples; kind "typed", "spoken", "text" (no screen; `shard` unused) or "eye" (a screen, no question)."""
         tokens = image_tokens(SIZES[size]) if kind != "text" else 0
         rows: list[dict] = []
         while len(rows) < count:
@@ -102,6 +104,8 @@ class BatchMaker:
     def _sample(
         self, kind: str, tokens: int, drawn: Drawn | None, utterances: Utterances | None
     ) -> dict | None:
+        if kind == "eye":
+            return self._dense(drawn, tokens)
         rng, audio_tokens, row = self.rng, 0, -1
         if kind == "spoken":
             found = self.maker.spoken(drawn, utterances)
@@ -132,6 +136,10 @@ class BatchMaker:
         coordinate = np.full(ANSWER_LENGTH, -1, dtype=np.int16)
         if target >= 0:
             coordinate[: len(written)] = self.maker.coordinates(written)
+        point_at = np.full(2, -1, dtype=np.int16)
+        found = np.flatnonzero(coordinate >= 0)
+        if len(found) == 2:
+            point_at[:] = found
         is_audio = padded == self.encode.id["<|audio|>"]
         arrays = {
             "ids": padded,
@@ -140,6 +148,7 @@ class BatchMaker:
             "position": np.minimum(np.arange(ANSWER_LENGTH) + start - 1, length - 1).astype(np.int32),
             "token": token,
             "coordinate": coordinate,
+            "point_at": point_at,
         }
         if drawn is not None:
             pointed = drawn.pointed(target) if target >= 0 else np.zeros(tokens, dtype=bool)
@@ -183,13 +192,14 @@ class BatchSource:
 
     def __init__(
         self, encoder: Encoder, *, workers: int, slots: int, first_slots: int, batch: int, seed: int,
-        speech_index: Path | None = None, spoken_share: float = 0.5, text_share: float = 0.02,
+        speech_index: Path | None = None, spoken_share: float = 0.5, text_share: float = 0.02, eye_seconds: float = 0,
     ) -> None:  # fmt: skip
         context = multiprocessing.get_context("fork")
         self.pixels = [shared_pixels(workers * slots, size) for size in SIZES]
         self.queue = context.Queue(maxsize=3 * workers)
         self.stop_event = context.Event()
-        settings = (slots, first_slots, batch, speech_index, spoken_share, text_share)
+        eye_until = time.monotonic() + eye_seconds
+        settings = (slots, first_slots, batch, speech_index, spoken_share, text_share, eye_until)
         self.processes = [
             context.Process(target=self._work, args=(encoder, seed + number, number, *settings), daemon=True)
             for number in range(workers)
@@ -208,6 +218,7 @@ class BatchSource:
         speech_index,
         spoken_share,
         text_share,
+        eye_until,
     ):
         maker = BatchMaker(encoder, seed)
         shards: list[list[Drawn]] = [[] for _ in SIZES]
@@ -217,7 +228,9 @@ class BatchSource:
                 if utterances is None and speech_index is not None and speech_index.exists():
                     utterances = load_utterances(speech_index)
                 kind = "typed"
-                if utterances is not None and maker.rng.random() < spoken_share:
+                if time.monotonic() < eye_until:
+                    kind = "eye"
+                elif utterances is not None and maker.rng.random() < spoken_share:
                     kind = "spoken"
                 elif maker.rng.random() < text_share:
                     kind = "text"

@@ -36,25 +36,29 @@ class TrainingHeads(nn.Module):
 
 
 def answer_loss(hidden, head_weight, batch, number_ids) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Cross-entropy of the answers' tokens; coordinates against a soft target. hidden [B, L, D]."""
+    """Cross-entropy of the answers' tokens; coordinates against a soft target. hidden [B, L, D].
+
+    Nothing here waits for the device (no boolean indexing), so that the next step's kernels queue up meanwhile.
+    """
     places = batch["position"].long()[..., None].expand(-1, -1, hidden.shape[-1])
     logits = F.linear(torch.gather(hidden, 1, places), head_weight).float()
-    token, coordinate = batch["token"].long(), batch["coordinate"].long()
-    is_point = coordinate >= 0
-    written = (token != IGNORE) & ~is_point
+    token = batch["token"].long()
     log_total = logits.logsumexp(-1)
+    is_point = batch["coordinate"] >= 0
+    written = (token != IGNORE) & ~is_point
     picked = logits.gather(-1, token.clamp(min=0)[..., None])[..., 0]
     token_loss = ((log_total - picked) * written).sum() / written.sum().clamp(min=1)
-    points = logits[is_point]
-    if points.shape[0]:
-        numbers = torch.arange(1000, device=hidden.device)
-        true = coordinate[is_point]
-        soft = torch.softmax(-(((numbers[None] - true[:, None]) / SPREAD) ** 2) / 2, dim=-1)
-        point_loss = (log_total[is_point] - (soft * points[:, number_ids]).sum(-1)).mean()
-        guess = points[:, number_ids].argmax(-1)
-        near = ((guess - true).abs() <= 30).float().mean()
-    else:
-        point_loss, near = token_loss * 0, token_loss.detach() * 0
+    # the two coordinates of each sample: [B, 2] places among the answer's tokens
+    at, there = batch["point_at"].long(), batch["point_at"] >= 0
+    index = at.clamp(min=0)
+    points = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))[..., number_ids]
+    true = batch["coordinate"].long().gather(1, index)
+    numbers = torch.arange(len(number_ids), device=hidden.device)
+    soft = torch.softmax(-(((numbers - true[..., None]) / SPREAD) ** 2) / 2, dim=-1)
+    missed = log_total.gather(1, index) - (soft * points).sum(-1)
+    count = there.sum().clamp(min=1)
+    point_loss = (missed * there).sum() / count
+    near = (((points.argmax(-1) - true).abs() <= 30) & there).sum() / count
     right = (logits.argmax(-1) == token) & written
     return token_loss + point_loss, {
         "token": token_loss.detach(),
@@ -66,19 +70,19 @@ def answer_loss(hidden, head_weight, batch, number_ids) -> tuple[torch.Tensor, d
 
 def look_loss(looks, batch, scaling: float, layers: tuple[int, ...]) -> torch.Tensor:
     """-log of the attention that head 0 pays to the target's image tokens where coordinates are written."""
-    is_point = batch["coordinate"] >= 0
-    rows, columns = is_point.nonzero(as_tuple=True)
-    if rows.numel() == 0:
-        return looks[0][0].sum() * 0
-    places = batch["position"].long()[rows, columns]
-    tokens, total = batch["pointed"].shape[1], 0.0
+    there = batch["point_at"] >= 0
+    places = batch["position"].long().gather(1, batch["point_at"].long().clamp(min=0))  # [B, 2]
+    pointed = batch["pointed"] | ~there.any(-1, keepdim=True)  # rows without a target: anything, and weight 0
+    tokens, total = pointed.shape[1], 0.0
     for layer in layers:
         query, key = looks[layer]
-        scores = torch.einsum("qd,qld->ql", query[rows, places].float(), key[rows].float()) * scaling
-        length = torch.arange(key.shape[1], device=key.device)
-        scores = scores.masked_fill(length[None] > places[:, None], float("-inf"))
-        image = scores[:, 5 : 5 + tokens].masked_fill(~batch["pointed"][rows], float("-inf"))
-        total = total + (scores.logsumexp(-1) - image.logsumexp(-1)).mean()
+        asked = query.gather(1, places[..., None].expand(-1, -1, query.shape[-1]))
+        scores = torch.einsum("bqd,bld->bql", asked.float(), key.float()) * scaling
+        behind = torch.arange(key.shape[1], device=key.device) > places[..., None]
+        scores = scores.masked_fill(behind, float("-inf"))
+        image = scores[:, :, 5 : 5 + tokens].masked_fill(~pointed[:, None], float("-inf"))
+        share = scores.logsumexp(-1) - image.logsumexp(-1)
+        total = total + torch.where(there, share, torch.zeros_like(share)).sum() / there.sum().clamp(min=1)
     return total / len(layers)
 
 
@@ -118,13 +122,13 @@ def read_loss(
     there = tokens != IGNORE
     asked = there.any(-1)
     places = batch["read_at"].long()[..., None].expand(-1, -1, image.shape[-1])
-    features = torch.gather(image, 1, places)[asked]
-    tokens, there = tokens[asked], there[asked]
-    logits = F.linear(heads.read(features), head_weight.to(features.dtype)).float()
+    logits = F.linear(heads.read(torch.gather(image, 1, places)), head_weight.to(image.dtype)).float()
     picked = logits.gather(-1, tokens.clamp(min=0)) - logits.logsumexp(-1, keepdim=True)
-    loss = -((picked * there).sum(-1) / there.sum(-1)).mean()
-    best = logits.argmax(-1, keepdim=True)
-    return loss, {"read": loss.detach(), "read_right": ((tokens == best) & there).any(-1).float().mean()}
+    missed = -(picked * there).sum(-1) / there.sum(-1).clamp(min=1)
+    count = asked.sum().clamp(min=1)
+    loss = (missed * asked).sum() / count
+    right = ((tokens == logits.argmax(-1, keepdim=True)) & there).any(-1).sum() / count
+    return loss, {"read": loss.detach(), "read_right": right}
 
 
 def ctc_loss(heads: TrainingHeads, frames, lengths, letters, letter_lengths) -> torch.Tensor:
