@@ -1,0 +1,122 @@
+"""Writes the figures of assets/results into the READMEs: ``make readme``; ``--check`` only says what is old.
+
+Between the lines ``<!-- figures:begin -->`` and ``<!-- figures:end -->`` stands what this makes of
+results.json: the picture, the table, and what it was measured with. Nothing there is written by hand.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.comparison import Comparison, describe
+from labkit.picture import comparison_svg
+from labkit.results import Measurement
+from labkit.tables import cost_table, quality_table, reference_of
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("assets/results/pocket-cpu/results.json")
+PICTURE = Path("assets/images/comparison.svg")
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+
+WORDS: dict[str, dict[str, str]] = {
+    "README.md": {
+        "alt": "Weights, time of an answer and right steps of the pocket model under {count} plans",
+        "columns": "Plan|Weights|vs {reference}|First token|Decoding|A whole answer|vs {reference}"
+        "|Click accuracy [95 %]|Right steps [95 %]|vs {reference}, paired points [95 %]",
+        "claim": "*article's claim*",
+        "loss": "loss",
+        "made": "Measured on {date} UTC with `{command}`: {settings}; {cpu}, Python {python}, torch {torch}, "
+        "transformers {transformers}. Samples and environment: [{path}]({path}).",
+    },
+    "README.zh-CN.md": {
+        "alt": "口袋模型在 {count} 种方案下的权重大小、回答时间与正确步骤",
+        "columns": "方案|权重|相比 {reference}|首个词元|解码速度|完整回答|相比 {reference}"
+        "|点击准确率 [95 %]|正确步骤 [95 %]|与 {reference} 逐题配对之差(百分点)[95 %]",
+        "claim": "*文章的说法*",
+        "loss": "损失",
+        "made": "测量于 {date}(UTC),命令 `{command}`:{settings};{cpu},Python {python},torch {torch},"
+        "transformers {transformers}。原始样本与环境记录:[{path}]({path})。",
+    },
+}
+
+
+def load(root: Path = ROOT) -> Comparison | None:
+    """The comparison whose figures the READMEs show; None as long as none is in the folder."""
+    return Comparison.load(root / RESULTS) if (root / RESULTS).exists() else None
+
+
+def block(comparison: Comparison, words: Mapping[str, str]) -> str:
+    """What stands between the marks, for the README whose `words` are given."""
+    measurements, where = comparison.measurements, comparison.environment
+    made = {
+        "date": where["time"].partition("T")[0],
+        "command": " ".join(where["command"]),
+        "settings": describe(where["settings"]),
+        "path": RESULTS.as_posix(),
+        **{name: where[name] for name in ("cpu", "python")},
+        **{name: where["packages"][name] for name in ("torch", "transformers")},
+    }
+    picture = f"![{words['alt'].format(count=len(measurements))}]({PICTURE.as_posix()})"
+    return "\n\n".join([picture, table(measurements, words), words["made"].format(**made)])
+
+
+def table(measurements: Sequence[Measurement], words: Mapping[str, str]) -> str:
+    """A Markdown table of the numbers that `labkit compare` prints, the article's claim in the last line."""
+    reference = reference_of(measurements)
+    headers = words["columns"].format(reference=reference.plan if reference else "–").split("|")
+    lines = [headers, ["---"] + ["---:"] * (len(headers) - 1)]
+    for cost, quality in zip(cost_table(measurements)[1], quality_table(measurements)[1]):
+        lines.append([cost[0], *cost[1:3], *cost[5:9], *quality[1:3], quality[5]])
+    lines[-1][0] = words["claim"]
+    lines[-1][-1] = lines[-1][-1].replace("loss", words["loss"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(text: str, inside: str, name: str) -> str:
+    """`text` with `inside` between the marks. Raises SystemExit unless they are there once, in order."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in before:
+        raise SystemExit(f"{name}: the lines {BEGIN} and {END} are needed once each, in this order")
+    return f"{before}{BEGIN}\n{inside}\n{END}{after}" if inside else f"{before}{BEGIN}\n{END}{after}"
+
+
+def wanted(root: Path = ROOT) -> dict[Path, str | None]:
+    """Every file that depends on the results, and what should be in it; None: it should not be there."""
+    comparison = load(root)
+    files: dict[Path, str | None] = {PICTURE: None}
+    if comparison is not None:
+        caption = describe(comparison.environment["settings"])
+        files[PICTURE] = comparison_svg(comparison.measurements, caption)
+    for name, words in WORDS.items():
+        text = (root / name).read_text(encoding="utf-8")
+        files[Path(name)] = filled(text, block(comparison, words) if comparison else "", name)
+    return files
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description="Write the figures of assets/results into the READMEs.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something is old")
+    options = parser.parse_args(arguments)
+    old: list[Any] = []
+    for name, text in wanted(root).items():
+        path = root / name
+        if (path.read_text(encoding="utf-8") if path.exists() else None) == text:
+            continue
+        old.append(name)
+        if options.check:
+            continue
+        if text is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for name in old:
+        print(f"{name}: {'differs from' if options.check else 'written from'} {RESULTS}")
+    return 1 if old and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
