@@ -2,7 +2,8 @@
 
 - `typed`: a screen in the test style and a typed request in words that training never used: taps by label or by
   icon, swipes, launches, typing, back, home, waiting, questions.
-- `spoken`: the same, asked by a shipped recording of a speaker that training never heard, on a screen that shows what it asks for.
+- `spoken`: the same, asked by a shipped recording of a speaker that training never heard, on a screen that shows what
+  it asks for.
 - `hard`: small labels, twenty and more elements, look-alike names, pop-ups, requests that say what instead of where.
 
 The right answer to a tap is a box; `action` taps its centre. Boxes and points are in thousandths of the screen.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from labkit.errors import LabError
@@ -41,14 +41,16 @@ class ItemError(LabError):
 class Item:
     """One question with its right answer.
 
-    `box` (x0, y0, x1, y1 in thousandths) and `target_kind` are None where nothing is to be tapped. `task` is tap, icon,
-    what, launch, type or a fixed request; `group` says how strange a spoken item's speaker is.
+    `box` (x0, y0, x1, y1 in thousandths), `target` (label or icon name) and `target_kind` are None where nothing is to
+    be tapped. `task` is tap, icon, what, launch, type or a fixed request; `group` says how strange a spoken item's
+    speaker is.
     """
 
     id: str
     split: str
     lang: str
     task: str
+    target: str | None
     target_kind: str | None
     instruction: str
     recording: str | None
@@ -56,17 +58,6 @@ class Item:
     screen: Screen
     action: Action
     box: tuple[float, float, float, float] | None
-
-    @cached_property
-    def target(self) -> str | None:
-        """The label (or icon name) to be tapped."""
-        if self.box is None:
-            return None
-        width, height = self.screen.size
-        near = lambda e: (
-            abs(e.box[0] / width * 1000 - self.box[0]) + abs(e.box[1] / height * 1000 - self.box[1])
-        )  # noqa: E731
-        return min(self.screen.elements, key=near).label
 
     def messages(self) -> list[dict[str, Any]]:
         """One user turn for an engine: the screenshot, then the recording or the typed request."""
@@ -147,6 +138,7 @@ def _screen_seed(rng: random.Random) -> int:
 def _item(name, split, asked, screen, element=None, recording=None) -> Item:
     return Item(
         id=name, split=split, lang=asked.lang, task=asked.task,
+        target=element.label if element else None,
         target_kind=element.kind if element else None,
         instruction=asked.text,
         recording=recording.id if recording else None, group=recording.group if recording else None,

@@ -58,10 +58,8 @@ class QuantizedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if rows.shape[0] == 0:
             return x.new_empty(shape)
-        if torch.is_grad_enabled() and x.requires_grad:
-            out = _Multiply.apply(rows, self)
-        else:
-            out = self.multiply(rows)
+        trained = torch.is_grad_enabled() and x.requires_grad
+        out = _Multiply.apply(rows, self) if trained else self.multiply(rows)
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
         return out.view(shape)

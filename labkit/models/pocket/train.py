@@ -92,9 +92,16 @@ def train_agent(options: argparse.Namespace) -> int:
     checks = validation(encoder, options.validation)
     index = options.ear / "utterances.jsonl" if options.ear else None
     source = BatchSource(
-        encoder, workers=options.workers, slots=options.slots, first_slots=options.first_slots, batch=options.batch, seed=options.seed, speech_index=index, spoken_share=options.spoken_share,
+        encoder,
+        workers=options.workers,
+        slots=options.slots,
+        first_slots=options.first_slots,
+        batch=options.batch,
+        seed=options.seed,
+        speech_index=index,
+        spoken_share=options.spoken_share,
         eye_seconds=options.eye_seconds,
-    )  # fmt: skip
+    )
     began = time.monotonic()
     try:
         torch.set_float32_matmul_precision("high")

@@ -1,0 +1,227 @@
+"""Training the pocket model, end to end at toy size, and that it trains the function that is shipped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
+from labkit.models.pocket import train as train_command
+from labkit.models.pocket.tokenizer import MARKS, VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.train_batches import SIZES, BatchMaker
+from labkit.models.pocket.train_forward import BatchedForward
+from labkit.models.pocket.train_losses import TrainingHeads, answer_loss, look_loss
+from labkit.models.pocket.train_samples import (
+    IGNORE,
+    PATCH,
+    TEXT_LENGTH,
+    Encoder,
+    patch_overlap,
+    text_by_token,
+)
+from labkit.models.pocket.train_speech import write_texts
+from labkit.models.pocket.trainer import Trainer
+from labkit.phonetap import words
+from labkit.phonetap.draw import Written
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(train_tokenizer(VOCAB_SIZE - len(MARKS)))
+
+
+@pytest.fixture(scope="module")
+def model(encoder):
+    torch.manual_seed(0)
+    return PocketForConditionalGeneration(PocketConfig.tiny(encoder.id, VOCAB_SIZE)).eval()
+
+
+@pytest.fixture(scope="module")
+def drawn(encoder):
+    maker = BatchMaker(encoder, 5)
+    return maker, [maker.draw(SIZES[0]) for _ in range(12)]
+
+
+def test_the_batched_forward_equals_the_models_own(encoder, model):
+    maker = BatchMaker(encoder, 1)
+    pixels, _ = maker.draw(SIZES[0])
+    processor = PocketProcessor(train_tokenizer(VOCAB_SIZE - len(MARKS)), model.config)
+    sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
+    parts = [{"type": "image", "image": Image.fromarray(pixels)}, {"type": "audio", "audio": sound}]
+    batch = processor([{"role": "user", "content": parts}])
+    answer = torch.tensor([encoder('<answer>do(action="Tap", element=[123,456])</answer>')])
+    ids = torch.cat([batch["input_ids"], answer], 1)
+    prompt = batch["input_ids"].shape[1]
+    prompt_mask = torch.zeros_like(ids)
+    prompt_mask[:, :prompt] = 1
+    columns, rows = SIZES[0][0] // PATCH, SIZES[0][1] // PATCH
+    with torch.no_grad():
+        expected = model(
+            **{**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            | {"mm_token_type_ids": (ids == model.config.image_token_id).int(), "prompt_mask": prompt_mask}
+        ).logits
+        forward = BatchedForward(model)
+        image = forward.see(torch.from_numpy(pixels.copy())[None])
+        audio = model.model.speech_projector(forward.hear(batch["input_features"], batch["audio_lengths"]))
+        padded = torch.zeros(1, rows * columns + TEXT_LENGTH, dtype=torch.long)
+        padded[:, : ids.shape[1]] = ids
+        is_audio = padded == model.config.audio_token_id
+        source = torch.where(is_audio, is_audio.cumsum(-1) - 1, -1)
+        hidden, _, _ = forward(padded, torch.tensor([prompt]), image, audio, source, (rows, columns))
+        logits = model.lm_head(hidden)[:, : ids.shape[1]]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_targets_and_coordinates_agree_with_the_screen(encoder, drawn):
+    maker, screens = drawn
+    batch = maker.batch("typed", 0, [d for _, d in screens], 64)
+    arrays = batch.arrays
+    taps = np.flatnonzero(arrays["point_at"][:, 0] >= 0)
+    assert len(taps) > 20
+    width, height = SIZES[0]
+    columns = width // PATCH
+    for row in taps:
+        x, y = (arrays["coordinate"][row, at] for at in arrays["point_at"][row])
+        known = screens[arrays["slots"][row]][1]
+        assert [x, y] in known.points.tolist()
+        element = known.points.tolist().index([x, y])
+        box = known.elements[element].box
+        assert box[0] <= x / 1000 * width + 1 <= box[2] + 2
+        cells = np.flatnonzero(arrays["pointed"][row])
+        assert len(cells) >= 1
+        near = patch_overlap(np.array([box], dtype=np.float32), SIZES[0])[0]
+        assert near[cells].max() > 0, "the target's image tokens lie on its box"
+        assert (cells // columns * PATCH < height).all()
+
+
+def test_an_answer_is_predicted_from_the_token_before_it(encoder, drawn):
+    maker, screens = drawn
+    arrays = maker.batch("typed", 0, [d for _, d in screens], 8).arrays
+    for ids, position, token in zip(arrays["ids"], arrays["position"], arrays["token"]):
+        written = token != IGNORE
+        assert (ids[position[written] + 1] == token[written]).all()
+
+
+def test_text_is_asked_for_where_it_is_drawn(encoder):
+    line = Written("设置 Mail", (30.0, 42.0, 54.0, 58.0, 66.0, 70.0, 73.0, 76.0), 5.0, 17.0)
+    at, tokens = text_by_token([line], (196, 420), encoder)
+    found = {
+        int(cell): [encoder.backend.decode([t]) for t in row if t != IGNORE] for cell, row in zip(at, tokens)
+    }
+    assert set(found) == {1, 2}
+    assert found[1][:2] == ["设", "置"]
+    assert " Mail" in found[2]
+
+
+def test_the_losses_fall_to_nothing_when_the_model_is_right(encoder, model, drawn):
+    """A hidden state that points at the right token costs (almost) nothing; attention on the target likewise."""
+    maker, screens = drawn
+    batch = maker.batch("typed", 0, [d for _, d in screens], 16)
+    data = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+    weight = 50 * torch.eye(VOCAB_SIZE)
+    hidden = torch.zeros(16, data["ids"].shape[1], VOCAB_SIZE)
+    for row in range(16):
+        for place, token in zip(data["position"][row].tolist(), data["token"][row].tolist()):
+            if token != IGNORE:
+                hidden[row, place, token] = 1
+    _, parts = answer_loss(hidden, weight, data, torch.tensor(encoder.numbers))
+    assert parts["token"] < 1e-3
+    assert parts["tokens_right"] == 1
+    assert parts["near"] == 1
+    tokens = data["pointed"].shape[1]
+    key = torch.zeros(16, data["ids"].shape[1], 2)
+    key[:, 5 : 5 + tokens, 0] = data["pointed"].float() * 100
+    query = torch.ones(16, data["ids"].shape[1], 2)
+    looked = look_loss([(query, key)], data, 1.0, (0,))
+    missed = look_loss([(query, -key)], data, 1.0, (0,))
+    assert looked < 1e-3 < 50 < missed
+
+
+def test_training_steps_lower_the_loss_on_the_same_batch(encoder, drawn):
+    torch.manual_seed(0)
+    fresh = PocketForConditionalGeneration(PocketConfig.tiny(encoder.id, VOCAB_SIZE))
+    trainer = Trainer(fresh, encoder, device=torch.device("cpu"), rate=2e-3, compile_layers=False)
+    maker, screens = drawn
+    batch = maker.batch("typed", 0, [d for _, d in screens], 4)
+    batch.arrays["pixels"] = np.stack([screens[slot][0] for slot in batch.arrays["slots"]])
+    data = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+    generator = torch.Generator().manual_seed(0)
+    history = [trainer.step(batch, data, 1.0, generator) for _ in range(12)]
+    assert history[-1]["token"] < 0.7 * history[0]["token"]
+    assert history[-1]["read"] < history[0]["read"]
+
+
+@pytest.mark.slow
+def test_training_runs_from_texts_to_a_folder_that_loads(tmp_path):
+    """The commands of the training guide at toy size: speech texts, ear, agent, export."""
+    pytest.importorskip("espeakng_loader")
+    from labkit.models.pocket.speech_pool import main as make_pool
+
+    texts, pool, ear, run, folder = (
+        tmp_path / name for name in ("texts.jsonl", "pool", "ear", "run", "pocket")
+    )
+    assert train_command.main(["texts", "--count", "40", "--output", str(texts)]) == 0
+    assert make_pool(["--texts", str(texts), "--output", str(pool), "--workers", "1"]) == 0
+    tiny = ["--size", "tiny", "--device", "cpu"]
+    speech = [
+        "--pool",
+        str(pool),
+        "--texts",
+        str(texts),
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--output",
+        str(ear),
+    ]
+    assert train_command.main(["speech", *speech, *tiny]) == 0
+    options = {
+        "--steps": 6,
+        "--batch": 4,
+        "--workers": 1,
+        "--slots": 16,
+        "--first-slots": 16,
+        "--validation": 2,
+    }
+    agent = [text for name, value in options.items() for text in (name, str(value))]
+    agent += ["--log-every", "2", "--spoken-share", "0.7", "--no-compile"]
+    where = ["--pool", str(pool), "--ear", str(ear), "--output", str(run)]
+    assert train_command.main(["agent", *agent, *where, *tiny]) == 0
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    names = {name for record in logged for name in record}
+    assert {"spoken.ctc", "spoken.token"} <= names
+    assert all(np.isfinite(v) for record in logged for v in record.values() if isinstance(v, float))
+    again = ["--steps", "1", "--init", str(run), "--output", str(tmp_path / "second")]
+    assert train_command.main(["agent", *agent[2:], *where[:4], *tiny, *again]) == 0
+    assert train_command.main(["export", "--size", "tiny", "--run", str(run), "--output", str(folder)]) == 0
+    loaded = PocketForConditionalGeneration.from_pretrained(folder)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float16}
+
+
+def test_training_texts_never_contain_what_is_held_out(tmp_path):
+    write_texts(tmp_path / "texts.jsonl", 2_000, seed=3)
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert len(rows) == 2_000
+    compounds = {
+        words.join(lang, a, b)
+        for (_, lang), (firsts, seconds) in words.COMPOUNDS.items()
+        for a in firsts
+        for b in seconds
+    }
+    concepts = {
+        c
+        for lang in words.LANGS
+        for kind in ("app", "setting", "button", "tab")
+        for c in words.concepts(kind, lang)
+    }
+    targets = {row["target"] for row in rows if row["task"] == "tap"}
+    held_out = {t for t in targets if t in compounds - concepts and words.part_of(t) != "train"}
+    assert not held_out
+
+
+def test_heads_are_not_part_of_the_shipped_model(model):
+    names = {name for name, _ in model.named_parameters()}
+    assert not names & {name for name, _ in TrainingHeads(model.config).named_parameters()}
