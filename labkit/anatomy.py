@@ -265,7 +265,11 @@ def article_claims(model: Anatomy) -> pandas.DataFrame:
             "18.3 GB",
             f"{format_bytes(bf16.bytes)} in BF16, {format_bytes(text)} without vision",
         ),
-        ("after", "6.9 GB", f"INT4 decoder: {steps[0]}; INT8 vision: {steps[1]}; INT8 lm_head: {steps[2]}"),
+        (
+            "after",
+            "6.9 GB",
+            f"{steps[0]} (INT4 decoder); + INT8 vision {steps[1]}; + INT8 lm_head {steps[2]}",
+        ),
         ("speech encoder", "Wav2Vec2, INT8", millions("speech")),
         ("cross-modal attention", "FP16", f"{millions('cross_modal')}; projector: {millions('projector')}"),
         (

@@ -148,8 +148,15 @@ def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.H
 
     known = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
     formats = {name: known[unit or name] for name in frame.columns if unit or name in known}
+    frame = frame.rename_axis(None)
     with pandas.option_context("display.max_colwidth", None):
-        return _html(frame.to_html(formatters=formats, border=0, max_rows=None))
+        written = frame.to_html(formatters=formats, border=0)
+    return _html(f'<div style="white-space:nowrap;overflow-x:auto">{written}</div>')
+
+
+def sentences(lines: Sequence[str]) -> IPython.display.HTML:
+    """Sentences as a list with a mark before each."""
+    return _html(f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>")
 
 
 def in_words(action: Action) -> str:
@@ -166,14 +173,11 @@ def in_words(action: Action) -> str:
 
 
 def _count(number: float) -> str:
-    """Parameters: ``620.8 M``, ``8.16 B``."""
-    return (
-        f"{number / 1e9:.2f} B"
-        if number >= 1e9
-        else f"{number / 1e6:.3g} M"
-        if number >= 1e6
-        else f"{number:,.0f}"
-    )
+    """Parameters: ``885 k``, ``6.87 M``, ``8.16 B``."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:#.3g}".removesuffix(".") + f" {unit}"
+    return f"{number:.0f}"
 
 
 def _judged(question: Item, text: str) -> str:

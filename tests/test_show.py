@@ -148,6 +148,10 @@ def test_tables_write_numbers_as_people_read_them():
     assert "2.50 GB" in show.table(pandas.DataFrame({"int4": [2_500_000_000]}), unit="bytes").data
 
 
+def test_sentences_become_a_list():
+    assert show.sentences(["a < b", "c"]).data == "<ul><li>a &lt; b</li><li>c</li></ul>"
+
+
 def test_a_recording_becomes_a_player():
     assert "<audio" in show.audio(np.sin(np.arange(1600, dtype=np.float32)))._repr_html_()
 
