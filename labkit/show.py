@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
@@ -147,11 +147,11 @@ def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.H
     import pandas
 
     known = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
-    formats = {name: known[unit or name] for name in frame.columns if unit or name in known}
+    formats = {name: _unbroken(known[unit or name]) for name in frame.columns if unit or name in known}
     frame = frame.rename_axis(None)
     with pandas.option_context("display.max_colwidth", None):
         written = frame.to_html(formatters=formats, border=0)
-    return _html(f'<div style="white-space:nowrap;overflow-x:auto">{written}</div>')
+    return _html(f'<div style="overflow-x:auto">{written}</div>')
 
 
 def sentences(lines: Sequence[str]) -> IPython.display.HTML:
@@ -170,6 +170,11 @@ def in_words(action: Action) -> str:
         return f"say “{values['message']}” and stop"
     told = ", ".join(str(value) for value in values.values())
     return f"{action.name.lower().replace('_', ' ')} {told}".strip()
+
+
+def _unbroken(write: Callable[[float], str]) -> Callable[[float], str]:
+    """The same with spaces at which no line breaks."""
+    return lambda value: write(value).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _count(number: float) -> str:
