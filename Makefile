@@ -31,7 +31,7 @@ $(INSTALLED): requirements.txt pyproject.toml tools/find_python.sh
 	@[ -x $(BIN)/python ] || { python=$$(sh tools/find_python.sh $(PYTHON)) && "$$python" -m venv $(VENV); }
 	@echo "Installing the lab into $(VENV): some minutes the first time."
 	@$(PIP) install --quiet "setuptools>=77"
-	@$(PIP) install --requirement requirements.txt
+	@$(PIP) install $(if $(wildcard $(BIN)/labkit),--quiet) --requirement requirements.txt
 	@$(PIP) install --no-build-isolation --editable ".[test]" >$(VENV)/install.log 2>&1 || { cat $(VENV)/install.log; exit 1; }
 	@touch $@
 	@echo "Installed. Next: make lab, or $(BIN)/labkit --help"
@@ -59,4 +59,4 @@ readme: $(INSTALLED)
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
-	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
+	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,6 +1,11 @@
-"""What all tests share: GPU tests are skipped without a GPU, and slow ones start first."""
+"""What all tests share: no proxy before this machine, GPU tests only on a GPU, and slow ones first."""
+
+import os
 
 import pytest
+
+for name in ("NO_PROXY", "no_proxy"):  # services that tests start are asked directly
+    os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
 
 
 def pytest_collection_modifyitems(items):

@@ -116,22 +116,23 @@ def test_help_names_every_target():
 
 
 @contextlib.contextmanager
-def serving(port):
-    """JupyterLab as `make lab` starts it, on `port`; yields when it answers."""
+def serving(port, folder):
+    """JupyterLab as `make lab` starts it, on `port`; its workspace is in `folder`. Yields when it answers."""
     environ = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "SSH_CONNECTION")}
     command = [
         sys.executable,
         str(ROOT / "tools/open_lab.py"),
         "--port",
         str(port),
-        "--ServerApp.token=secret",
+        "--IdentityProvider.token=secret",
     ]
-    server = subprocess.Popen(
-        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    environ |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
+    log = folder / "log.txt"
+    with log.open("wb") as told:
+        server = subprocess.Popen(command, env=environ, stdout=told, stderr=told, start_new_session=True)
     try:
         for _ in range(240):
-            assert server.poll() is None, server.stdout.read().decode()
+            assert server.poll() is None, log.read_text()
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api"):
                 break
             time.sleep(0.25)
@@ -165,13 +166,13 @@ def page():
 @browser_needed
 def test_the_lab_shows_the_first_notebook_and_wants_its_token(tmp_path):
     port = free_port()
-    with serving(port), page() as tab:
+    with serving(port, tmp_path), page() as tab:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents")
         tab.goto(f"http://127.0.0.1:{port}/?token=secret")
-        tab.wait_for_selector(".jp-NotebookPanel h1", timeout=60_000)
-        assert tab.url.partition("/lab/tree/")[2] == open_lab.first_notebook().relative_to(ROOT).as_posix()
-        assert tab.inner_text(".jp-NotebookPanel h1").startswith("00 · ")
+        tab.wait_for_selector(".jp-NotebookPanel h1:has-text('00 · ')", timeout=60_000)
+        opened = tab.get_attribute("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current", "title")
+        assert f"Path: {open_lab.first_notebook().relative_to(ROOT).as_posix()}\n" in opened
 
 
 @pytest.mark.slow

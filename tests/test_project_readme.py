@@ -61,7 +61,8 @@ def tree():
     ]
     files = {p.relative_to(ROOT).as_posix() for p in [*top, *code, ROOT / ".ci/run"]}
     assets = {f"assets/{p.name}/" for p in (ROOT / "assets").iterdir() if p.is_dir()}
-    return files | assets | {"notebooks/", "tests/"}
+    figures = {f"{fill_readme.RESULTS.parents[1]}/", f"{fill_readme.PICTURE.parent}/"}
+    return files | assets | figures | {"notebooks/", "tests/"}
 
 
 @pytest.mark.parametrize("name", READMES)
