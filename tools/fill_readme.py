@@ -34,6 +34,8 @@ WORDS: dict[str, dict[str, str]] = {
         "alt": "口袋模型在 {count} 种方案下的权重大小、回答时间与正确步骤",
         "columns": "方案|权重|相比 {reference}|首个词元|解码速度|完整回答|相比 {reference}"
         "|点击准确率 [95 %]|正确步骤 [95 %]|与 {reference} 逐题配对之差(百分点)[95 %]",
+        "settings": "模型 {model},设备 {device},{threads} 线程,{items} 道测试题(split={split},seed={seed}),"
+        "thinking={enable_thinking}",
         "claim": "*文章的说法*",
         "loss": "损失",
         "made": "测量于 {date}(UTC),命令 `{command}`:{settings};{cpu},Python {python},torch {torch},"
@@ -50,10 +52,11 @@ def load(root: Path = ROOT) -> Comparison | None:
 def block(comparison: Comparison, words: Mapping[str, str]) -> str:
     """What stands between the marks, for the README whose `words` are given."""
     measurements, where = comparison.measurements, comparison.environment
+    told = describe(where["settings"])
     made = {
         "date": where["time"].partition("T")[0],
         "command": " ".join(where["command"]),
-        "settings": describe(where["settings"]),
+        "settings": words["settings"].format(**where["settings"]) if "settings" in words else told,
         "path": RESULTS.as_posix(),
         **{name: where[name] for name in ("cpu", "python")},
         **{name: where["packages"][name] for name in ("torch", "transformers")},
