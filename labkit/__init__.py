@@ -5,8 +5,13 @@ place, ``labkit.compare(model, plans)`` measures a model under many plans. Names
 ``import labkit`` is quick and imports no torch.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Threads that wait for work sleep instead of spinning: with other work on the same cores, spinning makes an answer
+# up to twenty times slower. OpenMP reads this when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -154,51 +154,24 @@ def test_training_steps_lower_the_loss_on_the_same_batch(encoder, drawn):
 
 
 @pytest.mark.slow
-def test_training_runs_from_texts_to_a_folder_that_loads(tmp_path):
-    """The commands of the training guide at toy size: speech texts, ear, agent, export."""
+def test_one_command_trains_from_texts_to_a_folder_that_loads(tmp_path):
+    """The whole training at toy size: texts, voices, ear, agent with spoken batches, export; then going on from it."""
     pytest.importorskip("espeakng_loader")
-    from labkit.models.pocket.speech_pool import main as make_pool
-
-    texts, pool, ear, run, folder = (
-        tmp_path / name for name in ("texts.jsonl", "pool", "ear", "run", "pocket")
-    )
-    assert train_command.main(["texts", "--count", "40", "--output", str(texts)]) == 0
-    assert make_pool(["--texts", str(texts), "--output", str(pool), "--workers", "1"]) == 0
-    tiny = ["--size", "tiny", "--device", "cpu"]
-    speech = [
-        "--pool",
-        str(pool),
-        "--texts",
-        str(texts),
-        "--steps",
-        "2",
-        "--batch",
-        "4",
-        "--output",
-        str(ear),
-    ]
-    assert train_command.main(["speech", *speech, *tiny]) == 0
-    options = {
-        "--steps": 6,
-        "--batch": 4,
-        "--workers": 1,
-        "--slots": 16,
-        "--first-slots": 16,
-        "--validation": 2,
-    }
-    agent = [text for name, value in options.items() for text in (name, str(value))]
-    agent += ["--log-every", "2", "--spoken-share", "0.7", "--no-compile"]
-    where = ["--pool", str(pool), "--ear", str(ear), "--output", str(run)]
-    assert train_command.main(["agent", *agent, *where, *tiny]) == 0
-    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    agent = "--steps 6 --batch 4 --workers 1 --slots 16 --first-slots 16 --validation 2 --log-every 2 --no-compile"
+    toy = ["--size", "tiny", "--device", "cpu"]
+    small = ["--count", "60", "--ear-seconds", "2", "--one-after-another"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    spoken = f"{agent} --spoken-share 0.7"
+    assert train_command.main(["all", *toy, *small, "--output", str(first), "--agent", spoken]) == 0
+    logged = [json.loads(line) for line in (first / "agent" / "log.jsonl").read_text().splitlines()]
     names = {name for record in logged for name in record}
-    assert {"spoken.ctc", "spoken.token"} <= names
+    assert {"spoken.ctc", "spoken.token", "near"} <= names
     assert all(np.isfinite(v) for record in logged for v in record.values() if isinstance(v, float))
-    again = ["--steps", "1", "--init", str(run), "--output", str(tmp_path / "second")]
-    assert train_command.main(["agent", *agent[2:], *where[:4], *tiny, *again]) == 0
-    assert train_command.main(["export", "--size", "tiny", "--run", str(run), "--output", str(folder)]) == 0
-    loaded = PocketForConditionalGeneration.from_pretrained(folder)
+    loaded = PocketForConditionalGeneration.from_pretrained(first / "model")
     assert {p.dtype for p in loaded.parameters()} == {torch.float16}
+    again = ["--init", str(first / "model"), "--output", str(second)]
+    assert train_command.main(["agent", *agent.split(), *toy, *again]) == 0
+    assert (second / "model.safetensors").exists()
 
 
 def test_training_texts_never_contain_what_is_held_out(tmp_path):

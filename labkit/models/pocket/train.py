@@ -1,20 +1,26 @@
-"""Trains the pocket phone agent.
+"""Trains the pocket phone agent. One command does it all, on one GPU with sixteen cores:
 
-    python -m labkit.models.pocket.train texts  --output runs/texts.jsonl            what the voices shall say
-    python -m labkit.models.pocket.voices --texts runs/texts.jsonl --output runs/speech   they say it
+    python -m labkit.models.pocket.train all --output runs/pocket --seconds 1500 [--init assets/pocket]
+
+or step by step (they can run side by side: the agent starts with typed requests and takes up speech when it is ready):
+
+    python -m labkit.models.pocket.train texts  --output runs/texts.jsonl              what the voices shall say
+    python -m labkit.models.pocket.voices --texts runs/texts.jsonl --output runs/speech     they say it
     python -m labkit.models.pocket.train speech --pool runs/speech --texts runs/texts.jsonl --output runs/ear
     python -m labkit.models.pocket.train agent  --pool runs/speech --ear runs/ear --output runs/agent
     python -m labkit.models.pocket.train export --run runs/agent --output assets/pocket
 
-`agent` goes on from `--init FOLDER` (an exported model or a run). It may start while `speech` is still running: it
-begins with typed requests and takes up the ear and spoken ones when `--ear` appears. Everything is logged as JSON
-lines in the output folder; a checkpoint is written every minute and at the end.
+`agent` and `all` go on from `--init FOLDER` (an exported model or a run), then the model's own ear goes on too. Everything
+is logged as JSON lines in the output folder; a checkpoint is written every minute and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -215,6 +221,56 @@ def join_speech_texts(options: argparse.Namespace) -> int:
     return 0
 
 
+def train_all(options: argparse.Namespace) -> int:
+    """Texts, voices, ear, agent and export: the whole training in `--seconds` (and about two minutes around them)."""
+    out = options.output
+    out.mkdir(parents=True, exist_ok=True)
+    texts, pool, ear, run = out / "texts.jsonl", out / "speech", out / "ear", out / "agent"
+    write_texts(texts, options.count, options.seed)
+    python, module = sys.executable, "labkit.models.pocket"
+    natural = ["--natural", str(options.natural)] if options.natural else []
+    speak = [python, "-m", f"{module}.voices", "--texts", texts, "--output", pool, *natural]
+    same = [
+        "--pool",
+        pool,
+        "--texts",
+        texts,
+        "--output",
+        ear,
+        "--size",
+        options.size,
+        "--device",
+        options.device,
+    ]
+    if options.init:  # the model brings an ear: only say what each utterance asks for
+        listen = [python, "-m", f"{module}.train", "join", *same]
+    else:
+        listen = [python, "-m", f"{module}.train", "speech", *same, "--seconds", str(options.ear_seconds)]
+
+    def hear() -> None:
+        with (out / "speech.log").open("w") as file:
+            for step in (speak, listen):
+                if subprocess.run(
+                    [str(part) for part in step], stdout=file, stderr=subprocess.STDOUT
+                ).returncode:
+                    print(
+                        f"speech failed, the agent goes on without it: see {out / 'speech.log'}", flush=True
+                    )
+                    return
+
+    listener = threading.Thread(target=hear, daemon=True)
+    listener.start()
+    if options.one_after_another:
+        listener.join()
+    arguments = ["agent", "--pool", pool, "--ear", ear, "--output", run, "--seconds", options.seconds]
+    arguments += ["--seed", options.seed, "--size", options.size, "--device", options.device]
+    arguments += ["--init", options.init] if options.init else []
+    arguments += options.agent.split()
+    main([str(part) for part in arguments])
+    listener.join()
+    return main(["export", "--size", options.size, "--run", str(run), "--output", str(out / "model")])
+
+
 def write_speech_texts(options: argparse.Namespace) -> int:
     """What the voices shall say."""
     write_texts(options.output, options.count, options.seed, options.part)
@@ -277,6 +333,16 @@ def parser() -> argparse.ArgumentParser:
     agent.add_argument("--log-every", type=int, default=100)
     agent.add_argument("--check-every", type=int, default=500)
     agent.add_argument("--compile", action=argparse.BooleanOptionalAction, default=default_device == "cuda")
+    whole = command("all", train_all)
+    whole.add_argument("--seconds", type=float, default=1500, help="for the agent, speech included")
+    whole.add_argument("--ear-seconds", type=float, default=270)
+    whole.add_argument("--count", type=int, default=44_000, help="spoken instructions")
+    whole.add_argument("--natural", type=Path, help="pool of natural Mandarin (see natural_pool)")
+    whole.add_argument("--init", type=Path, help="go on from this model")
+    whole.add_argument(
+        "--one-after-another", action="store_true", help="speech first, then the agent: for few cores"
+    )
+    whole.add_argument("--agent", default="", help="more options for `agent`, as one string")
     out = command("export", export)
     out.add_argument("--run", dest="source", type=Path, required=True)
     return main

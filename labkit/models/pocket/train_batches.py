@@ -245,7 +245,7 @@ class BatchSource:
                 pending.arrays["slots"] = pending.arrays["slots"] + base
             if pending is not None:
                 try:
-                    self.queue.put(pending, timeout=0.002)
+                    self.queue.put(pending, timeout=0.02)
                     pending, may_draw = None, 1
                 except queue.Full:
                     pass
