@@ -1,7 +1,8 @@
 """Writes the figures of assets/results into the READMEs: ``make readme``; ``--check`` only says what is old.
 
 Between the lines ``<!-- figures:begin -->`` and ``<!-- figures:end -->`` stands what this makes of
-results.json: the picture, the table, and what it was measured with. Nothing there is written by hand.
+results.json: the picture, the table, and what it was measured with; in the pocket model's card, its accuracy by
+split, language, target and speaker. Nothing there is written by hand.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from labkit.tables import cost_table, quality_table, reference_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("assets/results/pocket-cpu/results.json")
 PICTURE = Path("assets/images/comparison.svg")
+CARD, QUALITY = Path("assets/pocket/README.md"), Path("assets/results/pocket-quality/results.json")
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
 WORDS: dict[str, dict[str, str]] = {
@@ -77,6 +79,27 @@ def table(measurements: Sequence[Measurement], words: Mapping[str, str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def card(comparison: Comparison) -> str:
+    """What stands between the marks of the model card: the unquantized model's accuracy, whole and by group."""
+    (measured,) = comparison.measurements
+    groups = {"all": measured.to_dict(), **measured.splits}
+    lines = [["Items", "Number", "Click accuracy [95 %]", "Step success [95 %]", "Parsed"]]
+    lines.append(["---", *["---:"] * 4])
+    for name, group in groups.items():
+        shares = [_share(group, key) for key in ("click_accuracy", "step_success_rate")]
+        lines.append([name.replace("=", ": "), str(group["items"]), *shares, f"{group['parse_rate']:.1%}"])
+    where = comparison.environment
+    command, date = " ".join(where["command"]), where["time"].partition("T")[0]
+    made = f"Measured on {date} UTC with `{command}`; plan {measured.plan}, commit {(where['commit'] or 'unknown')[:12]}."
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{made}"
+
+
+def _share(group: Mapping[str, Any], key: str) -> str:
+    if group.get(key) is None:
+        return "–"
+    return f"{group[key]:.1%} [{group[f'{key}_low']:.1%}, {group[f'{key}_high']:.1%}]"
+
+
 def filled(text: str, inside: str, name: str) -> str:
     """`text` with `inside` between the marks. Raises SystemExit unless they are there once, in order."""
     before, begin, rest = text.partition(BEGIN)
@@ -96,6 +119,9 @@ def wanted(root: Path = ROOT) -> dict[Path, str | None]:
     for name, words in WORDS.items():
         text = (root / name).read_text(encoding="utf-8")
         files[Path(name)] = filled(text, block(comparison, words) if comparison else "", name)
+    if (root / CARD).exists() and (root / QUALITY).exists():
+        text = (root / CARD).read_text(encoding="utf-8")
+        files[CARD] = filled(text, card(Comparison.load(root / QUALITY)), CARD.as_posix())
     return files
 
 
