@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Glm4vVisionModel
 
 from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
 from labkit.models.pocket.modeling import encoder_frames, speech_tokens
@@ -124,6 +125,17 @@ def test_image_speech_and_text_see_each_other(model, processor):
     handle.remove()
     image = features["one"][0, 5:110]
     assert not torch.allclose(image, features["two"][0, 5:110], atol=1e-6)
+
+
+def test_the_eye_sees_what_glm4vs_own_sees(model, processor):
+    """Its convolutions are written as products: the same values from the same weights."""
+    own = Glm4vVisionModel(model.config.vision_config).eval()
+    own.load_state_dict(model.model.visual.state_dict())
+    batch = processor(question(samples=0))
+    with torch.inference_mode():
+        expected = own(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
+        seen = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
+    torch.testing.assert_close(seen, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_recordings_do_not_change_with_what_they_are_batched_with(model):

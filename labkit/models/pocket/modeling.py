@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Glm4vForConditionalGeneration, Glm4vModel, Wav2Vec2Model
 from transformers.models.auto import AutoModelForImageTextToText
-from transformers.models.glm4v.modeling_glm4v import Glm4vRMSNorm, apply_rotary_pos_emb
+from transformers.models.glm4v.modeling_glm4v import Glm4vRMSNorm, Glm4vVisionPatchEmbed, apply_rotary_pos_emb
 from transformers.utils import can_return_tuple
 
 from labkit.models.pocket.configuration import PocketConfig
@@ -101,6 +101,23 @@ def speech_tokens(samples: int, config: PocketConfig) -> int:
     return -(-encoder_frames(samples, config) // config.frames_per_token)
 
 
+class PatchEmbed(Glm4vVisionPatchEmbed):
+    """Glm4v's patch embedding as one product: its convolution's stride is its kernel, each patch stands alone."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Patches [P, C * T * S * S] -> [P, D], the same values as the convolution's."""
+        weight = self.proj.weight
+        return F.linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+class Downsample(nn.Conv2d):
+    """Glm4v's 2x2 downsampling as one product; inputs [N, C, 2, 2] -> [N, D, 1, 1]."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return F.linear(hidden.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
+
+
 class PocketModel(Glm4vModel):
     """Glm4vModel with a speech encoder, its projector and the cross-modal block."""
 
@@ -108,6 +125,10 @@ class PocketModel(Glm4vModel):
 
     def __init__(self, config: PocketConfig) -> None:
         super().__init__(config)
+        vision = config.vision_config
+        size = vision.spatial_merge_size
+        self.visual.patch_embed = PatchEmbed(vision)
+        self.visual.downsample = Downsample(vision.hidden_size, vision.out_hidden_size, size, stride=size)
         self.speech = Wav2Vec2Model(config.speech_config)
         self.speech_projector = SpeechProjector(config)
         self.cross_modal = CrossModalBlock(config)
