@@ -10,14 +10,14 @@ from transformers import Glm4vVisionModel
 
 from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
 from labkit.models.pocket.modeling import encoder_frames, speech_tokens
-from labkit.models.pocket.tokenizer import MARKS, SPECIAL_TOKENS, VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, train_tokenizer
 from labkit.models.spec import get_spec
 from labkit.phonetap import draw_screen, instructions, words
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(VOCAB_SIZE - len(MARKS))
+    return train_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
 from labkit.models.pocket import train as train_command
-from labkit.models.pocket.tokenizer import MARKS, VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.tokenizer import VOCAB_SIZE, train_tokenizer
 from labkit.models.pocket.train_batches import SIZES, BatchMaker
 from labkit.models.pocket.train_forward import BatchedForward
 from labkit.models.pocket.train_losses import TrainingHeads, answer_loss, look_loss
@@ -21,7 +21,7 @@ from labkit.models.pocket.train_samples import (
     patch_overlap,
     text_by_token,
 )
-from labkit.models.pocket.train_speech import write_texts
+from labkit.models.pocket.train_speech import _asked_for, write_texts
 from labkit.models.pocket.trainer import Trainer
 from labkit.phonetap import words
 from labkit.phonetap.draw import Written
@@ -29,7 +29,7 @@ from labkit.phonetap.draw import Written
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Encoder(train_tokenizer(VOCAB_SIZE - len(MARKS)))
+    return Encoder(train_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def drawn(encoder):
 def test_the_batched_forward_equals_the_models_own(encoder, model):
     maker = BatchMaker(encoder, 1)
     pixels, _ = maker.draw(SIZES[0])
-    processor = PocketProcessor(train_tokenizer(VOCAB_SIZE - len(MARKS)), model.config)
+    processor = PocketProcessor(train_tokenizer(), model.config)
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
     parts = [{"type": "image", "image": Image.fromarray(pixels)}, {"type": "audio", "audio": sound}]
     batch = processor([{"role": "user", "content": parts}])
@@ -193,6 +193,20 @@ def test_training_texts_never_contain_what_is_held_out(tmp_path):
     targets = {row["target"] for row in rows if row["task"] == "tap"}
     held_out = {t for t in targets if t in compounds - concepts and words.part_of(t) != "train"}
     assert not held_out
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "target"),
+    [
+        ("帮我点一下飞鱼音乐", "tap", "飞鱼音乐"),
+        ("点那个放大镜", "icon", "search"),
+        ("启动微信", "other", None),
+        ("在输入框里输入吴浩然", "other", None),
+        ("向下滑动", "other", None),
+    ],
+)
+def test_a_recording_known_by_its_text_alone_is_a_tap_only_if_it_asks_for_one(text, task, target):
+    assert _asked_for(text) == {"task": task, "target": target}
 
 
 def test_heads_are_not_part_of_the_shipped_model(model):

@@ -80,7 +80,7 @@ def corpus(seed: int = 0, sentences: int = 20_000) -> Iterator[str]:
 
 
 def train_tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer anew; the same words give the same tokenizer."""
+    """Trains the tokenizer anew, `vocab_size` tokens in all; the same words give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -90,7 +90,7 @@ def train_tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=vocab_size - len(MARKS), show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
     )  # fmt: skip
     tokenizer.train_from_iterator(corpus(), trainer)

@@ -33,12 +33,12 @@ from labkit.files import atomic_path
 from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
 from labkit.models.pocket.processing import PocketProcessor
-from labkit.models.pocket.tokenizer import MARKS, VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.tokenizer import VOCAB_SIZE, train_tokenizer
 from labkit.models.pocket.train_batches import SIZES, Batch, BatchMaker, BatchSource, load_utterances
 from labkit.models.pocket.train_losses import TrainingHeads
 from labkit.models.pocket.train_samples import Encoder
 from labkit.models.pocket.train_speech import SpeechPool, join_texts, train_speech, write_texts
-from labkit.models.pocket.trainer import Prefetch, Trainer
+from labkit.models.pocket.trainer import Prefetch, Trainer, below
 
 
 class Log:
@@ -63,16 +63,22 @@ def new_model(size: str, tokenizer) -> tuple[PocketForConditionalGeneration, Enc
     return PocketForConditionalGeneration(make(encoder.id, VOCAB_SIZE)), encoder
 
 
-def load_init(model: nn.Module, heads: nn.Module, folder: Path) -> None:
-    """Weights from an exported model's shards or a run's model.safetensors; heads where they are there."""
+def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights of an exported model or a run, and of its training heads where they are there, in float32."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no model*.safetensors in {folder}")
-    state = {k: v.float() for file in files for k, v in load_file(file).items()}
+    heads = [folder / "heads.safetensors"] if (folder / "heads.safetensors").exists() else []
+    return tuple(
+        {k: v.float() for file in some for k, v in load_file(file).items()} for some in (files, heads)
+    )
+
+
+def load_init(model: nn.Module, heads: nn.Module, folder: Path) -> None:
+    """Weights to go on from; a head that was added since begins anew."""
+    state, its_heads = load_state(folder)
     model.load_state_dict(state)
-    if (folder / "heads.safetensors").exists():
-        state = {k: v.float() for k, v in load_file(folder / "heads.safetensors").items()}
-        heads.load_state_dict(state, strict=False)  # a head added since begins anew
+    heads.load_state_dict(its_heads, strict=False)
 
 
 def validation(encoder: Encoder, count: int, seed: int = 987) -> list[Batch]:
@@ -93,7 +99,7 @@ def train_agent(options: argparse.Namespace) -> int:
     """The joint training; see the module's docstring."""
     log = Log(options.output / "log.jsonl")
     device = torch.device(options.device)
-    tokenizer = train_tokenizer(VOCAB_SIZE - len(MARKS))
+    tokenizer = train_tokenizer()
     model, encoder = new_model(options.size, tokenizer)
     checks = validation(encoder, options.validation)
     index = options.ear / "utterances.jsonl" if options.ear else None
@@ -165,7 +171,7 @@ def train_ear(options: argparse.Namespace) -> int:
     """The speech encoder's own training."""
     log = Log(options.output / "log.jsonl")
     device = torch.device(options.device)
-    model, _ = new_model(options.size, train_tokenizer(VOCAB_SIZE - len(MARKS)))
+    model, _ = new_model(options.size, train_tokenizer())
     index = join_texts(options.pool, options.texts, model.config)
     rows = list(load_utterances(index).rows)
     pool = SpeechPool(options.pool, rows, device)
@@ -175,7 +181,7 @@ def train_ear(options: argparse.Namespace) -> int:
         load_init_ear(speech, letters, options.init)
     train_speech(speech, letters, pool, model.config, seconds=options.seconds, steps=options.steps,
                  batch=options.batch, learning_rate=options.rate, log=log)  # fmt: skip
-    state = {k: v.contiguous() for k, v in speech.state_dict().items()}
+    state = {f"speech.{k}": v.contiguous() for k, v in speech.state_dict().items()}
     state |= {f"letters.{k}": v.contiguous() for k, v in letters.state_dict().items()}
     with atomic_path(options.output / "speech.safetensors") as temporary:
         save_file(state, temporary)
@@ -186,22 +192,15 @@ def train_ear(options: argparse.Namespace) -> int:
 
 def load_init_ear(speech: nn.Module, letters: nn.Module, folder: Path) -> None:
     """The ear of a whole model, to be trained on."""
-    state = {
-        k: v.float() for file in sorted(folder.glob("model*.safetensors")) for k, v in load_file(file).items()
-    }
-    speech.load_state_dict(
-        {k.removeprefix("model.speech."): v for k, v in state.items() if k.startswith("model.speech.")}
-    )
-    if (folder / "heads.safetensors").exists():
-        heads = {k: v.float() for k, v in load_file(folder / "heads.safetensors").items()}
-        letters.load_state_dict(
-            {k.removeprefix("letters."): v for k, v in heads.items() if k.startswith("letters.")}
-        )
+    state, heads = load_state(folder)
+    speech.load_state_dict(below(state, "model.speech."))
+    if heads:
+        letters.load_state_dict(below(heads, "letters."))
 
 
 def export(options: argparse.Namespace) -> int:
     """Writes a run's model as a folder for `from_pretrained`: float16 shards under 16 MB, tokenizer, processor."""
-    tokenizer = train_tokenizer(VOCAB_SIZE - len(MARKS))
+    tokenizer = train_tokenizer()
     model, _ = new_model(options.size, tokenizer)
     model.load_state_dict({k: v.float() for k, v in load_file(options.source / "model.safetensors").items()})
     model.half()
@@ -213,7 +212,7 @@ def export(options: argparse.Namespace) -> int:
 
 def join_speech_texts(options: argparse.Namespace) -> int:
     """Writes what each utterance of a pool asks for, for an agent that goes on with its own ear."""
-    model, _ = new_model(options.size, train_tokenizer(VOCAB_SIZE - len(MARKS)))
+    model, _ = new_model(options.size, train_tokenizer())
     index = join_texts(options.pool, options.texts, model.config)
     options.output.mkdir(parents=True, exist_ok=True)
     with atomic_path(options.output / "utterances.jsonl") as temporary:

@@ -81,7 +81,12 @@ def write_texts(path: Path, count: int, seed: int = 0, part: str = "train") -> N
 
 
 def _asked_for(text: str) -> dict:
-    """Task and target of a Chinese request that is known by its text alone: the longest label in it."""
+    """Task and target of a Chinese request that is known by its text alone: a tap on the longest label in it.
+
+    What launches or types, and what names no label, is "other": the ear learns from it, the agent does not.
+    """
+    if any(verb in text for verb in instructions.NOT_TAPS["zh"]):
+        return {"task": "other", "target": None}
     if not _KNOWN:
         for (_, lang), (firsts, seconds) in words.COMPOUNDS.items():
             if lang == "zh":

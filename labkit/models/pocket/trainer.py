@@ -33,6 +33,11 @@ LOSS_WEIGHTS = {"answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "read":
 SPEECH_RATE = 0.5  # the ear's learning rate in the joint training, relative to the rest
 
 
+def below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The entries of a state dict whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 class Prefetch:
     """Reads a BatchSource in a thread and puts its arrays on the device in a stream of their own, in order.
 
@@ -166,14 +171,10 @@ class Trainer:
     def _hear(self, rows: torch.Tensor, generator: torch.Generator | None, forward: BatchedForward):
         audio, lengths = self.pool.audio(rows)
         if generator is not None:
-            audio, lengths = augment(
-                audio, lengths, strength=self.strength, generator=generator, keep_length=True
-            )
+            audio, lengths = augment(audio, lengths, generator=generator, keep_length=True)
         audio = normalize(audio, lengths)
         frames = forward.hear(audio, lengths)
         return frames, self.model.model.speech_projector(frames), lengths
-
-    strength = 1.0
 
     def step(
         self, batch: Batch, data: dict, factor: float, generator: torch.Generator
@@ -204,13 +205,11 @@ class Trainer:
         if not (ear / "speech.safetensors").exists():
             return  # the model's own ear goes on
         state = load_file(ear / "speech.safetensors")
-        letters = {k.removeprefix("letters."): v for k, v in state.items() if k.startswith("letters.")}
-        speech = {k: v for k, v in state.items() if not k.startswith("letters.")}
-        self.model.model.speech.load_state_dict(speech)
-        self.heads.letters.load_state_dict(letters)
+        self.model.model.speech.load_state_dict(below(state, "speech."))
+        self.heads.letters.load_state_dict(below(state, "letters."))
 
     def save(self, folder: Path) -> None:
-        """Model and heads as float32 and float16 safetensors, written beside and renamed into place."""
+        """Model and heads as float16 safetensors, written beside and renamed into place."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in (("model", self.model), ("heads", self.heads)):
             state = {k: v.half().contiguous() for k, v in module.state_dict().items()}
