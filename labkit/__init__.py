@@ -26,6 +26,7 @@ _HOME = {
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plan",
     "compare": "labkit.comparison",
+    "export": "labkit.interchange",
     "get_spec": "labkit.models.spec",
     "list_models": "labkit.models.spec",
     "load": "labkit.loading",

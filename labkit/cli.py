@@ -14,6 +14,7 @@ from labkit import __version__
 from labkit.errors import LabError
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,nf4,llm-int8"
+EXPORT_FORMATS = ("compressed-tensors", "gptq")
 MODEL = "a name from `labkit models`, a checkpoint's folder, a folder of `labkit quantize`, or a hub id"
 
 
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_ask(commands)
     _add_quantize(commands)
+    _add_export(commands)
     _add_screen(commands)
     _add_plot(commands)
     for name, run, text in (
@@ -189,7 +191,8 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
         epilog=(
             "examples:\n"
             "  labkit quantize pocket --plan int4 --output pocket-int4\n"
-            '  labkit ask pocket-int4 --image screen.png "open the settings"'
+            '  labkit ask pocket-int4 --image screen.png "open the settings"\n'
+            "  labkit export pocket-int4 --format compressed-tensors"
         ),
     )
     command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
@@ -211,6 +214,38 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
     _add_force(command, "and drop an unfinished one of another plan")
     _add_machine(command)
     command.set_defaults(run=_later("quantize"))
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "export",
+        help="write a quantized model in a format that other engines load",
+        description=(
+            "Write a folder of `labkit quantize` anew in a format of other engines: the same integers and\n"
+            "scales in their layout.\n\n"
+            "compressed-tensors  transformers, vLLM: int4 (2, 4 and 8 bits), int8, int8-dynamic, each Linear its\n"
+            "                    own; the format of choice\n"
+            "gptq                older engines: int4 (2, 3, 4 and 8 bits) and int8\n\n"
+            "A scheme that the format cannot express is refused with the nearest that can."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "examples:\n"
+            "  labkit export pocket-int4 --format compressed-tensors\n"
+            "  labkit export phone-mixed --format gptq --dequantize vision,projector --output phone-gptq"
+        ),
+    )
+    command.add_argument("folder", help="a folder of `labkit quantize`")
+    command.add_argument("--format", required=True, choices=EXPORT_FORMATS, help="what to write")
+    command.add_argument("--output", metavar="FOLDER", help="the folder to make (FOLDER-FORMAT)")
+    command.add_argument(
+        "--dequantize",
+        default="",
+        metavar="A,B,…",
+        help="parts (vision, projector, …) or names of Linears to write unquantized, as they multiply",
+    )
+    _add_force(command)
+    command.set_defaults(run=_later("export"))
 
 
 def _add_screen(commands: argparse._SubParsersAction) -> None:

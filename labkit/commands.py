@@ -114,6 +114,23 @@ def quantize(options: argparse.Namespace) -> None:
     print(f"{made.folder}: {format_bytes(predicted)} of weights, {format_bytes(size)} on disk")
 
 
+def export(options: argparse.Namespace) -> None:
+    """``labkit export``."""
+    from labkit.interchange import export as write
+
+    done = write(
+        options.folder,
+        options.output,
+        format=options.format,
+        dequantize=_listed(options.dequantize),
+        force=options.force,
+    )
+    for note in done.notes:
+        print(f"• {note}")
+    size = sum(path.stat().st_size for path in done.folder.iterdir())
+    print(f"{done.folder}: {done.quantized} Linears quantized, {format_bytes(size)} on disk")
+
+
 def doctor(options: argparse.Namespace) -> int | None:
     """``labkit doctor``."""
     from labkit.doctor import examine

@@ -110,7 +110,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "compare", "ask", "quantize", "screen", "plot", "models", "plans", "doctor"]
+    "command", ["", "compare", "ask", "quantize", "export", "screen", "plot", "models", "plans", "doctor"]
 )
 def test_help_fits_a_terminal(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")

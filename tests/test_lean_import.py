@@ -70,6 +70,7 @@ def test_only_public_names_are_listed():
         "QuantizationPlan",
         "__version__",
         "compare",
+        "export",
         "get_spec",
         "list_models",
         "load",
