@@ -12,7 +12,6 @@ from labkit.checkpoint import CheckpointError
 from labkit.checkpoint.save import save
 from labkit.cli import main
 from labkit.interchange import ExportError, export
-from labkit.interchange.integers import integers_of
 from labkit.interchange.packing import pack_words, unpack_words
 from labkit.loading import load
 from labkit.plan import QuantizationPlan
@@ -157,22 +156,28 @@ def test_gptq_holds_the_same_integers_and_zero_points_minus_one(made, tmp_path, 
     assert (config["desc_act"], config["lm_head"]) == (False, True)
 
 
-def test_a_zero_point_of_zero_asks_for_gptqs_second_version(tmp_path):
-    """Minus one would be 15: readers that add one with a carry would spoil the neighbour."""
-    from labkit.interchange import gptq
+def test_only_symmetric_weights_take_gptqs_first_version(made, tmp_path):
+    """Zero minus one would be 15: readers that add one with a carry would spoil the neighbour."""
+    for symmetric, version in ((True, "gptq"), (False, "gptq_v2")):
+        done = export(made(int4(4, symmetric))[1], tmp_path / version, format="gptq", progress=False)
+        assert config_of(done.folder)["quantization_config"]["checkpoint_format"] == version
+        assert any("gptq_v2" in note for note in done.notes) != symmetric
 
-    folder = save_llama(tmp_path / "llama", vocab_size=320)
-    engine = load(folder, int4(symmetric=False), "cpu", progress=False)
-    module = engine.model.get_submodule(LAYER)
-    assert gptq.survey([integers_of(module)]) == {"second_version": False}
-    weight = torch.rand(128, 256) + 0.1
-    module.set_weight(weight)
-    assert not module.zero_point.any()
-    done = export(save(engine, tmp_path / "q", progress=False), format="gptq", progress=False)
-    assert done.folder == tmp_path / "q-gptq"
-    assert config_of(done.folder)["quantization_config"]["checkpoint_format"] == "gptq_v2"
-    assert not tensors_of(done.folder)[f"{LAYER}.qzeros"].any()
-    assert any("gptq_v2" in note for note in done.notes)
+
+def test_names_that_vllm_joins_or_takes_apart_stand_beside_the_lists(tmp_path):
+    plan = QuantizationPlan.from_dict(
+        {"name": "p", "rules": [{"role": ["decoder", "vision"], "scheme": "int4", "symmetric": True}]}
+    )
+    folder = save_glm4v(tmp_path / "glm4v")
+    made = save(load(folder, plan, "cpu", progress=False), tmp_path / "q", progress=False)
+    config = config_of(export(made, progress=False).folder)["quantization_config"]
+    [group] = config["config_groups"].values()
+    assert {"model.visual.blocks.0.attn.qkv", "model.visual.blocks.0.attn.qkv_proj"} <= set(group["targets"])
+    assert "model.visual.blocks.1.mlp.gate_up_proj" in group["targets"]
+    config = config_of(export(made, format="gptq", progress=False).folder)["quantization_config"]
+    [names] = config["modules_in_block_to_quantize"]
+    layer = "model.language_model.layers.0.mlp"
+    assert {f"{layer}.gate_up_proj", f"{layer}.gate_proj", f"{layer}.up_proj"} <= set(names)
 
 
 def test_gptqs_exceptions_stand_in_dynamic(made, tmp_path):
@@ -245,6 +250,21 @@ def test_all_refusals_come_at_once_and_parts_can_be_written_unquantized(made, tm
     assert "vLLM joins model.layers.0.self_attn.q_proj and" in done.notes[1]
     with pytest.raises(ExportError, match="nothing is quantized in this checkpoint"):
         export(folder, tmp_path / "more", dequantize=["lm_head", "decoder"], progress=False)
+
+
+def test_a_module_that_does_more_than_multiply_is_refused(tmp_path):
+    """Such as one that scales its inputs first."""
+    from labkit.interchange.integers import cannot_be_integers
+    from labkit.quantization.int4 import Int4Linear
+
+    class Scaled(Int4Linear):
+        pass
+
+    module = Scaled(64, 64, False)
+    module.set_weight(torch.randn(64, 64))
+    assert cannot_be_integers(module) is None
+    module.register_buffer("input_scale", torch.ones(64))
+    assert cannot_be_integers(module) == "it also holds input_scale"
 
 
 def test_zero_points_that_are_real_numbers_are_refused(tmp_path):

@@ -6,6 +6,9 @@ int32 along the input (``weight_packed [N, K * bits / 32]``), ``weight_scale [N,
 ``weight_zero_point`` packed along the output. W8A8 is ``int-quantized``: ``weight [N, K]`` int8,
 ``weight_scale [N, 1]``, inputs quantized token by token.
 
+vLLM multiplies some neighbours as one and looks for them under another name; those names stand among the targets
+too, where other readers find nothing that is called so.
+
 The integers are the lab's own. An asymmetric zero point is an integer here, where the lab multiplies by its
 product with the scale, rounded to bf16: logits then differ by that rounding.
 """
@@ -22,11 +25,13 @@ from labkit.interchange.packing import pack_words
 NEAREST = {
     "nf4": "int4 with group_size 64",
     "llm-int8": "int8-dynamic, or int8",
-    "hqq": "gptq, awq or int4",
+    "awq": "gptq, or int4",
+    "hqq": "gptq, or int4",
     "*": "int4 with num_bits 4, or int8",
 }
 BITS = (2, 4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+VLLM_NAMES = {"attn.qkv": "attn.qkv_proj", "gate_proj": "gate_up_proj"}  # of Glm4v's vision encoder
 
 
 def cannot_hold(kind: Kind, in_features: int, out_features: int) -> Refusal | None:
@@ -127,8 +132,14 @@ def _group(kind: Kind, names: list[str]) -> dict[str, Any]:
         "dynamic": False,
     }
     inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    joined = [
+        name.removesuffix(ours) + theirs
+        for name in names
+        for ours, theirs in VLLM_NAMES.items()
+        if name.endswith(f".{ours}") and ".visual." in name
+    ]
     return {
-        "targets": names,
+        "targets": names + joined,
         "weights": weights,
         "input_activations": inputs if kind.dynamic else None,
         "output_activations": None,

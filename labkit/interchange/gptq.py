@@ -2,8 +2,8 @@
 
 ``qweight [K * bits / 32, N]`` int32, codes along the input; ``qzeros [K/G, N * bits / 32]`` along the output;
 ``scales [K/G, N]`` fp16; ``g_idx [K]``, the group of each input. The format's first version stores each zero
-point minus one, so that a symmetric 4-bit one is 7; a zero point of 0 cannot be stored so, and a checkpoint
-that has one is written in the second version (``gptq_v2``), which stores them as they are.
+point minus one, so that a symmetric 4-bit one is 7; a zero point of 0 cannot be stored so. Asymmetric checkpoints
+are written in the second version (``gptq_v2``), which stores zero points as they are.
 
 One width and group size is the rule of the whole model, the commonest; others are exceptions in ``dynamic``.
 """
@@ -23,9 +23,13 @@ NEAREST = {
     "nf4": "int4 with group_size 64",
     "llm-int8": "int8",
     "int8-dynamic": "int8, or --format compressed-tensors",
-    "hqq": "gptq, awq or int4",
+    "awq": "gptq, or int4",
+    "hqq": "gptq, or int4",
     "*": "int4, or int8",
 }
+SPLIT = {
+    "gate_up_proj": ("gate_proj", "up_proj")
+}  # what vLLM takes a joined Linear apart into, to look it up
 SCALE_ERROR = 2**-8  # of a scale in fp16, relative; as large as bf16's own rounding
 
 
@@ -83,7 +87,7 @@ def configuration(kinds: Mapping[str, Kind], ignore: list[str], second_version: 
         "damp_percent": 0.01,
         "lm_head": "lm_head" in kinds,
         "checkpoint_format": "gptq_v2" if second_version else "gptq",
-        "modules_in_block_to_quantize": [list(kinds)],
+        "modules_in_block_to_quantize": [[*kinds, *_parts_of(kinds)]],
         "dynamic": dynamic,
     }
 
@@ -94,19 +98,17 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def survey(modules: Iterable[Integers]) -> dict[str, Any]:
-    """What the whole checkpoint decides for each tensor: whether a zero point asks for the second version."""
-    return {"second_version": any(not (one.zero_point > 0).all() for one in modules)}
+    """What the whole checkpoint decides for each tensor: the first version if all zero points are the middle."""
+    return {"second_version": not all(one.kind.symmetric for one in modules)}
 
 
 def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:
     """What a reader of this export must know, in sentences."""
     told = []
-    if second_version:
-        told.append("Some zero points are 0, so this is gptq_v2, the format's second version.")
     if asymmetric := [name for name, kind in kinds.items() if not kind.symmetric]:
         told.append(
-            f"{len(asymmetric)} Linears are asymmetric: GPTQModel loads them, vLLM does not. "
-            "Quantize with symmetric: true for both."
+            f"{len(asymmetric)} Linears are asymmetric, so this is gptq_v2, the format's second version: GPTQModel "
+            "loads it, vLLM does not. Quantize with symmetric: true for both."
         )
     if len(set(kinds.values())) > 1:
         told.append(
@@ -114,6 +116,16 @@ def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:
             "there for the names of the Linears that it joins. --format compressed-tensors is understood by both."
         )
     return told
+
+
+def _parts_of(names: Iterable[str]) -> list[str]:
+    return [
+        name.removesuffix(whole) + part
+        for name in names
+        for whole, parts in SPLIT.items()
+        if name.endswith(f".{whole}")
+        for part in parts
+    ]
 
 
 def _options(kind: Kind) -> dict[str, Any]:

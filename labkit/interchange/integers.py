@@ -61,7 +61,7 @@ class Integers:
 
 def cannot_be_integers(module: nn.Module) -> str | None:
     """Why a quantized module is no affine integer weight, in words; None if it is one."""
-    buffers = AFFINE.get(type(module))
+    buffers = next((AFFINE[cls] for cls in type(module).__mro__ if cls in AFFINE), None)
     if buffers is None:
         return "its weight is no integer times a scale"
     if more := sorted(set(module._buffers) - buffers):

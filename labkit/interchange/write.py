@@ -93,7 +93,7 @@ def export(
     options = rules.survey(integers_of(model.get_submodule(name)) for name in kinds)
     ignore = [name for name in _linears(model) if name not in kinds]
     config = rules.configuration(kinds, ignore, **options)
-    notes = _notes(source, resolved, roles, kinds, unquantized) + rules.notes(kinds, **options)
+    notes = _notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
     with writing(output) as temporary:
         for path in source.companions():
             shutil.copyfile(path, temporary / path.name)
@@ -240,21 +240,13 @@ def _write_config(
 
 
 def _notes(
-    source: Checkpoint,
-    resolved: ResolvedPlan,
-    roles: Mapping[str, str],
-    kinds: Mapping[str, Kind],
-    unquantized: set[str],
+    source: Checkpoint, resolved: ResolvedPlan, kinds: Mapping[str, Kind], unquantized: set[str]
 ) -> list[str]:
     """What every reader of the export must know, in sentences."""
     told = []
     if source.family.name == "pocket":
         told.append(
             "No other engine has the pocket model's architecture: only labkit's own class loads this."
-        )
-    if source.family.name == "Glm4v" and any(roles.get(name) == "vision" for name in kinds):
-        told.append(
-            "vLLM 0.32 loads this family only with the vision encoder unquantized: --dequantize vision."
         )
     if unquantized:
         count = len(unquantized)
