@@ -96,6 +96,8 @@ def _remove_leftovers(path: Path) -> None:
 def _is_running(process: int) -> bool:
     if process == os.getpid():
         return False
+    if os.name != "posix":  # there, signal 0 is no question
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from labkit.apply import FinishedModules, quantize_
-from labkit.calibration import Fingerprinted
+from labkit.checkpoint.fingerprint import Fingerprinted
 from labkit.checkpoint.manifest import CheckpointError, Manifest
 from labkit.checkpoint.restore import resolve_stored, restore, stored_plan
 from labkit.engine import Engine

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from labkit.calibration import Fingerprinted, calibration_batches, text_batches
+from labkit.calibration import calibration_batches
+from labkit.checkpoint.fingerprint import Fingerprinted
 from labkit.checkpoint.manifest import CheckpointError
 from labkit.checkpoint.save import check_space, check_target, save
 from labkit.checkpoint.steps import Steps
@@ -139,3 +140,25 @@ def quantize_to(
         steps.close()
     steps.remove()
     return Made(folder, engine, steps.found)
+
+
+def text_batches(
+    tokenizer: Any, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
+) -> list[dict[str, torch.Tensor]]:
+    """Model inputs for ``count`` sequences of ``length`` tokens from the beginning of a text file, or as many as
+    it has: ``input_ids [1, length]``, for language models.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is shorter than one sequence.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    found = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:count]
+    if not found:
+        raise CheckpointError(
+            f"{path} has {len(ids)} tokens, fewer than one sequence of {length}: give a longer text"
+        )
+    return [{"input_ids": torch.tensor([one], device=device)} for one in found]

@@ -7,6 +7,7 @@
 | `save.py` | an engine's model into a folder, whole or not at all |
 | `restore.py` | the folder's model, without the original weights and without calibration |
 | `steps.py` | finished modules of a quantization under way: what an interrupted run continues from |
+| `fingerprint.py` | what a calibration was |
 | `card.py` | the folder's ``README.md`` |
 """
 

@@ -112,8 +112,9 @@ def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:
         )
     if len(set(kinds.values())) > 1:
         told.append(
-            "Linears of several kinds stand in `dynamic` by their own names: GPTQModel reads that; vLLM looks "
-            "there for the names of the Linears that it joins. --format compressed-tensors is understood by both."
+            "Linears of several kinds stand in `dynamic` by their own names: GPTQModel reads that, "
+            "transformers does not, and vLLM looks there for the names of the Linears that it joins. All three "
+            "understand --format compressed-tensors."
         )
     return told
 
