@@ -82,7 +82,7 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def survey(modules: Iterable[Integers]) -> dict[str, Any]:
+def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
     """What the whole checkpoint decides for each tensor: nothing."""
     return {}
 

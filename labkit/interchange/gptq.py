@@ -97,9 +97,9 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
     return {"quantize_config.json": config}
 
 
-def survey(modules: Iterable[Integers]) -> dict[str, Any]:
+def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
     """What the whole checkpoint decides for each tensor: the first version if all zero points are the middle."""
-    return {"second_version": not all(one.kind.symmetric for one in modules)}
+    return {"second_version": not all(kind.symmetric for kind in kinds)}
 
 
 def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:

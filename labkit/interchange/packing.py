@@ -16,14 +16,22 @@ def pack_words(codes: Tensor, num_bits: int) -> Tensor:
     rows, length = codes.shape
     words = -(-length * num_bits // 32)
     out = torch.empty(rows, words, dtype=torch.int32)
-    for part in row_slices(rows, length * num_bits, codes.device):
-        bits = torch.stack([(codes[part] >> bit) & 1 for bit in range(num_bits)], -1).flatten(1)
-        bits = torch.nn.functional.pad(bits, (0, 32 * words - bits.shape[1])).view(-1, 4 * words, 8)
-        packed = bits[..., 0].clone()
-        for bit in range(1, 8):
-            packed |= bits[..., bit] << bit
-        out[part] = packed.view(torch.int32)
+    for part in row_slices(rows, length * (num_bits if 32 % num_bits else 1), codes.device):
+        values = codes[part]
+        if 32 % num_bits:  # one bit at a time
+            values = torch.stack([(values >> bit) & 1 for bit in range(num_bits)], -1).flatten(1)
+        out[part] = _pack_bytes(values, 1 if 32 % num_bits else num_bits, 4 * words).view(torch.int32)
     return out
+
+
+def _pack_bytes(values: Tensor, num_bits: int, count: int) -> Tensor:
+    """values [R, L] of a width that divides 8 -> [R, count] uint8, filled up with zeros."""
+    each = 8 // num_bits
+    values = torch.nn.functional.pad(values, (0, count * each - values.shape[1])).unflatten(1, (count, each))
+    packed = values[..., 0].clone()
+    for place in range(1, each):
+        packed |= values[..., place] << (place * num_bits)
+    return packed
 
 
 def unpack_words(packed: Tensor, num_bits: int, length: int) -> Tensor:

@@ -90,7 +90,7 @@ def export(
     model = restore(source, manifest, resolved, skeleton, cpu, progress)
 
     kinds = _kinds(model, resolved, unquantized, format, rules)
-    options = rules.survey(integers_of(model.get_submodule(name)) for name in kinds)
+    options = rules.survey(kinds.values())
     ignore = [name for name in _linears(model) if name not in kinds]
     config = rules.configuration(kinds, ignore, **options)
     notes = _notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
