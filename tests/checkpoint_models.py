@@ -13,6 +13,18 @@ PLANS = {
     **{name: QuantizationPlan.preset(name) for name in ("nf4", "llm-int8")},
     **{f"int{bits}": QuantizationPlan.uniform("int4", num_bits=bits) for bits in (2, 3, 4, 8)},
     "nf4-plain": QuantizationPlan.uniform("nf4", double_quant=False, default="fp32"),
+    "parts": QuantizationPlan.from_dict(
+        {
+            "name": "parts",
+            "rules": [
+                {"role": "decoder", "scheme": "int4", "num_bits": 3},
+                {"role": "vision", "scheme": "int8-dynamic", "optional": True},
+                {"role": "speech", "scheme": "nf4", "optional": True, "on_unsupported": "int8"},
+                {"role": "cross_modal", "scheme": "fp16", "optional": True},
+                {"role": "projector", "scheme": "llm-int8", "optional": True},
+            ],
+        }
+    ),
     "mixed": QuantizationPlan.from_dict(
         {
             "name": "mixed",

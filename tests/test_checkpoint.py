@@ -38,8 +38,6 @@ def tensors_of(folder):
 @pytest.mark.parametrize("which", MAKERS)
 @pytest.mark.filterwarnings("ignore:plan ")
 def test_every_scheme_is_restored_bit_for_bit(folders, tmp_path, which, plan):
-    if plan == "mixed" and which == "pocket":
-        pytest.skip("its speech encoder names its parts otherwise")
     engine = load(folders[which], PLANS[plan], "cpu", progress=False)
     folder = save(engine, tmp_path / "quantized", progress=False)
     restored = load(folder, device="cpu", progress=False)

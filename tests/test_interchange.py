@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import tiny_models
 import torch
 from checkpoint_models import PLANS, save_glm4v, save_llama
 from safetensors.torch import load_file
@@ -326,6 +327,15 @@ def test_large_exports_are_written_in_shards_with_an_index(made, tmp_path):
     parts = tensors_of(done.folder)
     assert index["weight_map"].keys() == parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_names_that_other_engines_may_not_know_are_told(tmp_path):
+    model, processor = tiny_models.glm_asr()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "asr")
+    processor.save_pretrained(tmp_path / "asr")
+    plan = QuantizationPlan.from_dict({"name": "p", "rules": [{"role": "decoder", "scheme": "int8"}]})
+    made = save(load(tmp_path / "asr", plan, "cpu", progress=False), tmp_path / "q", progress=False)
+    assert "as transformers 5 calls the modules of glmasr" in export(made, progress=False).notes[0]
 
 
 def test_what_is_no_quantized_checkpoint_is_refused(llama, made, tmp_path):

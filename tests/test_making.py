@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoint_models import HELLO, logits, save_glm4v, save_llama
 
+from labkit.anatomy import AnatomyError, dissect
 from labkit.checkpoint import CheckpointError, Manifest
 from labkit.checkpoint.steps import Steps
 from labkit.cli import main
@@ -61,6 +62,8 @@ def test_the_command_makes_a_folder_that_can_be_asked(model, tmp_path, capsys):
     assert (code, "small is quantized already, by the plan int4" in err) == (2, True)
     code, _, err = run(capsys, "plans", "--model", folder)
     assert (code, "small is quantized already" in err) == (2, True)
+    with pytest.raises(AnatomyError, match="small is quantized already"):
+        dissect(folder)
     code, _, err = run(capsys, "quantize", folder, "--plan", "int8", "--output", tmp_path / "more")
     assert (code, "quantize the model that it was made of" in err) == (2, True)
 

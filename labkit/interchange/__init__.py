@@ -6,7 +6,8 @@
 | `packing.py` | codes of 2, 3, 4 or 8 bits as a stream of bits in 32-bit words |
 | `compressed_tensors.py` | for transformers and vLLM: each Linear its own width, groups and symmetry |
 | `gptq.py` | AutoGPTQ's layout and ``quantize_config.json``, for engines that only read that |
-| `write.py` | the folder: tensors, configuration, tokenizer, card |
+| `write.py` | the folder: tensors, configuration, tokenizer |
+| `card.py` | what its readers must know, and the folder's ``README.md`` |
 """
 
 from labkit.interchange.integers import ExportError

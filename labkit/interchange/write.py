@@ -18,7 +18,7 @@ from labkit.checkpoint.manifest import Manifest
 from labkit.checkpoint.restore import resolve_stored, restore
 from labkit.checkpoint.save import check_space, check_target, writing
 from labkit.checkpoint.tensors import SHARD_BYTES, module_tensors, shard_names, tensor_entries
-from labkit.interchange import compressed_tensors, gptq
+from labkit.interchange import card, compressed_tensors, gptq
 from labkit.interchange.integers import (
     ExportError,
     Kind,
@@ -80,6 +80,10 @@ def export(
     output = Path(output) if output is not None else Path(f"{spec.folder}-{format}")
     output = output.expanduser()
     check_target(output, force)
+    if manifest.base["model_type"] == "qwen2_5_omni":
+        raise ExportError(
+            "of Qwen2.5-Omni the lab quantizes the thinker alone, which is no model that others load"
+        )
     manifest.check_sizes(spec.folder)
     manifest.check_hashes(spec.folder)
     source, cpu = Checkpoint(spec), torch.device("cpu")
@@ -93,7 +97,7 @@ def export(
     options = rules.survey(kinds.values())
     ignore = [name for name in _linears(model) if name not in kinds]
     config = rules.configuration(kinds, ignore, **options)
-    notes = _notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
+    notes = card.notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
     with writing(output) as temporary:
         for path in source.companions():
             shutil.copyfile(path, temporary / path.name)
@@ -112,8 +116,8 @@ def export(
             },
         }
         _write_json(temporary / RECORD, record)
-        card = _card(output.name, format, manifest, kinds, notes)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        text = card.text(output.name, format, manifest, kinds, notes, RECORD)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
     return Exported(output, len(kinds), notes)
 
 
@@ -237,52 +241,6 @@ def _write_config(
     if "lm_head" in resolved.schemes:
         facts["tie_word_embeddings"] = False
     _write_json(path, facts)
-
-
-def _notes(
-    source: Checkpoint, resolved: ResolvedPlan, kinds: Mapping[str, Kind], unquantized: set[str]
-) -> list[str]:
-    """What every reader of the export must know, in sentences."""
-    told = []
-    if source.family.name == "pocket":
-        told.append(
-            "No other engine has the pocket model's architecture: only labkit's own class loads this."
-        )
-    if unquantized:
-        count = len(unquantized)
-        what = "1 Linear is" if count == 1 else f"{count} Linears are"
-        told.append(f"{what} written unquantized in {resolved.plan.default}.")
-    other = {
-        scheme.name
-        for name, scheme in resolved.schemes.items()
-        if name not in kinds and name not in unquantized and scheme.name != resolved.plan.default
-    }
-    if other:
-        told.append(
-            f"Linears in {', '.join(sorted(other))} are written so; engines load them in "
-            f"{resolved.plan.default}, as all else that is not quantized."
-        )
-    return told
-
-
-def _card(name: str, format: str, manifest: Manifest, kinds: Mapping[str, Kind], notes: Sequence[str]) -> str:
-    counts: dict[str, int] = {}
-    for kind in kinds.values():
-        counts[str(kind)] = counts.get(str(kind), 0) + 1
-    lines = [
-        f"# {name}",
-        "",
-        f"{manifest.base['name']}, quantized by labkit under the plan {manifest.plan['name']}, in the format "
-        f"{format}.",
-        "",
-        *(f"- {count} Linears: {kind}" for kind, count in counts.items()),
-        *(f"- {note}" for note in notes),
-        "",
-        f"`{RECORD}` has the plan, the scheme of each Linear, the calibration's fingerprint and the versions it "
-        "was made with. The licence is that of the original model.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def _write_json(path: Path, body: Any) -> None:
