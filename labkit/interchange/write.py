@@ -77,8 +77,8 @@ def export(
     rules = FORMATS[format]
     spec = get_spec(folder)
     manifest = Manifest.read(spec.folder or folder)
-    output = Path(output) if output is not None else Path(f"{spec.folder}-{format}")
-    output = output.expanduser()
+    named = Path(folder) if Path(folder).name else spec.folder
+    output = Path(output).expanduser() if output is not None else named.with_name(f"{named.name}-{format}")
     check_target(output, force)
     if manifest.base["model_type"] == "qwen2_5_omni":
         raise ExportError(
