@@ -2,16 +2,28 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from labkit.plan import PlanError, QuantizationPlan
-from labkit.quantization import QuantizedLinear
+from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.dense import DenseLinear
 from labkit.resolution import ResolvedPlan, default_dtype_of
+
+
+class FinishedModules(Protocol):
+    """Where finished modules are kept, so that an interrupted run continues (`labkit.checkpoint.steps`)."""
+
+    def load(
+        self, name: str, scheme: Scheme, linear: nn.Linear, device: Any, dtype: torch.dtype
+    ) -> nn.Module | None:
+        """The module that an earlier run put in the place of ``linear``, or None."""
+
+    def save(self, name: str, module: nn.Module) -> None:
+        """Keep the module that stands in the place ``name``."""
 
 
 @torch.no_grad()
@@ -21,6 +33,7 @@ def quantize_(
     calibration: Iterable[Any] | None = None,
     *,
     roles: Mapping[str, str] | None = None,
+    steps: FinishedModules | None = None,
     progress: bool = True,
 ) -> ResolvedPlan:
     """Replace the Linears of ``model`` as ``plan`` says, in place, and bring all else to its default dtype.
@@ -36,6 +49,7 @@ def quantize_(
         plan: a plan, a YAML file, or the name of a preset.
         calibration: batches for schemes that require calibration; the others ignore it.
         roles: module name -> role, for plans with ``role`` rules (default: found by the model's family).
+        steps: where finished modules are kept and found again.
         progress: show a progress bar.
 
     Returns:
@@ -55,13 +69,19 @@ def quantize_(
             if scheme.requires_calibration:
                 number = resolved.rules[name]
                 raise PlanError(f"plan {plan.name}, rule {number}: {scheme.name} needs calibration batches")
-    places = _places(model, set(resolved.schemes))
+    places = find_places(model, set(resolved.schemes))
     for name in tqdm(resolved.schemes, desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress):
         linear = model.get_submodule(name)
-        try:
-            module = resolved.schemes[name].quantize_linear(linear, dtype=plan.dtype)
-        except ValueError as error:
-            raise type(error)(f"{name}: {error}") from error
+        scheme = resolved.schemes[name]
+        there = linear.weight.device
+        module = steps.load(name, scheme, linear, there, plan.dtype) if steps is not None else None
+        if module is None:
+            try:
+                module = scheme.quantize_linear(linear, dtype=plan.dtype)
+            except ValueError as error:
+                raise type(error)(f"{name}: {error}") from error
+            if steps is not None:
+                steps.save(name, module)
         module.train(linear.training)
         for parent, attribute in places[name]:
             setattr(parent, attribute, module)
@@ -107,7 +127,7 @@ def weights_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def _places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+def find_places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Name -> every (parent, attribute) where that module hangs; holds no reference to the modules."""
     ids = {id(module): name for name, module in model.named_modules() if name in names}
     places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names}
