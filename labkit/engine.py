@@ -18,7 +18,7 @@ import torch
 from labkit.batching import Batch, TextStream
 from labkit.detokenize import Detokenizer
 from labkit.forward import Forward
-from labkit.generation import Generation, GenerationError, RunningAnswer
+from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
 from labkit.grammar import Grammar, Grammars
 from labkit.media import normalise_messages
 from labkit.models.families import family_of
@@ -121,9 +121,12 @@ class Engine:
         *,
         enable_thinking: bool = False,
         grammar: Grammar | None = None,
+        inputs: Mapping[str, torch.Tensor] | None = None,
         **options: Any,
     ) -> RunningAnswer:
         """Check and prepare one answer for a batch; computes nothing yet, and may be called from any thread.
+
+        ``inputs`` are what :meth:`prepare` gave for these messages, if that is known already.
 
         Raises:
             LabError: as :meth:`generate`.
@@ -142,7 +145,7 @@ class Engine:
             raise GenerationError(
                 f"logit_bias names the token {outside[0]}; {self.spec.name} has 0 to {self.vocabulary - 1}"
             )
-        inputs = self.prepare(messages, enable_thinking)
+        inputs = self.prepare(messages, enable_thinking) if inputs is None else inputs
         length = inputs["input_ids"].shape[1]
         room = settings.max_new_tokens if self.max_length is None else self.max_length - length
         limit = min(settings.max_new_tokens, room)
@@ -190,7 +193,7 @@ class Engine:
         if length == 0:
             raise GenerationError("the prompt is empty")
         if self.max_length is not None and length >= self.max_length:
-            raise GenerationError(
+            raise PromptTooLongError(
                 f"the prompt has {length} tokens; {self.spec.name} takes {self.max_length - 1}"
             )
         return inputs

@@ -18,6 +18,10 @@ class GenerationError(LabError):
     """A request that this model cannot answer."""
 
 
+class PromptTooLongError(GenerationError):
+    """A prompt that leaves no room in the model's context."""
+
+
 @dataclass
 class Generation:
     """One answer and what it cost.
@@ -63,6 +67,7 @@ class RunningAnswer:
         generation: the answer so far.
         finished: no more tokens will come.
         error: why it ended without an answer, or None.
+        end_tokens: the tokens that end it.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class RunningAnswer:
         self.error: LabError | None = None
         self.since_s = 0.0
         self._limit = limit
-        self._end_tokens = end_token_ids
+        self.end_tokens = end_token_ids
         self._detokenizer = detokenizer
         self._stops = StopMatcher(sampler.settings.stop)
 
@@ -94,7 +99,7 @@ class RunningAnswer:
         generation.completion_tokens += 1
         if logprobs is not None:
             generation.logprobs.append(logprobs)
-        ended = token in self._end_tokens
+        ended = token in self.end_tokens
         if not ended:
             self.sampler.accept(token)
         constraint = self.sampler.constraint
