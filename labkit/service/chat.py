@@ -161,7 +161,7 @@ class Completion:
         except GrammarError as error:
             raise as_api_error(error, "response_format" if schema is None else "tools") from None
         except LabError as error:
-            raise as_api_error(error) from None
+            raise as_api_error(error, _field_of(error)) from None
         except ValueError:  # what processors say of media that they cannot take
             raise ApiError(
                 f"{chat.engine.spec.name} cannot take these messages: an image or a recording does not suit it",
@@ -301,6 +301,12 @@ class Completion:
             "model": self._request.model,
             "system_fingerprint": f"labkit-{plan.name if plan is not None else 'plain'}",
         }
+
+
+def _field_of(error: LabError) -> str:
+    """The field that the engine's message begins with, if it does."""
+    word = str(error).partition(" ")[0].replace("max_new_tokens", "max_tokens")
+    return word if word in ChatRequest.model_fields else "messages"
 
 
 def _logprobs(entries: list[replies.TokenLogprob]) -> replies.Logprobs:

@@ -26,6 +26,14 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 
 
+class FieldError(ValueError):
+    """A field that does not go with another."""
+
+    def __init__(self, field: str, told: str):
+        super().__init__(told)
+        self.field = field
+
+
 class Strict(BaseModel):
     """No conversions: "5" is no number, 1.0 no whole number, 1 no truth value."""
 
@@ -217,12 +225,12 @@ class ChatRequest(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true only")
+            raise FieldError("stream_options", "goes with stream: true only")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true only")
+            raise FieldError("top_logprobs", "goes with logprobs: true only")
         thinking = (self.chat_template_kwargs or {}).get("enable_thinking")
         if thinking is not None and not isinstance(thinking, bool):
-            raise ValueError("chat_template_kwargs.enable_thinking is true or false")
+            raise FieldError("chat_template_kwargs.enable_thinking", "is true or false")
         return self
 
     @property
@@ -249,10 +257,10 @@ def read_request(document: Any) -> ChatRequest:
     try:
         return ChatRequest.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         steps = [str(step) for step in first["loc"]]
         kept = [step for at, step in enumerate(steps) if not _is_tag(steps, at)]
-        param = ".".join(kept) or None
+        param = ".".join(kept) or getattr(first.get("ctx", {}).get("error"), "field", None)
         told = first["msg"].removeprefix("Value error, ")
         raise ApiError(f"{param}: {told}" if param else told, param=param, code=first["type"]) from None
 
