@@ -64,5 +64,4 @@ class ReasoningChatOpenAI(ChatOpenAI):
 def _keep(message: AIMessage, thought: str | None) -> None:
     if thought:
         message.additional_kwargs[FIELD] = thought
-    if "model_provider" in message.response_metadata:  # LangChain looks for reasoning where it is not OpenAI's
-        message.response_metadata["model_provider"] = "labkit"
+    message.response_metadata["model_provider"] = "labkit"  # of OpenAI, LangChain expects no such field
