@@ -11,11 +11,13 @@ HEAVY = ("torch", "transformers", "bitsandbytes", "pandas", "plotly", "rich", "g
 NO_TORCH = (
     "labkit.checkpoint",
     "labkit.cli",
+    "labkit.client",
     "labkit.evaluation",
     "labkit.files",
     "labkit.launch",
     "labkit.launch.__main__",
     "labkit.media",
+    "labkit.phone",
     "labkit.phonetap",
     "labkit.plots",
     "labkit.process",
