@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from labkit.apply import quantize_
+from labkit.calibration import DEFAULT_COUNT, default_calibration
 from labkit.engine import Engine
 from labkit.machine import memory
 from labkit.models.checkpoint import Checkpoint, LoadError
@@ -31,6 +33,7 @@ def load(
     device: str | torch.device = "auto",
     *,
     calibration: Any = None,
+    work_folder: str | Path | None = None,
     dtype: str | None = None,
     progress: bool = True,
 ) -> Engine:
@@ -40,7 +43,10 @@ def load(
         model: ``"pocket"``, another registered name, a folder with a transformers checkpoint, or a hub id.
         plan: a preset's name, the path of a plan file, or a plan.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        calibration: batches for schemes that need them (see :mod:`labkit.calibration`).
+        calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
+            the standard ones are used if a plan needs some and none are given (see :mod:`labkit.calibration`).
+        work_folder: where layers solved on calibration are kept, so that the same call continues after an
+            interruption.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
         progress: show progress bars.
 
@@ -55,7 +61,7 @@ def load(
     skeleton = checkpoint.skeleton()
     roles = find_roles(skeleton)
     predicted = plan.resolve(skeleton, roles=roles, device=target)
-    check_calibration(predicted, calibration)
+    check_calibration(predicted, calibration, checkpoint.family.modalities)
     check_memory(predicted.predicted_bytes, target, spec, plan)
     staging = staging_device(checkpoint.stored_bytes(skeleton), target, spec.name)
     del skeleton
@@ -63,7 +69,15 @@ def load(
     started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
     processor = checkpoint.processor(plan.dtype)
     loaded = checkpoint.weights(staging, progress)
-    resolved = quantize_(loaded, plan, calibration, roles=roles, progress=progress)
+    resolved = quantize_(
+        loaded,
+        plan,
+        _batches(predicted, calibration, processor, checkpoint.family.modalities),
+        roles=roles,
+        device=target,
+        work_folder=work_folder,
+        progress=progress,
+    )
     loaded.to(target)
     return Engine(
         loaded,
@@ -114,11 +128,35 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device("cuda", chosen.index or 0)
 
 
-def check_calibration(resolved: ResolvedPlan, calibration: Any) -> None:
-    """Refuse a plan whose schemes look at activations when there is nothing for them to look at."""
+def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Collection[str]) -> None:
+    """Refuse a plan whose schemes look at activations when there is nothing for them to look at.
+
+    Raises:
+        LoadError: no batches are given, and the model takes no images, which PhoneTap's items are.
+    """
     for name, scheme in resolved.schemes.items():
-        if calibration is None and scheme.requires_calibration:
-            raise LoadError(f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches")
+        if not scheme.requires_calibration:
+            continue
+        if "image" not in modalities and (calibration is None or isinstance(calibration, int)):
+            raise LoadError(
+                f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches, and PhoneTap's are "
+                "screenshots, which this model does not take: pass calibration=[token ids, ...]"
+            )
+        if isinstance(calibration, int) and (isinstance(calibration, bool) or calibration < 1):
+            raise LoadError(
+                f"calibration must be batches or a number of items from 1 on, not {calibration!r}"
+            )
+        return
+
+
+def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, known: Collection[str]) -> Any:
+    """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
+    if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
+        return None
+    if calibration is not None and not isinstance(calibration, int):
+        return calibration
+    modalities = getattr(processor, "modalities", known)
+    return default_calibration(processor, modalities, calibration or DEFAULT_COUNT)
 
 
 def staging_device(stored: int, target: torch.device, name: str) -> torch.device:

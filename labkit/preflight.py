@@ -192,7 +192,7 @@ def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) 
         except LabError as error:
             known = "" if plan.name in str(error) else f"plan {plan.name}: "
             raise LabError(f"{known}{error}") from None
-        check_calibration(resolved, None)
+        check_calibration(resolved, None, checkpoint.family.modalities)
         check_memory(resolved.predicted_bytes, torch.device(device), spec, plan)
 
 

@@ -7,12 +7,14 @@ results/first/
   plans/int4.json           one finished measurement
   plans/int4.partial.jsonl  the cost and the answers of a plan that is not finished
   plans/int4.log            what the measuring process printed
+  plans/gptq.work/          the layers solved so far of a plan that calibrates and is not finished
 ```
 Appended lines are flushed one by one, so a process that is killed loses at most the answers in flight.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ class RunFolder:
 
     def log_path(self, plan: str) -> Path:
         return self.path / "plans" / f"{plan}.log"
+
+    def work_path(self, plan: str) -> Path:
+        return self.path / "plans" / f"{plan}.work"
 
     def check_writable(self) -> None:
         """Raise `RunFolderError` unless the folder is there, or can be made, and takes files."""
@@ -93,6 +98,7 @@ class RunFolder:
         with atomic_path(self.finished_path(measurement.plan)) as temporary:
             temporary.write_text(json.dumps(measurement.to_dict(), ensure_ascii=False), encoding="utf-8")
         self.partial_path(measurement.plan).unlink(missing_ok=True)
+        shutil.rmtree(self.work_path(measurement.plan), ignore_errors=True)
 
     def load_finished(self, plan: str, definition: Mapping[str, Any]) -> Measurement | None:
         """The finished measurement of `plan`, or None. Refuses one that was made with another definition."""

@@ -17,6 +17,9 @@ from labkit.quantization import dense as dense
 from labkit.quantization import int8 as int8
 from labkit.quantization import int8_dynamic as int8_dynamic
 from labkit.quantization import int4 as int4
+from labkit.quantization import gptq as gptq
+from labkit.quantization import awq as awq
+from labkit.quantization import hqq as hqq
 from labkit.quantization import nf4 as nf4
 from labkit.quantization import llm_int8 as llm_int8
 

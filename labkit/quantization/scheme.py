@@ -6,12 +6,15 @@ To add a scheme: one file in this folder with a dataclass derived from `Scheme`,
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from labkit.quantization.statistics import InputStatistics
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,6 +37,8 @@ class Scheme:
 
     name: ClassVar[str]
     requires_calibration: ClassVar[bool] = False
+    needs_full_moment: ClassVar[bool] = True  # of calibrated schemes: the matrix, or its diagonal alone
+    needs_reference: ClassVar[bool] = False  # of calibrated schemes: also the unquantized model's inputs
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -75,10 +80,14 @@ class Scheme:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        statistics: "InputStatistics | None" = None,
     ) -> nn.Module:
         """A drop-in module for ``linear`` on ``device`` (default: where it is), its bias in ``dtype``
-        (default: as it is). ``linear`` itself is not changed. Raises SchemeError (see `validate`)."""
+        (default: as it is). ``linear`` itself is not changed. ``statistics`` of its inputs are what schemes
+        that require calibration go by; the others ignore them. Raises SchemeError (see `validate`)."""
         device = device or linear.weight.device
+        if self.requires_calibration and statistics is None:
+            raise SchemeError(f"{self.name} needs calibration: statistics of this Linear's inputs")
         self.validate(linear.in_features, linear.out_features, device)
         weight = checked_weight(linear)
         module = self.empty_linear(
@@ -88,7 +97,10 @@ class Scheme:
             device=device,
             dtype=dtype or weight.dtype,
         )
-        self.fill(module, weight.to(device))
+        if self.requires_calibration:
+            self.fill_calibrated(module, weight.to(device), statistics)
+        else:
+            self.fill(module, weight.to(device))
         if linear.bias is not None:
             module.bias.data.copy_(linear.bias.detach())
         return module
@@ -96,6 +108,10 @@ class Scheme:
     def fill(self, module: nn.Module, weight: Tensor) -> None:
         """Quantize ``weight`` [N, K] into the buffers of a module made by `empty_linear`."""
         module.set_weight(weight)
+
+    def fill_calibrated(self, module: nn.Module, weight: Tensor, statistics: "InputStatistics") -> None:
+        """As `fill`, given what is known of the inputs; for schemes that require calibration."""
+        raise NotImplementedError
 
     def predict_bytes(
         self, out_features: int, in_features: int, has_bias: bool, *, dtype: torch.dtype = torch.bfloat16
