@@ -269,6 +269,7 @@ def plans_folder() -> Path:
 def presets() -> list[str]:
     """Names of the plans that come with the lab: the usual ones first, then by name."""
     usual = ["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8"]
+    usual += ["hqq", "awq", "gptq", "article", "article-hybrid", "article-code"]
     found = sorted(path.stem for path in plans_folder().glob("*.yaml"))
     return [name for name in usual if name in found] + [name for name in found if name not in usual]
 

@@ -49,6 +49,77 @@ def test_presets_are_there_valid_and_round_trip(name, tmp_path):
     assert QuantizationPlan.from_yaml(name) == preset
 
 
+def skeleton(model):
+    from labkit.models import get_spec
+    from labkit.models.checkpoint import Checkpoint
+
+    return Checkpoint(get_spec(model)).skeleton()
+
+
+@pytest.fixture(scope="module")
+def nine_billion():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        return skeleton("autoglm-phone-9b")
+
+
+def schemes_by_role(resolved):
+    roles = {part.module: part.role for part in resolved.parts}
+    found = {}
+    for name, scheme in resolved.schemes.items():
+        found.setdefault(roles[name], set()).add(scheme.name)
+    return {role: names.pop() for role, names in found.items() if len(names) == 1}
+
+
+ARTICLE = {"decoder": "gptq", "vision": "int8-dynamic", "lm_head": "int8"}
+RECIPES = {
+    "article": ARTICLE,
+    "article-hybrid": {**ARTICLE, "vision": "llm-int8"},
+    "article-code": {"decoder": "nf4", "vision": "nf4", "projector": "nf4", "lm_head": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_articles_recipes_fit_the_9b_model(nine_billion, name):
+    resolved = QuantizationPlan.preset(name).resolve(nine_billion)
+    assert schemes_by_role(resolved) == RECIPES[name]
+    assert 7e9 < resolved.predicted_bytes < 8e9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_articles_recipes_fit_the_pocket_model(name):
+    import tiny_models
+
+    resolved = QuantizationPlan.preset(name).resolve(tiny_models.pocket()[0])
+    more = {
+        "article": {"speech": "int8-dynamic", "cross_modal": "fp16"},
+        "article-hybrid": {"speech": "llm-int8", "cross_modal": "fp16"},
+        "article-code": {"speech": "nf4", "cross_modal": "nf4"},
+    }
+    assert schemes_by_role(resolved) == RECIPES[name] | more[name]
+    smoothed = [
+        scheme for scheme in resolved.schemes.values() if getattr(scheme, "smoothing", "none") == "rms"
+    ]
+    assert bool(smoothed) == (name == "article")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.filterwarnings("ignore:plan ")
+def test_the_articles_recipes_degrade_what_int4_cannot_take_to_int8(name):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    resolved = QuantizationPlan.preset(name).resolve(model)
+    assert resolved.schemes["model.layers.0.self_attn.q_proj"].name == "int8"
+    assert resolved.schemes["model.layers.0.mlp.down_proj"].name == RECIPES[name]["decoder"]
+    assert any("q_proj gets int8 instead of" in note for note in resolved.notes)
+
+
 def test_presets_are_listed_usual_ones_first():
     assert presets()[:8] == PRESETS
     assert set(PRESETS) <= set(known_schemes())

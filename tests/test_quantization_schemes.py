@@ -19,6 +19,7 @@ VARIANTS = [
     *[(name, {}) for name in ("gptq", "awq", "hqq")],
     ("gptq", {"num_bits": 3, "symmetric": True}),
     ("awq", {"num_bits": 3, "group_size": 32}),
+    ("int8-dynamic", {"smoothing": "rms"}),
 ]
 QUANTIZED = [variant for variant in VARIANTS if variant[0] not in ("fp32", "fp16", "bf16")]
 # decibels of the output against the unquantized layer, at least; standard normal weights and inputs
@@ -169,6 +170,37 @@ def test_llm_int8_keeps_outlier_columns_that_int8_dynamic_loses():
             (get_scheme("int8-dynamic").quantize_linear(linear)(x) - linear.weight[:, 7] * x[:, 7:8]),
         )
     assert kept > lost + 10
+
+
+def test_smoothing_keeps_what_large_input_channels_would_drown():
+    linear = make(256, 128)
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    x[:, [7, 100]] *= 60
+    statistics = InputStatistics(256, full=False)
+    statistics.add(x)
+
+    def quality(**options):
+        module = get_scheme("int8-dynamic", **options).quantize_linear(linear, statistics=statistics)
+        with torch.inference_mode():
+            assert sqnr_db(x @ linear.weight.T, x @ module.dequantize(torch.float32).T) > 30
+            return sqnr_db(linear(x), module(x))
+
+    half, whole = quality(smoothing="rms"), quality(smoothing="rms", smoothing_strength=1.0)
+    assert half > quality() + 4
+    assert half > whole + 2  # which leaves the weight's columns as unlike as the channels were
+    plain, smooth = get_scheme("int8-dynamic"), get_scheme("int8-dynamic", smoothing="rms")
+    assert smooth.predict_bytes(128, 256, True) == plain.predict_bytes(128, 256, True) + 2 * 256
+
+
+def test_smoothing_asks_for_calibration_and_no_smoothing_does_not():
+    assert not get_scheme("int8-dynamic").requires_calibration
+    scheme = get_scheme("int8-dynamic", smoothing="rms")
+    assert scheme.requires_calibration
+    with pytest.raises(SchemeError, match="int8-dynamic needs calibration"):
+        scheme.quantize_linear(make())
+    silent = InputStatistics(128, full=False)
+    silent.add(torch.zeros(4, 128))
+    assert torch.isfinite(scheme.quantize_linear(make(), statistics=silent).dequantize()).all()
 
 
 def test_int4_zero_points_and_scales_can_be_read_back():

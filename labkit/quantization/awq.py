@@ -21,6 +21,7 @@ from torch import Tensor
 from labkit.quantization import affine
 from labkit.quantization.int4 import Int4, Int4Linear
 from labkit.quantization.kernels.reference import row_slices
+from labkit.quantization.linear import ScaledInput
 from labkit.quantization.ranges import diagonal_blocks, search_qparams, weighted_squares
 from labkit.quantization.scheme import option, register
 from labkit.quantization.statistics import InputStatistics
@@ -28,21 +29,8 @@ from labkit.quantization.statistics import InputStatistics
 SLICE_ELEMENTS = 2**20
 
 
-class ScaledInt4Linear(Int4Linear):
-    """The buffers of `Int4Linear`, and input_scale [K] bf16, by which inputs are multiplied first."""
-
-    def __init__(
-        self, in_features, out_features, has_bias, num_bits=4, group_size=64, device=None, dtype=None
-    ):
-        dtype = dtype or torch.bfloat16
-        super().__init__(in_features, out_features, has_bias, num_bits, group_size, device, dtype)
-        self.register_buffer("input_scale", torch.empty(in_features, dtype=torch.bfloat16, device=device))
-
-    def multiply(self, rows: Tensor) -> Tensor:
-        return super().multiply(rows * self.input_scale.to(rows.dtype))
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        return (super().dequantize(torch.float32) * self.input_scale.float()).to(dtype or self.dtype)
+class ScaledInt4Linear(ScaledInput, Int4Linear):
+    """The buffers of `Int4Linear`, and input_scale [K] bf16."""
 
 
 @torch.no_grad()
@@ -111,9 +99,8 @@ class Awq(Int4):
     )
 
     def empty_linear(self, in_features, out_features, has_bias, *, device=None, dtype=torch.bfloat16):
-        return ScaledInt4Linear(
-            in_features, out_features, has_bias, self.num_bits, self.group_size, device, dtype
-        )
+        sizes = in_features, out_features, has_bias, self.num_bits, self.group_size
+        return ScaledInt4Linear(*sizes, device=device, dtype=dtype)
 
     def fill_calibrated(self, module: ScaledInt4Linear, weight: Tensor, statistics: InputStatistics) -> None:
         moment = statistics.second_moment

@@ -1,0 +1,124 @@
+"""How far a model's distributions are from the unquantized one's: KL divergence, token by token.
+
+A probe is what is asked, and what the unquantized model says to it: for a phone agent PhoneTap's calibration
+items with the answers it gives, compared at the answer's tokens; for any language model sequences of text,
+compared everywhere. Unlike the share of right taps, it changes smoothly, so few items tell two plans apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.answers import with_answer
+from labkit.errors import LabError
+from labkit.evaluation import MAX_NEW_TOKENS
+from labkit.forward import collate
+from labkit.lockstep import run_model, to_device
+
+
+@dataclass
+class Probe:
+    """Batches of inputs and the unquantized model's answer to each.
+
+    Attributes:
+        inputs: what the model takes, one entry a batch.
+        lengths: for each batch and row how many of the last distributions are compared.
+        skipped: distributions after those, at the end of each row (of the last token, which nothing follows).
+        log_probs: the unquantized model's, for each batch [compared tokens of all rows, vocabulary], fp16.
+    """
+
+    inputs: list[Any]
+    lengths: list[list[int]]
+    skipped: int = 1
+    log_probs: list[Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """How many distributions are compared."""
+        return sum(map(sum, self.lengths))
+
+    @torch.inference_mode()
+    def log_probs_of(self, model: nn.Module, index: int) -> Tensor:
+        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, on the CPU."""
+        lengths = self.lengths[index]
+        kept = max(lengths) + self.skipped
+        batch = to_device(self.inputs[index], next(model.parameters()).device)
+        if isinstance(batch, dict) and _keeps_logits(model):
+            batch = {**batch, "logits_to_keep": kept}
+        logits = run_model(model, batch).logits[:, -kept:]
+        end = kept - self.skipped
+        rows = [row[end - length : end] for row, length in zip(logits, lengths)]
+        return torch.cat(rows).float().log_softmax(-1).cpu()
+
+    def remember(self, model: nn.Module) -> Probe:
+        """Take down the distributions of ``model``, the unquantized one; returns the probe itself."""
+        self.log_probs = [self.log_probs_of(model, index).half() for index in range(len(self.inputs))]
+        return self
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What `divergence` finds.
+
+    Attributes:
+        kl: mean Kullback-Leibler divergence of the quantized from the unquantized distributions, nats a token.
+        agreement: share of tokens at which both think the same token likeliest.
+        tokens: distributions compared.
+    """
+
+    kl: float
+    agreement: float
+    tokens: int
+
+
+def divergence(model: nn.Module, probe: Probe) -> Divergence:
+    """How far the distributions of ``model`` are from those the probe remembers.
+
+    Raises:
+        LabError: the model's are not finite.
+    """
+    total, same = 0.0, 0
+    for index, reference in enumerate(probe.log_probs):
+        expected = reference.float()
+        found = probe.log_probs_of(model, index)
+        # both sum to one but for rounding to fp16: what is missing would look like divergence
+        total += float(
+            (expected.exp() * (expected - found) + found.exp() - expected.exp()).sum(dtype=torch.float64)
+        )
+        same += int((expected.argmax(-1) == found.argmax(-1)).sum())
+    if not math.isfinite(total):
+        raise LabError("the quantized model's logits are not finite: try a plan with bf16 or fp32 as default")
+    return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
+
+
+def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Probe:
+    """A probe of PhoneTap items: the answers that ``engine``, unquantized, gives, with its distributions."""
+    limit = MAX_NEW_TOKENS[False]
+    inputs, lengths = [], []
+    for start in range(0, len(items), batch_size):
+        conversations = [item.messages() for item in items[start : start + batch_size]]
+        answers = engine.generate_batch(conversations, max_new_tokens=limit)
+        prompts = [
+            with_answer(engine.prepare(messages), answer.token_ids, engine.processor)
+            for messages, answer in zip(conversations, answers)
+        ]
+        inputs.append(collate(prompts, engine.tokenizer.pad_token_id or 0))
+        lengths.append([len(answer.token_ids) for answer in answers])
+    return Probe(inputs, lengths).remember(engine.model)
+
+
+def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:
+    """A probe of text: token ids [B, L] without padding, compared at every position; ``model`` unquantized."""
+    batches = [{"input_ids": one} for one in sequences]
+    lengths = [[one["input_ids"].shape[1]] * one["input_ids"].shape[0] for one in batches]
+    return Probe(batches, lengths, skipped=0).remember(model)
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    return hasattr(model, "_supports_logits_to_keep") and model._supports_logits_to_keep()
