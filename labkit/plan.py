@@ -14,6 +14,10 @@ that matches wins. What no rule matches, and everything that is no Linear, keeps
       - match: "re:model\\.visual\\..*"   # a regular expression for the whole name, a glob, or a name
         scheme: int8-dynamic
         optional: true           # no error if the model has no such Linear
+      - role: vision
+        linear: [gate_proj, up_proj]   # of these only the Linears so called: the last part of their names
+        depth: [0, 0.5]          # and only in the first half of their stack of layers, whatever its height
+        scheme: int8
     default: bf16
     runtime:
       kv_cache: bf16
@@ -29,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from labkit.depth import kind_of
 from labkit.errors import LabError
 from labkit.files import atomic_path
 from labkit.quantization import DTYPES, Scheme, SchemeError, get_scheme
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 
 ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
 KV_CACHE_DTYPES = ("fp32", "fp16", "bf16", "int8")
-_RULE_KEYS = ("role", "match", "scheme", "on_unsupported", "optional")
+_RULE_KEYS = ("role", "match", "linear", "depth", "scheme", "on_unsupported", "optional")
 
 
 class PlanError(LabError):
@@ -78,6 +83,9 @@ class Rule:
         scheme: what the matched Linears get.
         roles: roles it applies to.
         match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
+        linears: of those, only the Linears of these own names (`labkit.depth.kind_of`); empty: all.
+        depth: of those, only the ones from this relative depth on and below that (`labkit.depth`); a Linear
+            in no stack of layers has none. None: any.
         on_unsupported: the scheme for a matched Linear that ``scheme`` cannot take; None: that is an error.
         optional: a model without such a Linear is no error.
     """
@@ -87,9 +95,15 @@ class Rule:
     match: str | None = None
     on_unsupported: Scheme | None = None
     optional: bool = False
+    linears: tuple[str, ...] = ()
+    depth: tuple[float, float] | None = None
 
-    def matches(self, name: str, role: str | None) -> bool:
-        """Whether this rule is about the Linear ``name`` that plays ``role``."""
+    def matches(self, name: str, role: str | None, depth: float | None = None) -> bool:
+        """Whether this rule is about the Linear ``name`` that plays ``role`` at relative ``depth``."""
+        if self.linears and kind_of(name) not in self.linears:
+            return False
+        if self.depth is not None and (depth is None or not self.depth[0] <= depth < self.depth[1]):
+            return False
         if self.match is None:
             return role in self.roles
         if self.match.startswith("re:"):
@@ -102,6 +116,10 @@ class Rule:
 
     def __str__(self) -> str:
         what = f"match {self.match}" if self.match is not None else f"role {', '.join(self.roles)}"
+        if self.linears:
+            what += f", linear {', '.join(self.linears)}"
+        if self.depth is not None:
+            what += f", depth {self.depth[0]:g} to {self.depth[1]:g}"
         return f"({what} -> {self.scheme.name})"
 
     @classmethod
@@ -124,13 +142,25 @@ class Rule:
         optional = data.get("optional", False)
         if not isinstance(optional, bool):
             raise PlanError(f"{where}: optional must be true or false, not {optional!r}")
-        return cls(scheme, _roles(data, where), _match(data, where), fallback, optional)
+        return cls(
+            scheme,
+            _roles(data, where),
+            _match(data, where),
+            fallback,
+            optional,
+            _linears(data, where),
+            _depth(data, where),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping `from_dict` reads."""
         head: dict[str, Any] = {"match": self.match}
         if self.match is None:
             head = {"role": self.roles[0] if len(self.roles) == 1 else list(self.roles)}
+        if self.linears:
+            head["linear"] = self.linears[0] if len(self.linears) == 1 else list(self.linears)
+        if self.depth is not None:
+            head["depth"] = list(self.depth)
         data = {**head, "scheme": self.scheme.name, **self.scheme.options()}
         if self.on_unsupported is not None:
             data["on_unsupported"] = self.on_unsupported.name
@@ -296,6 +326,25 @@ def _match(data: Mapping, where: str) -> str | None:
         except re.error as error:
             raise PlanError(f"{where}: {pattern!r} is no regular expression: {error}") from error
     return pattern
+
+
+def _linears(data: Mapping, where: str) -> tuple[str, ...]:
+    if "linear" not in data:
+        return ()
+    names = data["linear"] if isinstance(data["linear"], list) else [data["linear"]]
+    if not names or not all(isinstance(name, str) and name and "." not in name for name in names):
+        raise PlanError(f"{where}: linear is a Linear's own name such as down_proj, or a list of such names")
+    return tuple(names)
+
+
+def _depth(data: Mapping, where: str) -> tuple[float, float] | None:
+    depth = data.get("depth")
+    if depth is None:
+        return None
+    right = isinstance(depth, list) and len(depth) == 2 and all(type(end) in (int, float) for end in depth)
+    if not right or not 0 <= depth[0] < depth[1] <= 1:
+        raise PlanError(f"{where}: depth is [from, to] with 0 <= from < to <= 1, not {depth!r}")
+    return float(depth[0]), float(depth[1])
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -3,6 +3,7 @@
 Works on the meta device: only names, classes and shapes are looked at.
 """
 
+import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from labkit.depth import kind_of, relative_depths
 from labkit.plan import PlanError, QuantizationPlan, Rule
 from labkit.quantization import QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
@@ -112,10 +114,15 @@ def resolve(
         device = next((p.device for p in model.parameters() if not p.is_meta), None)
     schemes, rule_numbers, notes = {}, {}, [f"{name} is left alone: {why}" for name, why in fixed.items()]
     tied = tied_linears(model, linears)
+    depths = relative_depths(linears)
+
+    def matches(rule: Rule, name: str) -> bool:
+        return rule.matches(name, roles.get(name), depths.get(name))
+
     shadowed: Counter[int] = Counter()
     degraded: dict[int, list[str]] = {}
     for name, linear in linears.items():
-        matching = [i for i, rule in enumerate(plan.rules) if rule.matches(name, roles.get(name))]
+        matching = [i for i, rule in enumerate(plan.rules) if matches(rule, name)]
         shadowed.update(matching)
         if name in tied:
             exact = [i for i in matching if plan.rules[i].names_exactly(name)]
@@ -134,7 +141,7 @@ def resolve(
         notes.extend(reasons)
         more = f", and {len(reasons) - 1} more Linears" if len(reasons) > 1 else ""
         warnings.warn(f"plan {plan.name}, rule {number}: {reasons[0]}{more}", stacklevel=3)
-    _refuse_idle_rules(plan, rule_numbers, shadowed, linears, tied, roles)
+    _refuse_idle_rules(plan, rule_numbers, shadowed, linears, tied, roles, matches)
     if "" in schemes:
         raise PlanError(
             "the model itself is one Linear and cannot be replaced in place: wrap it in nn.Sequential"
@@ -211,17 +218,15 @@ def _scheme_for(
         return rule.on_unsupported, note
 
 
-def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles) -> None:
+def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles, matches) -> None:
     """Raises PlanError for a rule that no Linear gets."""
     for number, rule in enumerate(plan.rules, 1):
         if number in used.values() or rule.optional:
             continue
         where = f"plan {plan.name}, rule {number} {rule}"
-        if (
-            all(name in tied for name in linears if rule.matches(name, roles.get(name)))
-            and shadowed[number - 1]
-        ):
-            only = ", ".join(name for name in linears if rule.matches(name, roles.get(name)))
+        matched = [name for name in linears if matches(rule, name)]
+        if matched and all(name in tied for name in matched):
+            only = ", ".join(matched)
             raise PlanError(f"{where} matches only tied Linears ({only}): name it exactly to quantize it")
         if shadowed[number - 1]:
             raise PlanError(f"{where} has no effect: earlier rules match all its Linears")
@@ -229,6 +234,11 @@ def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles) -> None:
 
 
 def _what_there_is(rule: Rule, linears: Mapping[str, nn.Linear], roles: Mapping[str, str]) -> str:
+    wider = dataclasses.replace(rule, linears=(), depth=None)
+    there = [name for name in linears if wider.matches(name, roles.get(name))]
+    if there and (rule.linears or rule.depth):
+        kinds = dict.fromkeys(map(kind_of, there))
+        return f"{len(there)} Linears match without linear and depth; their own names are {', '.join(kinds)}"
     if rule.roles:
         count = Counter(roles[name] for name in linears if name in roles)
         if not count:

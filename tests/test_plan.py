@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import nn
 
+from labkit.depth import relative_depths
 from labkit.plan import PlanError, QuantizationPlan, presets
 from labkit.quantization import known_schemes
 
@@ -150,6 +151,77 @@ def test_glob_and_exact_names_match():
         rules: [{match: "*.0", scheme: int8}, {match: head, scheme: fp32}]
     """).resolve(Small(), {})
     assert list(resolved.schemes) == ["eye.0", "body.0", "head"]
+
+
+class Stack(nn.Module):
+    """A stack of layers, each with two Linears, and one Linear in no stack."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(64, 64), "down": nn.Linear(64, 64)}) for _ in range(layers)
+        )
+        self.head = nn.Linear(64, 64)
+
+
+DEPTHS = """
+    name: p
+    rules:
+      - {match: "*", linear: up, depth: [0, 0.5], scheme: int4}
+      - {match: "re:layers.*", depth: [0.5, 1], scheme: int8}
+      - {match: "*", linear: [down, head], scheme: bf16}
+"""
+
+
+@pytest.mark.parametrize("layers", [2, 4, 10])
+def test_depth_means_the_same_part_of_a_stack_of_any_height(layers):
+    schemes = {name: scheme.name for name, scheme in plan(DEPTHS).resolve(Stack(layers), {}).schemes.items()}
+    half = layers // 2
+    assert {name for name, scheme in schemes.items() if scheme == "int4"} == {
+        f"layers.{i}.up" for i in range(half)
+    }
+    assert {name for name, scheme in schemes.items() if scheme == "int8"} == {
+        f"layers.{i}.{kind}" for i in range(half, layers) for kind in ("up", "down")
+    }
+    assert schemes["head"] == schemes["layers.0.down"] == "bf16"
+
+
+def test_depths_of_an_odd_stack_leave_no_layer_out():
+    assert relative_depths([f"a.layers.{i}.fc" for i in range(3)] + ["head"]) == {
+        "a.layers.0.fc": 1 / 6,
+        "a.layers.1.fc": 0.5,
+        "a.layers.2.fc": 5 / 6,
+    }
+    assert len(plan(DEPTHS).resolve(Stack(3), {}).schemes) == 7
+
+
+def test_depth_and_linear_round_trip_and_are_told_in_errors(tmp_path):
+    made = plan(DEPTHS)
+    made.to_yaml(tmp_path / "p.yaml")
+    assert QuantizationPlan.from_yaml(tmp_path / "p.yaml") == made
+    wrong = plan("{name: p, rules: [{match: '*', linear: gate, depth: [0, 0.5], scheme: int4}]}")
+    with pytest.raises(
+        PlanError,
+        match=r"\(match \*, linear gate, depth 0 to 0\.5 -> int4\) matches no Linear; 5 Linears .* are up, down, head",
+    ):
+        wrong.resolve(Stack(2), {})
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("depth: [0.5, 0.5]", "0 <= from < to <= 1"),
+        ("depth: [0, 1.5]", "0 <= from < to <= 1"),
+        ("depth: 0.5", "depth is"),
+        ("depth: [no, 1]", "depth is"),
+        ("linear: []", "a Linear's own name"),
+        ("linear: mlp.up", "a Linear's own name"),
+        ("linear: 3", "a Linear's own name"),
+    ],
+)
+def test_wrong_depths_and_names_are_refused(rule, message):
+    with pytest.raises(PlanError, match=message):
+        plan(f"{{name: p, rules: [{{match: '*', {rule}, scheme: int4}}]}}")
 
 
 def test_predicted_bytes_on_the_meta_device_are_those_of_the_arithmetic():
