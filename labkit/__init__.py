@@ -1,7 +1,8 @@
 """Quantize, measure and serve a multimodal phone model.
 
 ``labkit.load(model, plan)`` gives an engine, ``labkit.quantize_(module, plan)`` quantizes any torch module in
-place, ``labkit.compare(model, plans)`` measures a model under many plans. Names load on first use, so that
+place, ``labkit.compare(model, plans)`` measures a model under many plans, ``labkit.search_plan(model, memory=...)`` finds
+the best plan for a size. Names load on first use, so that
 ``import labkit`` is quick and imports no torch.
 """
 
@@ -21,6 +22,7 @@ _HOME = {
     "Engine": "labkit.engine",
     "Generation": "labkit.engine",
     "LabError": "labkit.errors",
+    "Material": "labkit.material",
     "Measurement": "labkit.results",
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plan",
@@ -28,8 +30,10 @@ _HOME = {
     "get_spec": "labkit.models.spec",
     "list_models": "labkit.models.spec",
     "load": "labkit.loading",
+    "measure_sensitivity": "labkit.sensitivity",
     "parse_answer": "labkit.protocol",
     "quantize_": "labkit.apply",
+    "search_plan": "labkit.search",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from labkit.amounts import Amounts
 from labkit.answers import answer_tokens, with_answer
 from labkit.errors import LabError
 from labkit.media import normalise_messages
 
-DEFAULT_COUNT = 64
+DEFAULT_COUNT = Amounts.calibration
 """Calibration items where nothing else is said."""
 
 

@@ -169,13 +169,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """Rules, the dtype of everything else, and runtime options."""
+    """Rules, the dtype of everything else, and runtime options.
+
+    ``evidence`` is what a search found out about its plan: it is kept in the file and changes nothing.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
     default: str = "bf16"
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    evidence: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.default not in DTYPES:
@@ -211,6 +215,9 @@ class QuantizationPlan:
         options = [item.name for item in fields(RuntimeOptions)]
         if not isinstance(runtime, Mapping) or any(key not in options for key in runtime):
             raise PlanError(f"{where}: runtime takes {' and '.join(options)}; this is {runtime!r}")
+        evidence = data.get("evidence") or {}
+        if not isinstance(evidence, Mapping):
+            raise PlanError(f"{where}: evidence is a mapping of what was measured, not {evidence!r}")
         fallback = data.get("on_unsupported")
         rules = [
             Rule.from_dict(rule, f"{where}: rule {number}", fallback)
@@ -223,6 +230,7 @@ class QuantizationPlan:
                 description=str(data.get("description") or ""),
                 default=data.get("default", "bf16"),
                 runtime=RuntimeOptions(**runtime),
+                evidence=dict(evidence),
             )
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from error
@@ -259,17 +267,18 @@ class QuantizationPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping `from_dict` reads, every option written out."""
-        return {
+        data = {
             "name": self.name,
             "description": self.description,
             "rules": [rule.to_dict() for rule in self.rules],
             "default": self.default,
             "runtime": {item.name: getattr(self.runtime, item.name) for item in fields(self.runtime)},
         }
+        return {**data, "evidence": dict(self.evidence)} if self.evidence else data
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the plan to ``path``; the file appears whole or not at all."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        text = yaml.dump(self.to_dict(), Dumper=_PlanDumper, sort_keys=False, allow_unicode=True, width=110)
         with atomic_path(Path(path)) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
@@ -360,3 +369,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _PlanDumper(yaml.SafeDumper):
+    """Writes lists of plain values, such as depths and names, in one line."""
+
+    def represent_list(self, values):
+        plain = all(isinstance(value, str | int | float) for value in values)
+        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain or None)
+
+
+_PlanDumper.add_representer(list, _PlanDumper.represent_list)

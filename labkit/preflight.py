@@ -73,7 +73,7 @@ def prepare(
     if seed is not None and (type(seed) is not int or seed < 0):
         raise LabError(f"the seed must be a whole number from 0 on, not {seed!r}")
     if threads is None:
-        threads = _usable_cores()
+        threads = usable_cores()
     check_count("threads", threads)
     if isinstance(plans, str | os.PathLike):
         plans = [plans]
@@ -97,10 +97,10 @@ def prepare(
     chosen = _check_items(split, items, seed, spec.name, checkpoint.family.modalities)
     _check_plans(checkpoint, spec, [plan for plan, _ in loaded], device)
     settings = {
-        "version": _lab_version(),
+        "version": lab_version(),
         "packages": environment()["packages"],
         "model": spec.name,
-        "model_fingerprint": _fingerprint(spec.folder),
+        "model_fingerprint": fingerprint(spec.folder),
         "items": items,
         "items_fingerprint": _hash(
             repr([(i.id, i.instruction, i.recording, i.box) for i in chosen]).encode()
@@ -148,7 +148,8 @@ def check_count(what: str, value: Any) -> None:
         raise LabError(f"{what} must be a whole number of at least 1, not {value!r}")
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -207,13 +208,14 @@ def _check_items(split: str, count: int, seed: int | None, model: str, modalitie
     return chosen
 
 
-def _lab_version() -> str:
+def lab_version() -> str:
+    """This lab's version, for settings."""
     from labkit import __version__
 
     return __version__
 
 
-def _fingerprint(folder: Path | None) -> str | None:
+def fingerprint(folder: Path | None) -> str | None:
     """Hash of a checkpoint folder's content; None for a model on the hub."""
     if folder is None:
         return None

@@ -79,7 +79,7 @@ class RunFolder:
                 raise ResultsError(f"{path}: damaged: expected an object")
             differing = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
             if differing:
-                told = _tell_differences(differing, kept, settings)
+                told = tell_differences(differing, kept, settings)
                 raise RunFolderError(
                     f"{self.path} holds another comparison: {told}; "
                     "give another --output, or delete that folder to measure anew"
@@ -158,7 +158,7 @@ def _check_definition(path: Path, plan: str, kept: Mapping[str, Any], now: Mappi
         )
 
 
-def _tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """``seed was 3, now 4``; a fingerprint only where nothing readable explains it."""
     readable = [name for name in names if not name.endswith("_fingerprint")]
     if readable:
