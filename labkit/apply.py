@@ -13,6 +13,7 @@ from labkit.lockstep import checked_batches
 from labkit.plan import PlanError, QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
+from labkit.quantization.stored import StoredInt8
 from labkit.resolution import ResolvedPlan, default_dtype_of
 from labkit.workfolder import WorkFolder, fingerprint_of
 
@@ -70,7 +71,13 @@ def quantize_(
         work = WorkFolder(work_folder, fingerprint_of(model, resolved.schemes, plan.dtype, batches))
     places = _places(model, set(resolved.schemes))
     # what the walk replaces: the calibrated, and for references to the unquantized model all others too
-    walked = resolved.schemes if any(one.needs_reference for one in calibrated.values()) else calibrated
+    walked = calibrated
+    if any(one.needs_reference for one in calibrated.values()):
+        walked = {
+            name: scheme
+            for name, scheme in resolved.schemes.items()
+            if isinstance(model.get_submodule(name), nn.Linear)
+        }
 
     with tqdm(
         total=len(resolved.schemes), desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress
@@ -84,14 +91,14 @@ def quantize_(
         for name, scheme in resolved.schemes.items():
             if name in walked:
                 continue
-            linear = model.get_submodule(name)
+            original = model.get_submodule(name)
             try:
-                module = scheme.quantize_linear(linear, device=device, dtype=plan.dtype)
+                module = scheme.quantize_module(original, device=device, dtype=plan.dtype)
             except ValueError as error:
                 raise type(error)(f"{name}: {error}") from error
-            module.train(linear.training)
+            module.train(original.training)
             replace(name, module)
-            del linear
+            del original
         _convert_rest_(model, plan.dtype, device, {model.get_submodule(name) for name in walked})
         if not hasattr(
             model, "get_input_embeddings"
@@ -166,7 +173,7 @@ def _convert_rest_(
     for module in model.modules():
         if module in waiting:
             continue
-        if isinstance(module, (QuantizedLinear, DenseLinear)):
+        if isinstance(module, (QuantizedLinear, DenseLinear, StoredInt8)):
             module.to(device)
             continue
         for parameter in module._parameters.values():

@@ -18,6 +18,9 @@ that matches wins. What no rule matches, and everything that is no Linear, keeps
         linear: [gate_proj, up_proj]   # of these only the Linears so called: the last part of their names
         depth: [0, 0.5]          # and only in the first half of their stack of layers, whatever its height
         scheme: int8
+      - role: embedding
+        modules: embedding       # rules are about Linears unless they say embedding, conv, or a list of kinds
+        scheme: int8
     default: bf16
     runtime:
       kv_cache: bf16
@@ -46,7 +49,8 @@ if TYPE_CHECKING:
 
 ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
 KV_CACHE_DTYPES = ("fp32", "fp16", "bf16", "int8")
-_RULE_KEYS = ("role", "match", "linear", "depth", "scheme", "on_unsupported", "optional")
+MODULE_KINDS = ("linear", "embedding", "conv")
+_RULE_KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupported", "optional")
 
 
 class PlanError(LabError):
@@ -83,6 +87,7 @@ class Rule:
         scheme: what the matched Linears get.
         roles: roles it applies to.
         match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
+        modules: the kinds of modules it is about, of `MODULE_KINDS`.
         linears: of those, only the Linears of these own names (`labkit.depth.kind_of`); empty: all.
         depth: of those, only the ones from this relative depth on and below that (`labkit.depth`); a Linear
             in no stack of layers has none. None: any.
@@ -97,6 +102,7 @@ class Rule:
     optional: bool = False
     linears: tuple[str, ...] = ()
     depth: tuple[float, float] | None = None
+    modules: tuple[str, ...] = ("linear",)
 
     def matches(self, name: str, role: str | None, depth: float | None = None) -> bool:
         """Whether this rule is about the Linear ``name`` that plays ``role`` at relative ``depth``."""
@@ -150,6 +156,7 @@ class Rule:
             optional,
             _linears(data, where),
             _depth(data, where),
+            _modules(data, where),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,6 +168,8 @@ class Rule:
             head["linear"] = self.linears[0] if len(self.linears) == 1 else list(self.linears)
         if self.depth is not None:
             head["depth"] = list(self.depth)
+        if self.modules != ("linear",):
+            head["modules"] = self.modules[0] if len(self.modules) == 1 else list(self.modules)
         data = {**head, "scheme": self.scheme.name, **self.scheme.options()}
         if self.on_unsupported is not None:
             data["on_unsupported"] = self.on_unsupported.name
@@ -344,6 +353,18 @@ def _linears(data: Mapping, where: str) -> tuple[str, ...]:
     if not names or not all(isinstance(name, str) and name and "." not in name for name in names):
         raise PlanError(f"{where}: linear is a Linear's own name such as down_proj, or a list of such names")
     return tuple(names)
+
+
+def _modules(data: Mapping, where: str) -> tuple[str, ...]:
+    if "modules" not in data:
+        return ("linear",)
+    kinds = data["modules"] if isinstance(data["modules"], list) else [data["modules"]]
+    for kind in kinds:
+        if kind not in MODULE_KINDS:
+            raise PlanError(f"{where}: unknown kind of modules {kind!r}; known are {', '.join(MODULE_KINDS)}")
+    if not kinds:
+        raise PlanError(f"{where}: the list of modules is empty")
+    return tuple(kinds)
 
 
 def _depth(data: Mapping, where: str) -> tuple[float, float] | None:

@@ -64,3 +64,5 @@ class Int8Scheme(Scheme):
 @dataclass(frozen=True)
 class Int8(Int8Scheme):
     """8-bit weights, symmetric, one scale per output channel; activations keep their dtype."""
+
+    module_kinds = ("linear", "embedding", "conv")
