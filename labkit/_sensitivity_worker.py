@@ -38,7 +38,7 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
         from labkit.bench import Bench
 
         engine = load(request["model_source"], request["dtype"], request["device"], progress=False)
-        batches = material.calibration_batches(engine.processor, engine.modalities)
+        batches = material.calibration_batches(engine.processor, engine.modalities, engine.model)
         bench = Bench(engine.model, engine.roles, probe, batches, request["linears"])
         for record in bench.measure(candidates, done):
             keep(record)
@@ -68,7 +68,7 @@ def measure_part(
         checkpoint = Checkpoint(get_spec(request["model_source"]))
         processor = checkpoint.processor()
         senses = getattr(processor, "modalities", checkpoint.family.modalities)
-        calibration = material.calibration_batches(processor, senses)
+        calibration = material.calibration_batches(processor, senses, checkpoint.model_class)
     engine = load(request["model_source"], plan, request["device"], calibration=calibration, progress=False)
     found = divergence(engine.model, probe)
     size = sum(part.bytes for part in engine.resolved.parts if part.role == role and part.is_linear)

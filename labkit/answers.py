@@ -6,6 +6,7 @@ shows them; the sensitivity of a layer is read off the distributions of the answ
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ def with_answer(prompt: Mapping[str, Tensor], token_ids: Sequence[int], processo
         mask[:, length:] = 0
         inputs["prompt_mask"] = mask
     return inputs
+
+
+def keeps_logits(model: torch.nn.Module | type[torch.nn.Module]) -> bool:
+    """Whether a model, or its class, can be asked for the last logits alone (``logits_to_keep``)."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def answer_tokens(action: Action, tokenizer: Any) -> list[int]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from labkit.answers import with_answer
+from labkit.answers import keeps_logits, with_answer
 from labkit.errors import LabError
 from labkit.evaluation import MAX_NEW_TOKENS
 from labkit.files import atomic_path
@@ -55,7 +55,7 @@ class Probe:
         lengths = self.lengths[index]
         kept = max(lengths) + self.skipped
         batch = to_device(self.inputs[index], next(model.parameters()).device)
-        if _keeps_logits(model):
+        if keeps_logits(model):
             batch = {**batch, "logits_to_keep": kept}
         logits = run_model(model, batch).logits[:, -kept:]
         end = kept - self.skipped
@@ -174,7 +174,3 @@ def perplexity(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> floa
         )
         total += float(loss)
     return math.exp(total / (sequences.shape[0] * (sequences.shape[1] - 1)))
-
-
-def _keeps_logits(model: nn.Module) -> bool:
-    return hasattr(model, "_supports_logits_to_keep") and model._supports_logits_to_keep()

@@ -53,7 +53,7 @@ class Judge:
         """What plans are calibrated on."""
         processor = self.checkpoint.processor()
         senses = getattr(processor, "modalities", self.checkpoint.family.modalities)
-        return self.material.calibration_batches(processor, senses)
+        return self.material.calibration_batches(processor, senses, self.checkpoint.model_class)
 
     def predicted_bytes(self, plan: QuantizationPlan) -> int:
         """Bytes of the whole model under a plan, from its skeleton."""

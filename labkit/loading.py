@@ -72,7 +72,7 @@ def load(
     resolved = quantize_(
         loaded,
         plan,
-        _batches(predicted, calibration, processor, checkpoint.family.modalities),
+        _batches(predicted, calibration, processor, checkpoint),
         roles=roles,
         device=target,
         work_folder=work_folder,
@@ -149,14 +149,16 @@ def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Coll
         return
 
 
-def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, known: Collection[str]) -> Any:
+def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:
     """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
     if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
         return None
     if calibration is not None and not isinstance(calibration, int):
         return calibration
-    modalities = getattr(processor, "modalities", known)
-    return default_calibration(processor, modalities, calibration or DEFAULT_COUNT)
+    modalities = getattr(processor, "modalities", checkpoint.family.modalities)
+    return default_calibration(
+        processor, modalities, calibration or DEFAULT_COUNT, model=checkpoint.model_class
+    )
 
 
 def staging_device(stored: int, target: torch.device, name: str) -> torch.device:

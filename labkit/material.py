@@ -50,11 +50,11 @@ class Material(Amounts):
                 f"{name} takes no images, so PhoneTap cannot judge it: give a file of plain text (--text)"
             )
 
-    def calibration_batches(self, processor: Any, modalities: Collection[str]) -> list[Any]:
-        """Model inputs for calibration."""
+    def calibration_batches(self, processor: Any, modalities: Collection[str], model: Any) -> list[Any]:
+        """Model inputs for calibration of ``model``, or of models of that class."""
         if self.text is not None:
             return list(self.sequences(processor.tokenizer, "calibration").split(1))
-        return default_calibration(processor, modalities, self.calibration)
+        return default_calibration(processor, modalities, self.calibration, model=model)
 
     def make_probe(self, engine: Any) -> Probe:
         """The probe of the unquantized ``engine``."""

@@ -77,6 +77,18 @@ def test_an_answer_behind_the_prompt_is_seen_as_decoding_sees_it():
     torch.testing.assert_close(together, torch.stack(one_by_one), rtol=1e-3, atol=1e-3)
 
 
+def test_the_head_is_shown_the_answer_and_the_end_of_the_prompt():
+    model, processor = tiny_models.pocket()
+    [batch] = default_calibration(processor, ("image", "audio"), 1, model=type(model))
+    answered = int((batch["prompt_mask"] == 0).sum())
+    assert batch["logits_to_keep"] == answered + 8
+    with torch.inference_mode():
+        assert model(**batch).logits.shape[1] == answered + 8
+    [plain] = default_calibration(processor, ("image", "audio"), 1)
+    assert "logits_to_keep" not in plain
+    assert len(default_calibration(processor, ("image",), 3, model=model)) == 3
+
+
 def test_a_model_without_eyes_has_no_standard_calibration():
     with pytest.raises(LabError, match="takes no images: pass calibration="):
         default_calibration(None, ("audio",))
