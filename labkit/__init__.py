@@ -1,8 +1,9 @@
 """Quantize, measure and serve a multimodal phone model.
 
 ``labkit.load(model, plan)`` gives an engine, ``labkit.quantize_(module, plan)`` quantizes any torch module in
-place, ``labkit.compare(model, plans)`` measures a model under many plans, ``labkit.search_plan(model, memory=...)`` finds
-the best plan for a size. Names load on first use, so that
+place, ``labkit.quantize_to(model, plan, folder)`` and ``labkit.save(engine, folder)`` keep it for `load`,
+``labkit.compare(model, plans)`` measures a model under many plans, and ``labkit.search_plan(model, memory=...)``
+finds the best plan for a size. Names load on first use, so that
 ``import labkit`` is quick and imports no torch.
 """
 
@@ -27,12 +28,15 @@ _HOME = {
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plan",
     "compare": "labkit.comparison",
+    "export": "labkit.interchange",
     "get_spec": "labkit.models.spec",
     "list_models": "labkit.models.spec",
     "load": "labkit.loading",
     "measure_sensitivity": "labkit.sensitivity",
     "parse_answer": "labkit.protocol",
     "quantize_": "labkit.apply",
+    "quantize_to": "labkit.making",
+    "save": "labkit.checkpoint.save",
     "search_plan": "labkit.search",
 }
 

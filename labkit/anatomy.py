@@ -52,6 +52,8 @@ def dissect(model: str | Path | ModelSpec = "pocket", plan: PlanLike = "bf16") -
     model or plan, or a plan that does not fit the model.
     """
     spec, plan = get_spec(model), _as_plan(plan)
+    if spec.is_quantized:
+        raise AnatomyError(f"{spec.name} is quantized already: dissect the model that it was made of")
     if spec.folder is None and spec.published is not None:
         skeleton = _published_skeleton(spec.published)
     else:

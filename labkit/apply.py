@@ -15,7 +15,7 @@ from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.stored import StoredInt8
 from labkit.resolution import ResolvedPlan, default_dtype_of
-from labkit.workfolder import WorkFolder, fingerprint_of
+from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
 
 
 @torch.no_grad()
@@ -27,6 +27,7 @@ def quantize_(
     roles: Mapping[str, str] | None = None,
     device: torch.device | str | None = None,
     work_folder: str | Path | None = None,
+    steps: FinishedModules | None = None,
     progress: bool = True,
 ) -> ResolvedPlan:
     """Replace the Linears of ``model`` as ``plan`` says, in place, and bring all else to its default dtype.
@@ -45,7 +46,8 @@ def quantize_(
         roles: module name -> role, for plans with ``role`` rules (default: found by the model's family).
         device: where the model is afterwards and where calibration runs, if not where it is: each layer's
             weights are moved when its turn comes.
-        work_folder: a folder for the Linears solved so far: the same call again continues an interrupted one.
+        work_folder: for plans that calibrate, a folder for what is finished: the same call again continues.
+        steps: instead of that, where all finished modules are kept and found again.
         progress: show a progress bar.
 
     Returns:
@@ -66,10 +68,10 @@ def quantize_(
     for name in calibrated if calibration is None else ():
         raise PlanError(f"{_where(resolved, name)} needs calibration batches")
     batches = checked_batches(calibration) if calibrated else []
-    work = None
-    if work_folder is not None and calibrated:
+    work = steps
+    if work is None and work_folder is not None and calibrated:
         work = WorkFolder(work_folder, fingerprint_of(model, resolved.schemes, plan.dtype, batches))
-    places = _places(model, set(resolved.schemes))
+    places = find_places(model, set(resolved.schemes))
     # what the walk replaces: the calibrated, and for references to the unquantized model all others too
     walked = calibrated
     if any(one.needs_reference for one in calibrated.values()):
@@ -92,10 +94,15 @@ def quantize_(
             if name in walked:
                 continue
             original = model.get_submodule(name)
-            try:
-                module = scheme.quantize_module(original, device=device, dtype=plan.dtype)
-            except ValueError as error:
-                raise type(error)(f"{name}: {error}") from error
+            there = device or original.weight.device
+            module = work.load(name, scheme, original, there, plan.dtype) if work is not None else None
+            if module is None:
+                try:
+                    module = scheme.quantize_module(original, device=there, dtype=plan.dtype)
+                except ValueError as error:
+                    raise type(error)(f"{name}: {error}") from error
+                if work is not None:
+                    work.save(name, module)
             module.train(original.training)
             replace(name, module)
             del original
@@ -150,7 +157,7 @@ def _where(resolved: ResolvedPlan, name: str) -> str:
     return f"plan {resolved.plan.name}, rule {number}: {resolved.schemes[name].name}"
 
 
-def _places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+def find_places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Name -> every (parent, attribute) where that module hangs; holds no reference to the modules."""
     ids = {id(module): name for name, module in model.named_modules() if name in names}
     places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from labkit.lockstep import Lockstep, LockstepError, run_model, to_device
 from labkit.quantization import Scheme
 from labkit.quantization.statistics import InputStatistics
-from labkit.workfolder import WorkFolder
+from labkit.workfolder import FinishedModules
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def calibrate_(
     *,
     dtype: torch.dtype,
     device: torch.device | str | None = None,
-    work: WorkFolder | None = None,
+    work: FinishedModules | None = None,
 ) -> None:
     """Replace the Linears of ``model`` that ``schemes`` names, in the order in which the model calls them.
 
@@ -43,7 +43,7 @@ def calibrate_(
         replace: called with each name and its new module, to put it in its place.
         dtype: of the new modules' biases.
         device: where they are solved, and where they stay (default: where each Linear is).
-        work: where solved Linears are kept, and taken from.
+        work: where finished modules are kept, and taken from.
 
     Raises:
         LockstepError: a batch does not run, or no batch comes to some of the Linears (before any is solved).
@@ -59,8 +59,7 @@ def calibrate_(
         nonlocal gathered
         scheme, linear = schemes[name], linears.pop(name)
         there = device or linear.weight.device
-        kept = work is not None and scheme.requires_calibration
-        module = work.load(name, scheme, linear, there, dtype) if kept else None
+        module = work.load(name, scheme, linear, there, dtype) if work is not None else None
         if module is None:
             if not scheme.requires_calibration:
                 gathered = None
@@ -71,7 +70,7 @@ def calibrate_(
                 module = scheme.quantize_linear(linear, device=there, dtype=dtype, statistics=statistics)
             except ValueError as error:
                 raise type(error)(f"{name}: {error}") from error
-            if kept:
+            if work is not None:
                 work.save(name, module)
         replace(name, module.eval())
         return module

@@ -59,12 +59,18 @@ def calibration_batches(
 
 
 def default_calibration(
-    processor: Any, modalities: Collection[str], count: int = DEFAULT_COUNT, *, model: Any = None
+    processor: Any,
+    modalities: Collection[str],
+    count: int = DEFAULT_COUNT,
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    model: Any = None,
 ) -> list[dict[str, Any]]:
     """The standard calibration batches for a model that takes ``modalities``, with the right answers.
 
-    ``model``, or its class: if it can, its head is shown the answer and the end of the prompt alone, for what it
-    says of other places is never used.
+    ``seed`` None draws the standard set. ``model``, or its class: if it can, its head is shown the answer and
+    the end of the prompt alone, for what it says of other places is never used.
 
     Raises:
         LabError: the model takes no images, so no PhoneTap item suits it.
@@ -80,5 +86,7 @@ def default_calibration(
         batch
         for split, number in splits.items()
         if number
-        for batch in calibration_batches(processor, number, split=split, answers=True, last_logits=last)
+        for batch in calibration_batches(
+            processor, number, split=split, seed=seed, device=device, answers=True, last_logits=last
+        )
     ]

@@ -22,7 +22,7 @@ def compare(options: argparse.Namespace) -> int:
     output = Path(options.output or Path("results") / Path(spec.name).name)
     comparison = run_comparison(
         options.model,
-        [plan.strip() for plan in options.plans.split(",") if plan.strip()],
+        None if options.plans is None else _listed(options.plans),
         options.items,
         seed=options.seed,
         split=options.split,
@@ -50,8 +50,11 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def models(options: argparse.Namespace) -> None:
-    """``labkit models``."""
+    """``labkit models``; with a folder, what is in it."""
     from labkit.models.spec import list_models
+
+    if options.folder:
+        return _describe_checkpoint(Path(options.folder))
 
     rows = []
     for spec in list_models():
@@ -81,6 +84,50 @@ def plans(options: argparse.Namespace) -> None:
         text_columns = (2,)
     _console().print(_table("", headers, rows, text_columns=text_columns))
     _console().print("\nA YAML file of your own will do as well: --plans fp32,my-plan.yaml", style="dim")
+
+
+def quantize(options: argparse.Namespace) -> None:
+    """``labkit quantize``: everything that can be refused is refused before the model is read."""
+    import torch
+
+    from labkit.making import CalibrationSettings, quantize_to
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    made = quantize_to(
+        options.model,
+        options.plan,
+        options.output,
+        options.device,
+        calibration=CalibrationSettings(
+            options.calibration_items, options.calibration_seed, options.calibration_text
+        ),
+        force=options.force,
+    )
+    for note in made.engine.resolved.notes:
+        print(f"• {note}")
+    if made.continued:
+        print(f"• {made.continued} Linears were finished by an earlier run.")
+    size = sum(path.stat().st_size for path in made.folder.iterdir())
+    predicted = made.engine.resolved.predicted_bytes
+    print(f"{made.folder}: {format_bytes(predicted)} of weights, {format_bytes(size)} on disk")
+
+
+def export(options: argparse.Namespace) -> None:
+    """``labkit export``."""
+    from labkit.interchange import export as write
+
+    done = write(
+        options.folder,
+        options.output,
+        format=options.format,
+        dequantize=_listed(options.dequantize),
+        force=options.force,
+    )
+    for note in done.notes:
+        print(f"• {note}")
+    size = sum(path.stat().st_size for path in done.folder.iterdir())
+    print(f"{done.folder}: {done.quantized} Linears quantized, {format_bytes(size)} on disk")
 
 
 def doctor(options: argparse.Namespace) -> int | None:
@@ -169,3 +216,34 @@ def plot(options: argparse.Namespace) -> None:
     except OSError as error:
         raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
     print(path)
+
+
+def _describe_checkpoint(folder: Path) -> None:
+    """What a quantized folder holds, once its files are found to be as they were written."""
+    from labkit.checkpoint import Manifest
+    from labkit.models.spec import get_spec
+
+    spec = get_spec(folder)
+    manifest = Manifest.read(spec.folder)
+    manifest.check_sizes(spec.folder)
+    manifest.check_hashes(spec.folder)
+    counts: dict[str, int] = {}
+    for facts in manifest.modules.values():
+        options = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
+        told = f"{facts['scheme']} ({options})" if options else facts["scheme"]
+        counts[told] = counts.get(told, 0) + 1
+    base, made = manifest.base, manifest.made_with
+    calibration = manifest.calibration
+    print(f"{spec.name}: {base['name']} under the plan {manifest.plan['name']}")
+    print(
+        f"weights      {format_bytes(manifest.weights_bytes)}, {base['parameters'] / 1e6:,.1f} M parameters"
+    )
+    for told, count in counts.items():
+        print(f"Linears      {count} in {told}")
+    print(f"calibration  {calibration['source'] if calibration else 'none'}")
+    print(f"made         {made['time']}, labkit {made['labkit']}, {made['device']}")
+    print(f"files        {len(manifest.files)}, as they were written")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-DEFAULT_PLANS = ("fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")
-
 
 @dataclass
 class Comparison:
@@ -90,7 +88,7 @@ class ComparisonInterrupted(KeyboardInterrupt):
 
 def compare(
     model: str | os.PathLike = "pocket",
-    plans: Sequence[str | os.PathLike] = DEFAULT_PLANS,
+    plans: Sequence[str | os.PathLike] | None = None,
     items: int = 200,
     *,
     seed: int | None = None,
@@ -105,11 +103,13 @@ def compare(
 ) -> Comparison:
     """Measure `model` under every plan on the same PhoneTap items, one fresh process a plan.
 
-    model: a name from ``labkit models``, a checkpoint folder, or a hub id. plans: preset names or YAML files;
-    an unquantized row is added if none is among them. items: how many test items. seed: None for the standard
-    set, a number for other screens. split: ``typed, spoken, hard`` or ``all``. threads: CPU threads of the
-    measuring process, all cores unless given. output: a folder; what is measured there already with the same
-    settings is kept, and an interrupted comparison continues. Without one nothing is left on disk.
+    model: a name from ``labkit models``, a checkpoint folder, or a hub id; a folder that the lab has quantized is
+    measured under its own plan, beside the unquantized model that it was made of. plans: preset names or YAML
+    files (default: `DEFAULT_PLANS`); an unquantized row is added if none is among them. items: how many test
+    items. seed: None for the standard set, a number for other screens. split: ``typed, spoken, hard`` or
+    ``all``. threads: CPU threads of the measuring process, all cores unless given. output: a folder; what is
+    measured there already with the same settings is kept, and an interrupted comparison continues. Without one
+    nothing is left on disk.
 
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
     before anything is measured, and `ComparisonInterrupted` (a KeyboardInterrupt) on Ctrl-C.

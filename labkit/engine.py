@@ -34,8 +34,9 @@ class Engine:
     """A loaded, quantized model that answers.
 
     Made by :func:`labkit.load`.  Attributes: ``model``, ``processor``, ``tokenizer``, ``spec``, ``plan``,
-    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype`` and ``load_s`` (seconds
-    of reading and quantizing the weights; importing libraries is not counted).
+    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype``, ``load_s`` (seconds
+    of reading and quantizing the weights; importing libraries is not counted) and ``provenance`` (what the
+    model was calibrated with and, if it was restored, made of: for the record that `labkit.save` writes).
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Engine:
         resolved: Any = None,
         roles: Mapping[str, str] | None = None,
         load_s: float = 0.0,
+        provenance: Mapping[str, Any] | None = None,
     ):
         self.model = model.eval()
         self.processor = processor
@@ -55,6 +57,7 @@ class Engine:
         self.spec, self.plan, self.resolved = spec, plan, resolved
         self.roles = dict(roles or {})
         self.load_s = load_s
+        self.provenance = dict(provenance or {})
         self.device = next(model.parameters()).device
         self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
         known = family_of(model.config.model_type).modalities

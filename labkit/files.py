@@ -1,6 +1,9 @@
-"""Writing files so that a reader, or a second run after a crash, never sees half of one."""
+"""Writing files and folders so that a reader, or a second run after a crash, never sees half of one."""
 
+import ctypes
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,3 +31,77 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; it takes that name when the block ends without an error.
+
+    A folder that is there already is exchanged for the new one in one step where the system can (Linux), and
+    removed. If the block raises, the new folder is removed and the old one stays. Its files get the permissions
+    that a plain ``open(path, "w")`` would give them. What a killed process left beside `path` is removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        probe = temporary / ".mode"
+        probe.touch()
+        mode = probe.stat().st_mode & 0o777
+        probe.unlink()
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                file.chmod(mode)
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        if not path.exists():
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change names in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and not renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary folders of processes that are gone; give `path` its old folder back if they had it."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        number, kind = left.name.removeprefix(f".{path.name}.").partition(".")[::2]
+        if kind not in ("tmp", "old") or not number.isdigit() or _is_running(int(number)):
+            continue
+        if kind == "old" and not path.exists():
+            left.rename(path)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    if os.name != "posix":  # there, signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -17,6 +17,9 @@ import torch
 
 from labkit.apply import quantize_
 from labkit.calibration import DEFAULT_COUNT, default_calibration
+from labkit.checkpoint.fingerprint import Fingerprinted
+from labkit.checkpoint.manifest import CheckpointError, Manifest
+from labkit.checkpoint.restore import resolve_stored, restore, stored_plan
 from labkit.engine import Engine
 from labkit.machine import memory
 from labkit.models.checkpoint import Checkpoint, LoadError
@@ -25,36 +28,45 @@ from labkit.models.spec import ModelSpec, get_spec
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES
 from labkit.resolution import ResolvedPlan
+from labkit.workfolder import FinishedModules
 
 
 def load(
     model: str | Path | ModelSpec = "pocket",
-    plan: str | Path | QuantizationPlan = "bf16",
+    plan: str | Path | QuantizationPlan | None = None,
     device: str | torch.device = "auto",
     *,
     calibration: Any = None,
     work_folder: str | Path | None = None,
     dtype: str | None = None,
+    steps: FinishedModules | None = None,
     progress: bool = True,
 ) -> Engine:
     """Load a model, quantize it by a plan, and give the engine that answers with it.
 
+    A folder that the lab has quantized (`labkit.save`, ``labkit quantize``) is restored as it is.
+
     Args:
-        model: ``"pocket"``, another registered name, a folder with a transformers checkpoint, or a hub id.
-        plan: a preset's name, the path of a plan file, or a plan.
+        model: ``"pocket"``, another registered name, a folder with a transformers checkpoint or a quantized
+            one, or a hub id.
+        plan: a preset's name, the path of a plan file, or a plan (default: ``"bf16"``; of a quantized folder
+            its own, and no other).
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
             the standard ones are used if a plan needs some and none are given (see :mod:`labkit.calibration`).
         work_folder: where layers solved on calibration are kept, so that the same call continues after an
             interruption.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
+        steps: where finished modules are kept and found again (`labkit.checkpoint.steps`).
         progress: show progress bars.
 
     Raises:
         LabError: whatever cannot work, before weights are read; the message says what would.
     """
     spec = get_spec(model)
-    plan = as_plan(plan, dtype)
+    if spec.is_quantized:
+        return _load_quantized(spec, plan, device, dtype, calibration, progress)
+    plan = as_plan("bf16" if plan is None else plan, dtype)
     target = choose_device(device)
     checkpoint = Checkpoint(spec)
     checkpoint.check_weights()
@@ -69,13 +81,16 @@ def load(
     started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
     processor = checkpoint.processor(plan.dtype)
     loaded = checkpoint.weights(staging, progress)
+    batches = _batches(predicted, calibration, processor, checkpoint)
+    batches = None if batches is None else Fingerprinted.of(batches)
     resolved = quantize_(
         loaded,
         plan,
-        _batches(predicted, calibration, processor, checkpoint),
+        batches,
         roles=roles,
         device=target,
         work_folder=work_folder,
+        steps=steps,
         progress=progress,
     )
     loaded.to(target)
@@ -87,7 +102,62 @@ def load(
         resolved=resolved,
         roles=roles,
         load_s=time.perf_counter() - started,
+        provenance={"calibration": batches.facts() if batches is not None else None},
     )
+
+
+def _load_quantized(
+    spec: ModelSpec, plan: Any, device: Any, dtype: str | None, calibration: Any, progress: bool
+) -> Engine:
+    """`load` for a folder that the lab has quantized."""
+    manifest = Manifest.read(spec.folder)
+    plan = check_stored_plan(spec, manifest, plan, dtype, calibration)
+    target = choose_device(device)
+    manifest.check_sizes(spec.folder)
+    manifest.check_hashes(spec.folder)
+    checkpoint = Checkpoint(spec)
+    skeleton = checkpoint.skeleton()
+    resolved, roles = resolve_stored(manifest, skeleton, target, spec.folder)
+    check_memory(resolved.predicted_bytes, target, spec, plan)
+
+    started = time.perf_counter()
+    processor = checkpoint.processor(plan.dtype)
+    loaded = restore(checkpoint, manifest, resolved, skeleton, target, progress)
+    return Engine(
+        loaded,
+        processor,
+        spec=spec,
+        plan=plan,
+        resolved=resolved,
+        roles=roles,
+        load_s=time.perf_counter() - started,
+        provenance={name: getattr(manifest, name) for name in ("base", "calibration", "made_with")},
+    )
+
+
+def check_stored_plan(
+    spec: ModelSpec, manifest: Manifest, plan: Any = None, dtype: str | None = None, calibration: Any = None
+) -> QuantizationPlan:
+    """The plan of a quantized folder, after refusing another one.
+
+    Raises:
+        CheckpointError: another plan, dtype or calibration is asked for than the folder was made with.
+    """
+    stored = stored_plan(manifest)
+    remedy = f"load {manifest.base['name']} to quantize it otherwise"
+    if plan is not None:
+        wanted = as_plan(plan)
+        if wanted != stored:
+            same = ", of that name but another content" if wanted.name == stored.name else ""
+            raise CheckpointError(
+                f"{spec.name} is quantized already, by the plan {stored.name}; "
+                f"it cannot be loaded under {wanted.name}{same}: {remedy}"
+            )
+    if dtype is not None and dtype != stored.default:
+        raise CheckpointError(f"{spec.name} is stored in {stored.default}, not in {dtype}: {remedy}")
+    if calibration is not None:
+        raise CheckpointError(f"{spec.name} is quantized already and takes no calibration: {remedy}")
+    return stored
 
 
 def as_plan(plan: str | Path | QuantizationPlan, dtype: str | None = None) -> QuantizationPlan:

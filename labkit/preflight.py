@@ -14,16 +14,17 @@ from labkit.models import get_spec
 from labkit.results import environment
 from labkit.tables import UNQUANTIZED
 
-HASHED_BYTES = 1_000_000_000
-"""Checkpoints up to this size are recognized by their content, larger ones by sizes and times of change."""
+DEFAULT_PLANS = ("fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """One plan of a comparison: what `labkit.load` is given for it, and its content."""
+    """One plan of a comparison: what `labkit.load` is given for it (None: a quantized folder's own plan), its
+    content, and the model it is laid over if that is not the job's."""
 
-    source: str
+    source: str | None
     definition: dict[str, Any]
+    model_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Job:
         return {
             "output": str(output),
             "model": self.settings["model"],
-            "model_source": self.model_source,
+            "model_source": self.plans[plan].model_source or self.model_source,
             "plan": plan,
             "source": self.plans[plan].source,
             "definition": self.plans[plan].definition,
@@ -52,7 +53,7 @@ class Job:
 
 def prepare(
     model: str | os.PathLike,
-    plans: Sequence[str | os.PathLike],
+    plans: Sequence[str | os.PathLike] | None,
     items: int,
     *,
     seed: int | None,
@@ -77,16 +78,26 @@ def prepare(
     check_count("threads", threads)
     if isinstance(plans, str | os.PathLike):
         plans = [plans]
-    if not plans:
+    if plans is None:
+        plans = () if get_spec(model).is_quantized else DEFAULT_PLANS
+    elif not plans:
         raise LabError("no plan given; `labkit plans` lists them")
     spec = get_spec(model)
     loaded = [_load_plan(plan) for plan in plans]
     device = _settle_device(device)
-    from labkit.models.checkpoint import Checkpoint
+    from labkit.models.checkpoint import Checkpoint, folder_fingerprint
 
-    added = None if any(plan.name in UNQUANTIZED for plan, _ in loaded) else _unquantized_for(spec, device)
+    base, stored = spec, None
+    if spec.is_quantized:
+        base, stored = _base_of(spec), _stored_plan(spec, loaded)
+        loaded = [one for one in loaded if one[0].name != stored.name]
+    named = [plan.name for plan, _ in loaded] + ([stored.name] if stored else [])
+    added = None if set(named) & set(UNQUANTIZED) else _unquantized_for(base, device)
     if added:
         loaded.insert(0, _load_plan(added))
+    from_base = [plan for plan, _ in loaded]
+    if stored is not None:
+        loaded.append((stored, None))
     names = [plan.name for plan, _ in loaded]
     for name in names:
         if names.count(name) > 1:
@@ -95,12 +106,14 @@ def prepare(
             raise LabError(f"the plan's name {name!r} must be made of letters, digits and . + - _ only")
     checkpoint = Checkpoint(spec)
     chosen = _check_items(split, items, seed, spec.name, checkpoint.family.modalities)
-    _check_plans(checkpoint, spec, [plan for plan, _ in loaded], device)
+    _check_plans(Checkpoint(base), base, from_base, device)
+    if stored is not None:
+        _check_stored(checkpoint, device)
     settings = {
         "version": lab_version(),
         "packages": environment()["packages"],
         "model": spec.name,
-        "model_fingerprint": fingerprint(spec.folder),
+        "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
         "items": items,
         "items_fingerprint": _hash(
             repr([(i.id, i.instruction, i.recording, i.box) for i in chosen]).encode()
@@ -114,19 +127,28 @@ def prepare(
     }
     return Job(
         settings=settings,
-        model_source=str(spec.folder or spec.source),
-        plans={plan.name: JobPlan(source, plan.to_dict()) for plan, source in loaded},
+        model_source=_source_of(base),
+        plans={
+            plan.name: JobPlan(source, plan.to_dict(), _source_of(spec) if plan is stored else None)
+            for plan, source in loaded
+        },
         reference=next(name for name in UNQUANTIZED if name in names),
         added_plan=added,
     )
 
 
 def predict_bytes(model: str | os.PathLike, plans: Sequence[Any]) -> list[int]:
-    """Bytes of the whole model's weights under each plan, predicted from its skeleton; nothing is loaded."""
+    """Bytes of the whole model's weights under each plan, predicted from its skeleton; nothing is loaded.
+
+    Raises `LabError` for a model that is quantized already.
+    """
     from labkit.models import find_roles
     from labkit.models.checkpoint import Checkpoint
 
-    skeleton = Checkpoint(get_spec(model)).skeleton()
+    spec = get_spec(model)
+    if spec.is_quantized:
+        raise LabError(f"{spec.name} is quantized already: `labkit models {spec.source}` says how")
+    skeleton = Checkpoint(spec).skeleton()
     roles = find_roles(skeleton)
     return [plan.resolve(skeleton, roles=roles).predicted_bytes for plan in plans]
 
@@ -159,6 +181,53 @@ def _load_plan(plan: Any) -> tuple[Any, str]:
     source = os.fspath(plan)
     loaded = QuantizationPlan.from_yaml(source)
     return loaded, str(Path(source).resolve()) if Path(source).is_file() else source
+
+
+def _source_of(spec: Any) -> str:
+    return str(spec.folder or spec.source)
+
+
+def _base_of(spec: Any) -> Any:
+    """The unquantized model that a quantized folder was made of; every table needs its row."""
+    from labkit.checkpoint import Manifest
+    from labkit.models.checkpoint import folder_fingerprint
+
+    facts = Manifest.read(spec.folder).base
+    needed = f"{spec.name} is compared with the unquantized {facts['name']}, which it was made of"
+    try:
+        base = get_spec(facts["source"])
+    except LabError as error:
+        raise LabError(f"{needed}: {error}") from None
+    if base.folder and facts["fingerprint"] and folder_fingerprint(base.folder) != facts["fingerprint"]:
+        raise LabError(f"{needed}: {base.source} has changed since then; quantize it anew")
+    return base
+
+
+def _stored_plan(spec: Any, asked: Sequence[tuple[Any, Any]]) -> Any:
+    """The plan of a quantized folder; refuses others than it and the unquantized ones."""
+    from labkit.checkpoint import Manifest
+    from labkit.loading import check_stored_plan
+
+    manifest = Manifest.read(spec.folder)
+    for plan, _ in asked:
+        if plan.name not in UNQUANTIZED:
+            check_stored_plan(spec, manifest, plan)
+    return check_stored_plan(spec, manifest)
+
+
+def _check_stored(checkpoint: Any, device: str) -> None:
+    """Look at the files of a quantized folder, and whether its schemes run on the device."""
+    import torch
+
+    from labkit.checkpoint import Manifest
+    from labkit.checkpoint.restore import resolve_stored
+    from labkit.loading import check_memory
+
+    spec = checkpoint.spec
+    manifest = Manifest.read(spec.folder)
+    manifest.check_sizes(spec.folder)
+    resolved, _ = resolve_stored(manifest, checkpoint.skeleton(), torch.device(device), spec.folder)
+    check_memory(resolved.predicted_bytes, torch.device(device), spec, resolved.plan)
 
 
 def _settle_device(device: str) -> str:
@@ -213,19 +282,6 @@ def lab_version() -> str:
     from labkit import __version__
 
     return __version__
-
-
-def fingerprint(folder: Path | None) -> str | None:
-    """Hash of a checkpoint folder's content; None for a model on the hub."""
-    if folder is None:
-        return None
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
-    digest = hashlib.sha256()
-    if sum(path.stat().st_size for path in files) > HASHED_BYTES:
-        return _hash(repr([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]).encode())
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _hash(data: bytes) -> str:

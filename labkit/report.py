@@ -45,8 +45,8 @@ GROUP_TITLES = {
     "lang=en": "English",
     "target_kind=text": "text targets",
     "target_kind=icon": "icon targets",
-    "speaker=seen_engine_unseen_voice": "unseen voices",
-    "speaker=unseen_engine": "unseen synthesizer",
+    "speaker=unseen_voice": "unseen voices",
+    "speaker=unseen_speaker": "unseen speakers",
 }
 
 METHOD = (

@@ -152,6 +152,19 @@ def resolve(
     return ResolvedPlan(plan, schemes, rule_numbers, _account(plan, model, schemes, roles), notes)
 
 
+def resolved_as(
+    plan: QuantizationPlan,
+    model: nn.Module,
+    schemes: Mapping[str, Scheme],
+    rules: Mapping[str, int],
+    roles: Mapping[str, str],
+    notes: list[str],
+) -> ResolvedPlan:
+    """A plan that was laid over ``model`` (not yet quantized; meta device will do) before, with this outcome."""
+    account = _account(plan, model, schemes, roles)
+    return ResolvedPlan(plan, dict(schemes), dict(rules), account, list(notes))
+
+
 def replaceable_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, str]]:
     """Linears that can be replaced, by name, and those that cannot, with the reason."""
     linears, fixed = {}, {}

@@ -19,7 +19,7 @@ from labkit.candidates import parse_candidates
 from labkit.errors import LabError
 from labkit.files import atomic_path
 from labkit.material import Material
-from labkit.preflight import check_count, fingerprint, lab_version, usable_cores
+from labkit.preflight import check_count, lab_version, usable_cores
 from labkit.recordfolder import RecordFolder
 from labkit.workers import run_workers
 
@@ -157,9 +157,11 @@ def _prepare(
     from labkit.bench import measurable_linears
     from labkit.loading import choose_device
     from labkit.models import find_roles, get_spec
-    from labkit.models.checkpoint import Checkpoint
+    from labkit.models.checkpoint import Checkpoint, folder_fingerprint
 
     spec = get_spec(model)
+    if spec.is_quantized:
+        raise LabError(f"{spec.name} is quantized already: give the model that it was made of")
     candidates = parse_candidates(schemes)
     chosen = str(choose_device(device))
     for scheme in candidates.values():
@@ -174,7 +176,7 @@ def _prepare(
     settings = {
         "version": lab_version(),
         "model": spec.name,
-        "model_fingerprint": fingerprint(spec.folder),
+        "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
         "schemes": list(candidates),
         "material": material.settings(),
         "dtype": dtype,

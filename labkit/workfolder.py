@@ -1,11 +1,11 @@
-"""The work folder of a calibrated quantization: each Linear that is solved, so that a killed run continues.
+"""The work folder of a calibrated quantization: each module that is finished, so that a killed run continues.
 
 ```
 work/
   fingerprint.json               what the run is made of: plan, weights, calibration
-  model.layers.0.mlp.down_proj.safetensors   the buffers of one solved Linear
+  model.layers.0.mlp.down_proj.safetensors   the tensors of one module
 ```
-Every file appears whole or not at all, so a run that is killed at any moment loses the Linear under way.
+Every file appears whole or not at all, so a run that is killed at any moment loses the module under way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,20 @@ class WorkFolderError(LabError):
     """The work folder holds another run, is damaged, or cannot be written."""
 
 
+class FinishedModules(Protocol):
+    """Where finished modules are kept, so that an interrupted run continues."""
+
+    def load(
+        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
+    ) -> nn.Module | None:
+        """What an earlier run put in the place of ``module``, or None."""
+
+    def save(self, name: str, module: nn.Module) -> None:
+        """Keep the module that stands in the place ``name``."""
+
+
 class WorkFolder:
-    """Solved Linears of one run, on disk.
+    """Finished modules of one run, on disk.
 
     Args:
         path: the folder; made if it is not there.
@@ -69,33 +81,29 @@ class WorkFolder:
             )
 
     def solved(self) -> list[str]:
-        """Names of the Linears that are there."""
+        """Names of the modules that are there."""
         return sorted(path.name.removesuffix(SUFFIX) for path in self.path.glob(f"*{SUFFIX}"))
 
     def load(
-        self, name: str, scheme: Scheme, linear: nn.Linear, device: Any, dtype: torch.dtype
+        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
     ) -> nn.Module | None:
-        """The module solved for ``linear``, or None. Raises WorkFolderError if its file is damaged."""
+        """What was made of ``module``, or None. Raises WorkFolderError if its file is damaged."""
         path = self.path / f"{name}{SUFFIX}"
         if not path.is_file():
             return None
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        module = scheme.empty_linear(
-            linear.in_features, linear.out_features, linear.bias is not None, device=device, dtype=dtype
-        )
+        made = scheme.empty_module(module, device=device, dtype=dtype)
         try:
-            module.load_state_dict(load_file(path))
+            made.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
             told = str(error).splitlines()[0]
-            raise WorkFolderError(
-                f"{path} is damaged ({told}): delete it to solve that Linear anew"
-            ) from None
-        return module
+            raise WorkFolderError(f"{path} is damaged ({told}): delete it to make that module anew") from None
+        return made
 
     def save(self, name: str, module: nn.Module) -> None:
-        """Keep a solved module."""
+        """Keep a finished module."""
         from safetensors.torch import save_file
 
         state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
@@ -131,7 +139,7 @@ def _feed(digest: Any, value: Any) -> None:
         whole = value.detach().cpu().contiguous().flatten()
         digest.update(memoryview(whole.view(torch.uint8).numpy()) if whole.numel() else b"")
     elif isinstance(value, Mapping):
-        for key in value:
+        for key in sorted(value, key=repr):
             digest.update(repr(key).encode())
             _feed(digest, value[key])
     elif isinstance(value, list | tuple):

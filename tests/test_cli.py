@@ -109,7 +109,9 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"labkit {labkit.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["", "compare", "ask", "screen", "plot", "models", "plans", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "compare", "ask", "quantize", "export", "screen", "plot", "models", "plans", "doctor"]
+)
 def test_help_fits_a_terminal(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = run(capsys, *command.split(), "--help")
@@ -128,11 +130,14 @@ def test_help_of_compare_names_every_option(capsys):
 def test_defaults_are_those_of_python():
     import inspect
 
-    from labkit.comparison import DEFAULT_PLANS, compare
+    from labkit.cli import PLANS
+    from labkit.comparison import compare
+    from labkit.preflight import DEFAULT_PLANS
 
     options = build_parser().parse_args(["compare", "pocket"])
     defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
-    assert tuple(options.plans.split(",")) == DEFAULT_PLANS == defaults["plans"]
+    assert tuple(PLANS.split(",")) == DEFAULT_PLANS
+    assert options.plans is defaults["plans"] is None
     assert (options.items, options.split, options.seed) == (
         defaults["items"],
         defaults["split"],
@@ -255,7 +260,7 @@ def test_ask_sends_image_recording_and_text_in_this_order(capsys, monkeypatch, t
     assert "9 tokens" in err
     assert [part["type"] for part in sent["content"]] == ["image", "audio", "text"]
     assert sent["content"][1]["audio"].shape == (16_000,)
-    assert sent["loaded"] == ("pocket", "bf16", "auto")
+    assert sent["loaded"] == ("pocket", None, "auto")
     assert sent["enable_thinking"] is True
     assert sent["senses"] == ["image", "audio"]
 

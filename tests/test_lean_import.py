@@ -9,6 +9,7 @@ import labkit
 
 HEAVY = ("torch", "transformers", "bitsandbytes", "pandas", "plotly", "rich", "gradio", "fastapi")
 NO_TORCH = (
+    "labkit.checkpoint",
     "labkit.cli",
     "labkit.evaluation",
     "labkit.files",
@@ -71,12 +72,15 @@ def test_only_public_names_are_listed():
         "QuantizationPlan",
         "__version__",
         "compare",
+        "export",
         "get_spec",
         "list_models",
         "load",
         "measure_sensitivity",
         "parse_answer",
         "quantize_",
+        "quantize_to",
+        "save",
         "search_plan",
     }
     assert set(labkit.__all__) <= set(dir(labkit))

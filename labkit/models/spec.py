@@ -92,6 +92,11 @@ class ModelSpec:
         path = Path(self.source).expanduser()
         return path if path.is_dir() else None
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is a folder that the lab has quantized (`labkit.checkpoint`), with a plan of its own."""
+        return self.folder is not None and (self.folder / "labkit.json").is_file()
+
     def availability(self) -> str:
         """Where the weights are now: ``here``, ``downloaded``, ``on the hub`` or ``missing``."""
         if self.folder is not None:

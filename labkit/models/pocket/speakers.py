@@ -2,8 +2,7 @@
 
 WORLD (Morise et al. 2016, package `pyworld`) takes speech apart into pitch, spectral envelope and
 aperiodicity. Multiplying the pitch and stretching the envelope along frequency gives another speaker who says
-the same words. Speakers in the middle of the plane (pitch, tract) are for training; a few far outside it are
-held out.
+the same words.
 """
 
 from __future__ import annotations
@@ -46,23 +45,7 @@ class Speaker:
             raise SpeechError(f"unknown speaker {name!r}; names look like p0.70f1.05") from None
 
 
-HELD_OUT_SPEAKERS = (
-    Speaker(0.50, 0.80),  # a large man
-    Speaker(0.52, 1.22),  # deep, with a short throat
-    Speaker(1.55, 1.24),  # a child
-    Speaker(1.50, 0.82),  # high, with a long throat
-    Speaker(0.48, 1.00),
-    Speaker(1.00, 1.26),
-)
-
-
-def train_speakers() -> list[Speaker]:
-    """The training speakers' grid: 8 pitches by 6 tract lengths, all within TRAIN_PITCH and TRAIN_FORMANT."""
-    low, high = (math.log(value) for value in TRAIN_PITCH)
-    pitches = [math.exp(low + (high - low) * step / 7) for step in range(8)]
-    low, high = TRAIN_FORMANT
-    formants = [low + (high - low) * step / 5 for step in range(6)]
-    return [Speaker(round(pitch, 2), round(formant, 2)) for pitch in pitches for formant in formants]
+SAME = Speaker(1.0, 1.0)
 
 
 def random_speaker(rng: random.Random) -> Speaker:
@@ -93,20 +76,19 @@ class Analysis:
     """
 
     frame_ms = 5.0
-    bins = 512
-    """WORLD's transform length: speech must stay above 3 x 16000 / 512 = 94 Hz, as the natural voice does."""
 
     def __init__(self, samples: np.ndarray) -> None:
         world = _world()
         wave = samples.astype(np.float64)
         pitch, times = world.dio(wave, SAMPLE_RATE, frame_period=self.frame_ms)
         self.pitch = world.stonemask(wave, pitch, times, SAMPLE_RATE)
-        floor = 3 * SAMPLE_RATE / self.bins + 1
+        # WORLD's transform reaches down to 3 x 16000 / bins Hz: 94 Hz does for all but low voices
+        voiced = self.pitch[self.pitch > 0]
+        bins = 512 if len(voiced) == 0 or np.percentile(voiced, 5) > 95 else 1024
+        floor = 3 * SAMPLE_RATE / bins + 1
         # [frames, bins / 2 + 1]; the aperiodicity, the slowest part, is taken at every other frame
-        self.envelope = world.cheaptrick(
-            wave, self.pitch, times, SAMPLE_RATE, f0_floor=floor, fft_size=self.bins
-        )
-        sparse = world.d4c(wave, self.pitch[::2].copy(), times[::2].copy(), SAMPLE_RATE, fft_size=self.bins)
+        self.envelope = world.cheaptrick(wave, self.pitch, times, SAMPLE_RATE, f0_floor=floor, fft_size=bins)
+        sparse = world.d4c(wave, self.pitch[::2].copy(), times[::2].copy(), SAMPLE_RATE, fft_size=bins)
         self.aperiodicity = np.repeat(sparse, 2, axis=0)[: len(times)]
 
     def speak(self, speaker: Speaker, speed: float = 1.0) -> np.ndarray:

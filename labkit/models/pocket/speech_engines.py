@@ -1,6 +1,6 @@
-"""Speech synthesizers that training borrows: espeak-ng, flite, RHVoice and SVOX Pico, each optional.
+"""Speech synthesizers that training borrows: espeak-ng, flite, RHVoice, SVOX Pico, Kokoro and Piper, each optional.
 
-Every engine is a small class over the synthesizer's C library with the two methods
+Every engine is a small class over the synthesizer's library with the two methods
 
     has(voice) -> whether the library and this voice's data are installed
     speak(text, voice, speed, pitch) -> (samples float32 [n] in -1..1, sample rate in Hz)
@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from labkit.models.pocket.neural_voices import Kokoro, Piper
 from labkit.models.pocket.rhvoice import RHVoice
 from labkit.models.pocket.speech_libraries import LIBRARIES_VARIABLE, SpeechError, find_library, from_int16
 
@@ -186,4 +187,6 @@ def engine(name: str):
     return _engine(name, os.getpid())
 
 
-ENGINES = {"espeak": Espeak, "flite": Flite, "rhvoice": RHVoice, "pico": Pico}
+ENGINES = {
+    "espeak": Espeak, "flite": Flite, "rhvoice": RHVoice, "pico": Pico, "kokoro": Kokoro, "piper": Piper,
+}  # fmt: skip

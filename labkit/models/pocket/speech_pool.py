@@ -29,11 +29,10 @@ from labkit.files import atomic_path
 from labkit.models.pocket import speakers
 from labkit.models.pocket.speech_libraries import SpeechError
 from labkit.models.pocket.voices import (
-    NATURAL,
     SAMPLE_RATE,
     SPLITS,
+    Voice,
     choose_voice,
-    natural_voice,
     require_voice,
     synthesize,
     trim,
@@ -43,7 +42,7 @@ from labkit.phonetap.recordings import SpeechPool
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How a pool is spoken; each natural recording comes in `natural_copies` random speakers of the split."""
+    """How a pool is spoken; each recording of the natural pool comes as it is and as other speakers, copies in all."""
 
     split: str = "train"
     seed: int = 0
@@ -69,19 +68,15 @@ def _speak_natural(rows: Sequence[Mapping[str, Any]], options: PoolOptions):
     pool = _natural_pool(str(options.natural))
     for row in rows:
         samples = pool.load(row["id"])
-        analysis, rng = speakers.Analysis(samples), random.Random(f"{options.seed} {row['id']}")
+        rng = random.Random(f"{options.seed} {row['id']}")
+        analysis = speakers.Analysis(samples) if options.natural_copies > 1 else None
         for copy in range(options.natural_copies):
-            own = options.split == "train" and copy == 0  # the voice as it is
-            if own:
-                speaker = speakers.Speaker(1.0, 1.0)
-            elif options.split == "train":
-                speaker = speakers.random_speaker(rng)
-            else:
-                speaker = rng.choice(speakers.HELD_OUT_SPEAKERS)
-            spoken = samples if own else analysis.speak(speaker)
-            voice = natural_voice(speaker, options.split)
-            entry = {"id": f"{row['id']}-{copy}", "text": row["text"], "lang": "zh"}
-            yield entry, voice, trim(spoken)
+            speaker = speakers.random_speaker(rng) if copy else speakers.SAME
+            spoken = analysis.speak(speaker) if copy else samples
+            engine = row["voice"].partition("/")[0]
+            voice = Voice(f"{row['voice']}/{speaker.name}", engine, row["lang"], "train", "")
+            asked = {key: row[key] for key in ("text", "lang", "task", "target", "content")}
+            yield {"id": f"{row['id']}-{copy}", **asked}, voice, trim(spoken)
 
 
 @functools.cache
@@ -92,7 +87,7 @@ def _natural_pool(path: str) -> SpeechPool:
 def _work(job) -> tuple[bytes, list[dict[str, Any]], list[str]]:
     """Speak one chunk: (int16 bytes, index entries with starts inside the chunk, complaints)."""
     kind, rows, options = job
-    speak = _speak_natural if kind == NATURAL else _speak_texts
+    speak = _speak_natural if kind == "natural" else _speak_texts
     data, index, complaints, start = [], [], [], 0
     for entry, voice, samples in speak(rows, options):
         if len(samples) > options.max_seconds * SAMPLE_RATE:
@@ -109,7 +104,7 @@ def _jobs(rows: Sequence[Mapping[str, Any]], options: PoolOptions) -> Iterator[t
     if options.natural is not None:
         entries = _natural_pool(str(options.natural)).entries
         for start in range(0, len(entries), 16):
-            yield NATURAL, entries[start : start + 16], options
+            yield "natural", entries[start : start + 16], options
     for start in range(0, len(rows), 32):
         yield "texts", rows[start : start + 32], options
 
@@ -119,6 +114,8 @@ def make_pool(
 ) -> dict[str, Any]:
     """Speak all rows into folder/speech.npy and folder/speech.jsonl; returns counts and seconds taken."""
     options, began = options or PoolOptions(), time.monotonic()
+    if options.natural is not None and options.split != "train":
+        raise SpeechError("a natural pool holds training voices: it goes with the split train alone")
     for row in rows:
         if not {"id", "text", "lang"} <= row.keys():
             raise SpeechError(f"a text needs id, text and lang; this one has {sorted(row)}")
@@ -169,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="train", help="whose voices speak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=4.5, help="longer utterances are left out")
-    parser.add_argument("--natural", type=Path, help="pool of natural Mandarin (zip) to add in many speakers")
+    parser.add_argument("--natural", type=Path, help="pool of natural speech (zip) to add in many speakers")
     parser.add_argument("--natural-copies", type=int, default=4, help="speakers for each natural recording")
     options = parser.parse_args(argv)
     try:

@@ -22,17 +22,17 @@ import numpy as np
 from labkit.models.pocket.train_samples import (
     ANSWER_LENGTH,
     DENSE,
-    IGNORE,
-    PATCH,
+    EMPTY,
     READ,
-    READ_TOKENS,
     SLOTS,
+    SPELL,
     TEXT_LENGTH,
     Drawn,
     Encoder,
     SampleMaker,
     Utterances,
 )
+from labkit.models.pocket.train_text import BLANK, IGNORE, PATCH, READ_TOKENS, SPELLED
 from labkit.phonetap.screens import KINDS, render_with_text
 
 SIZES = ((196, 420), (224, 476))
@@ -41,21 +41,25 @@ DRAW_AT_ONCE = 16  # screens; `slots` and `first_slots` are multiples of it
 _KIND_WEIGHTS = dict(zip(KINDS, (22, 16, 9, 9, 14, 12, 6, 4, 1, 7)))
 
 
-_NO_SCREEN = Drawn("text", (PATCH, PATCH), (), *(np.zeros(0, dtype=np.int16) for _ in range(4)))
+_NO_SCREEN = Drawn("text", (PATCH, PATCH), (), *(np.zeros(0, dtype=np.int16) for _ in range(6)))
 
 
 @dataclass
 class Batch:
-    """One training batch of B samples of one screen size (N image tokens, L = N + TEXT_LENGTH positions).
+    """One training batch: B samples about S screens of one size (N image tokens, L = N + TEXT_LENGTH positions).
+
+    The first B / S samples are about the first screen, the next about the second, and so on. Of each sample:
 
     ids [B, L]; audio_source [B, L]: which speech token of its recording stands there, -1 for none;
     prompt [B]: length of the prompt; position, token, coordinate [B, ANSWER_LENGTH]: the answer's places (of the token
     before), its tokens (IGNORE where it has ended), and its coordinates (-1 where none); point_at [B, 2]: which of them
     are the tap's x and y (-1 without a tap);
-    pointed [B, N]: image tokens that show the target; dense_at [B, DENSE], dense_label [B, DENSE, SLOTS],
-    dense_point [B, DENSE, 2]: what image tokens must name and where that element's centre is (IGNORE: background);
-    read_at [B, READ], read [B, READ, READ_TOKENS]: the text tokens that are drawn on an image token;
-    slots [B] screen slots (absent in text-only batches), rows [B] rows of the speech pool (spoken batches).
+    pointed [B, N]: image tokens that show the target; rows [B]: rows of the speech pool (-1: typed).
+
+    Of each screen: slots [S], its slot; dense_at [S, DENSE], dense_label [S, DENSE, SLOTS], dense_point [S, DENSE, 2]: what
+    image tokens must name and where that element's centre is (IGNORE: background); read_at [S, READ],
+    read [S, READ, READ_TOKENS]: the text tokens that are drawn on an image token; spell_at [S, SPELL + EMPTY],
+    spell [S, SPELL + EMPTY, SPELLED]: the letters in a patch, in the image processor's order.
     """
 
     kind: str
@@ -88,24 +92,50 @@ class BatchMaker:
         return pixels, Drawn.of(kind, size, elements, written, self.encode)
 
     def batch(
-        self, kind: str, size: int, shard: list[Drawn], count: int, utterances: Utterances | None = None
+        self,
+        kind: str,
+        size: int,
+        shard: list[Drawn],
+        count: int,
+        utterances: Utterances | None = None,
+        questions: int = 1,
     ) -> Batch:
-        """`count` samples; kind "typed", "spoken", "text" (no screen; `shard` unused) or "eye" (a screen, no question)."""
+        """`count` samples, `questions` about each screen (of an "eye" batch: `count` screens).
+
+        kind: "typed", "spoken", "text" (no screen; `shard` unused) or "eye" (screens, no questions).
+        """
         tokens = image_tokens(SIZES[size]) if kind != "text" else 0
         rows: list[dict] = []
+        screens: list[dict] = []
+        questions = 1 if kind == "eye" else questions
         while len(rows) < count:
             slot = self.rng.randrange(len(shard)) if shard else 0
-            row = self._sample(kind, tokens, shard[slot] if shard else None, utterances)
-            if row is not None:
-                rows.append({**row, "slots": slot})
+            drawn = shard[slot] if shard else None
+            asked = [{}] if kind == "eye" else self._ask(kind, tokens, drawn, utterances, questions)
+            if asked is None:
+                continue
+            rows += asked
+            if kind != "text":
+                screens.append({"slots": slot, **self._dense(drawn, tokens)})
         arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if screens:
+            arrays |= {name: np.stack([row[name] for row in screens]) for name in screens[0]}
         return Batch(kind, size if kind != "text" else -1, arrays)
+
+    def _ask(self, kind, tokens, drawn, utterances, questions: int) -> list[dict] | None:
+        """`questions` samples about one screen; None where it does not lend itself to as many."""
+        asked: list[dict] = []
+        for _ in range(4 * questions):
+            sample = self._sample(kind, tokens, drawn, utterances)
+            if sample is not None:
+                asked.append(sample)
+            if len(asked) == questions:
+                return asked
+        return None
 
     def _sample(
         self, kind: str, tokens: int, drawn: Drawn | None, utterances: Utterances | None
     ) -> dict | None:
-        if kind == "eye":
-            return self._dense(drawn, tokens)
         rng, audio_tokens, row = self.rng, 0, -1
         if kind == "spoken":
             found = self.maker.spoken(drawn, utterances)
@@ -113,10 +143,8 @@ class BatchMaker:
                 return None
             utterance, thought, answer, target = found
             request, audio_tokens, row = "", utterance["tokens"], utterance["row"]
-        elif kind == "typed":
-            request, thought, answer, target = self.maker.typed(drawn)
         else:
-            request, thought, answer, target = self.maker.typed(_NO_SCREEN)
+            request, thought, answer, target = self.maker.typed(_NO_SCREEN if kind == "text" else drawn)
         made = self.maker.sequence(
             tokens, audio_tokens, request, thought if rng.random() < 0.5 else None, answer
         )
@@ -151,8 +179,7 @@ class BatchMaker:
             "point_at": point_at,
         }
         if drawn is not None:
-            pointed = drawn.pointed(target) if target >= 0 else np.zeros(tokens, dtype=bool)
-            arrays |= {"pointed": pointed, **self._dense(drawn, tokens)}
+            arrays["pointed"] = drawn.pointed(target) if target >= 0 else np.zeros(tokens, dtype=bool)
         return arrays
 
     def _dense(self, drawn: Drawn, tokens: int) -> dict:
@@ -170,7 +197,16 @@ class BatchMaker:
         count = len(drawn.text_at)
         chosen = self.rng.sample(range(count), min(READ, count))
         read_at[: len(chosen)], read[: len(chosen)] = drawn.text_at[chosen], drawn.text[chosen]
-        return {"dense_at": at, "dense_label": label, "dense_point": point, "read_at": read_at, "read": read}
+        spell_at = np.array(self.rng.choices(range(4 * tokens), k=SPELL + EMPTY), dtype=np.int16)
+        spell = np.full((SPELL + EMPTY, SPELLED), BLANK, dtype=np.int16)
+        spell[np.isin(spell_at, drawn.letters_at)] = IGNORE  # drawn as empty and not so
+        count = len(drawn.letters_at)
+        chosen = self.rng.sample(range(count), min(SPELL, count))
+        spell_at[: len(chosen)], spell[: len(chosen)] = drawn.letters_at[chosen], drawn.letters[chosen]
+        return {
+            "dense_at": at, "dense_label": label, "dense_point": point, "read_at": read_at, "read": read,
+            "spell_at": spell_at, "spell": spell,
+        }  # fmt: skip
 
 
 def load_utterances(path: Path) -> Utterances:
@@ -184,80 +220,85 @@ def shared_pixels(slots: int, size: tuple[int, int]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
 
 
+@dataclass(frozen=True)
+class SourceSettings:
+    """How batches are made.
+
+    slots, first_slots: screens a worker and size keeps, and has before its batches begin; rounds: how often at most a
+    worker draws DRAW_AT_ONCE new screens of each size while it waits to hand over a batch.
+    """
+
+    workers: int = 15
+    slots: int = 960
+    first_slots: int = 64
+    rounds: int = 4
+    batch: int = 256
+    questions: int = 4
+    seed: int = 1
+    speech_index: Path | None = None
+    spoken_share: float = 0.5
+    text_share: float = 0.02
+    eye_seconds: float = 0
+
+
 class BatchSource:
     """Worker processes and their queue. Iterating gives ("slots", size, first, count) and `Batch` messages.
 
-    Start it before CUDA is used. `first_slots` screens a worker and size are drawn before its batches begin.
+    Start it before CUDA is used. Processes that train together (`rank`) have workers and screens of their own.
     """
 
-    def __init__(
-        self, encoder: Encoder, *, workers: int, slots: int, first_slots: int, batch: int, seed: int,
-        speech_index: Path | None = None, spoken_share: float = 0.5, text_share: float = 0.02, eye_seconds: float = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, encoder: Encoder, settings: SourceSettings, rank: int = 0) -> None:
         context = multiprocessing.get_context("fork")
-        self.pixels = [shared_pixels(workers * slots, size) for size in SIZES]
-        self.queue = context.Queue(maxsize=3 * workers)
+        self.settings = settings
+        self.pixels = [shared_pixels(settings.workers * settings.slots, size) for size in SIZES]
+        self.queue = context.Queue(maxsize=3 * settings.workers)
         self.stop_event = context.Event()
-        eye_until = time.monotonic() + eye_seconds
-        settings = (slots, first_slots, batch, speech_index, spoken_share, text_share, eye_until)
+        eye_until = time.monotonic() + settings.eye_seconds
         self.processes = [
-            context.Process(target=self._work, args=(encoder, seed + number, number, *settings), daemon=True)
-            for number in range(workers)
+            context.Process(target=self._work, args=(encoder, number, rank, eye_until), daemon=True)
+            for number in range(settings.workers)
         ]
         for process in self.processes:
             process.start()
 
-    def _work(
-        self,
-        encoder,
-        seed,
-        number,
-        slots,
-        first_slots,
-        batch,
-        speech_index,
-        spoken_share,
-        text_share,
-        eye_until,
-    ):
-        maker = BatchMaker(encoder, seed)
+    def _kind(self, rng: random.Random, eye_until: float, can_hear: bool) -> str:
+        if time.monotonic() < eye_until:
+            return "eye"
+        if can_hear and rng.random() < self.settings.spoken_share:
+            return "spoken"
+        return "text" if rng.random() < self.settings.text_share else "typed"
+
+    def _work(self, encoder: Encoder, number: int, rank: int, eye_until: float) -> None:
+        settings = self.settings
+        maker = BatchMaker(encoder, settings.seed * 1000 + rank * 100 + number)
         shards: list[list[Drawn]] = [[] for _ in SIZES]
-        base, turn, utterances, pending, may_draw = number * slots, 0, None, None, 1
+        base, turn, utterances, pending, may_draw = number * settings.slots, 0, None, None, settings.rounds
+        index = settings.speech_index
         while not self.stop_event.is_set():
-            if pending is None and min(map(len, shards)) >= first_slots:
-                if utterances is None and speech_index is not None and speech_index.exists():
-                    utterances = load_utterances(speech_index)
-                kind = "typed"
-                if time.monotonic() < eye_until:
-                    kind = "eye"
-                elif utterances is not None and maker.rng.random() < spoken_share:
-                    kind = "spoken"
-                elif maker.rng.random() < text_share:
-                    kind = "text"
+            if pending is None and min(map(len, shards)) >= settings.first_slots:
+                if utterances is None and index is not None and index.exists():
+                    utterances = load_utterances(index)
+                kind = self._kind(maker.rng, eye_until, utterances is not None)
                 size = maker.rng.choices(range(len(SIZES)), SIZE_WEIGHTS)[0]
-                pending = maker.batch(
-                    kind,
-                    size,
-                    shards[size] if kind != "text" else [],
-                    batch,
-                    utterances,
-                )
-                pending.arrays["slots"] = pending.arrays["slots"] + base
+                shard = shards[size] if kind != "text" else []
+                pending = maker.batch(kind, size, shard, settings.batch, utterances, settings.questions)
+                if kind != "text":
+                    pending.arrays["slots"] = pending.arrays["slots"] + base
             if pending is not None:
                 try:
                     self.queue.put(pending, timeout=0.02)
-                    pending, may_draw = None, 1
+                    pending, may_draw = None, settings.rounds
                 except queue.Full:
                     pass
-            full = min(map(len, shards)) == slots
+            full = min(map(len, shards)) == settings.slots
             if not may_draw or (pending is None and full):
                 continue
-            may_draw = 0 if min(map(len, shards)) >= first_slots else 1
+            may_draw -= min(map(len, shards)) >= settings.first_slots
             for size in range(len(SIZES)):
-                where = turn % slots
+                where = turn % settings.slots
                 for offset in range(DRAW_AT_ONCE):
                     pixels, drawn = maker.draw(SIZES[size])
-                    slot = (where + offset) % slots
+                    slot = (where + offset) % settings.slots
                     self.pixels[size][base + slot] = pixels
                     if slot < len(shards[size]):
                         shards[size][slot] = drawn

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
-from labkit.models.pocket.train_samples import PATCH, TEXT_LENGTH
+from labkit.models.pocket.train_samples import TEXT_LENGTH
+from labkit.models.pocket.train_text import PATCH
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -116,20 +117,27 @@ class BatchedForward:
     def __init__(self, model: PocketForConditionalGeneration, *, compile_layers: bool = False) -> None:
         self.model = model
         functions = (vision_block, cross_modal_layer, decoder_layer)
+        if compile_layers:  # a graph for each kind of batch and size of screen
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         compiled = [torch.compile(f, dynamic=False) for f in functions] if compile_layers else functions
         self.vision_block, self.cross_modal_layer, self.decoder_layer = compiled
         self.normalize_channels = (
             torch.compile(normalize_channels, dynamic=True) if compile_layers else normalize_channels
         )
+        self._constants: dict[tuple, tuple[torch.Tensor, ...]] = {}  # what depends on the screen's size alone
 
     # -- the eye ------------------------------------------------------------------------------------------------
 
-    def see(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Screens uint8 [B, H, W, 3] -> image tokens [B, N, D]."""
+    def see(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Screens [B, H, W, 3], uint8 or float 0..255 -> image tokens [B, N, D] and the patches before them [B, 4 N, D']."""
         visual = self.model.model.visual
         batch, high, wide, _ = pixels.shape
         rows, columns, size = high // PATCH, wide // PATCH, PATCH // 2
-        mean, std = (torch.tensor(v, device=pixels.device) * 255 for v in (_MEAN, _STD))
+        key = ("see", rows, columns, pixels.device)
+        if key not in self._constants:
+            colours = (torch.tensor(v, device=pixels.device) * 255 for v in (_MEAN, _STD))
+            self._constants[key] = (*colours, *self._grid(rows, columns, pixels.device))
+        mean, std, vertical, horizontal = self._constants[key]
         x = (pixels - mean) / std
         # patches in groups of 2x2 that become one image token, as Glm4vImageProcessor orders them
         x = x.view(batch, rows, 2, size, columns, 2, size, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
@@ -138,7 +146,6 @@ class BatchedForward:
         hidden = rms(
             visual.post_conv_layernorm, F.linear(x.to(weight.dtype), weight, visual.patch_embed.proj.bias)
         )
-        vertical, horizontal = self._grid(rows, columns, pixels.device)
         hidden = hidden + self._positions(visual, vertical, horizontal, 2 * rows, 2 * columns).to(
             hidden.dtype
         )
@@ -147,10 +154,10 @@ class BatchedForward:
         cos, sin = (f(torch.cat((angles, angles), dim=-1)).to(hidden.dtype) for f in (torch.cos, torch.sin))
         for block in visual.blocks:
             hidden = self.vision_block(block, hidden, cos, sin)
-        hidden = rms(visual.post_layernorm, hidden).view(batch, rows * columns, 4, -1)
+        patches = rms(visual.post_layernorm, hidden)
         joined = visual.downsample.weight.permute(0, 2, 3, 1).flatten(1)
-        hidden = F.linear(hidden.flatten(2), joined, visual.downsample.bias)
-        return visual.merger(hidden)
+        hidden = F.linear(patches.view(batch, rows * columns, -1), joined, visual.downsample.bias)
+        return visual.merger(hidden), patches
 
     @staticmethod
     def _grid(rows: int, columns: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,7 +224,10 @@ class BatchedForward:
             hidden = torch.where((source >= 0)[..., None], placed.to(hidden.dtype), hidden)
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        position_ids = self.positions(*grid, ids.device)
+        key = ("positions", *grid, ids.device)
+        if key not in self._constants:
+            self._constants[key] = (self.positions(*grid, ids.device),)
+        position_ids = self._constants[key][0]
         cos, sin = (t[:, None] for t in model.language_model.rotary_emb(hidden, position_ids=position_ids))
         seen = torch.arange(ids.shape[1], device=ids.device)[None] < prompt[:, None]
         mixed = hidden

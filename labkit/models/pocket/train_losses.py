@@ -3,7 +3,8 @@
 - coordinates: a soft target around the true centre, so that a near miss costs less than a far one;
 - pointer: head 0 of two middle decoder layers must look at the target while the coordinates are written, and the
   cross-modal block's image tokens must tell target from the rest;
-- dense: image tokens name the element that covers them (its first label tokens) and its centre;
+- dense: image tokens name the element that covers them (its first label tokens) and its centre, and read the text tokens
+  that are drawn on them; patches spell the letters in them;
 - CTC: the speech encoder spells what was said (letters; pinyin for Chinese).
 The extra heads exist in training alone.
 """
@@ -15,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from labkit.models.pocket.configuration import PocketConfig
-from labkit.models.pocket.train_samples import IGNORE, SLOTS
+from labkit.models.pocket.train_samples import SLOTS
+from labkit.models.pocket.train_text import BLANK, IGNORE, OTHER, SPELLED, letters
 
 BINS = 50  # centre of an element along one axis, for the dense loss
 SPREAD = 8.0  # standard deviation of a coordinate's soft target, in thousandths of the screen
@@ -30,6 +32,9 @@ class TrainingHeads(nn.Module):
         hidden = config.text_config.hidden_size
         self.slots = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, SLOTS * hidden))
         self.read = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        seen = config.vision_config.hidden_size
+        self.spell = nn.Sequential(nn.Linear(seen, seen), nn.GELU(), nn.Linear(seen, SPELLED * seen))
+        self.glyphs = nn.Linear(seen, OTHER + 1 + len(letters()))
         self.centre = nn.Linear(hidden, 2 * BINS)
         self.target = nn.Linear(hidden, 1)
         self.letters = nn.Linear(config.speech_config.hidden_size, len(LETTERS))
@@ -129,6 +134,20 @@ def read_loss(
     loss = (missed * asked).sum() / count
     right = ((tokens == logits.argmax(-1, keepdim=True)) & there).any(-1).sum() / count
     return loss, {"read": loss.detach(), "read_right": right}
+
+
+def spell_loss(heads: TrainingHeads, patches, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Patches [B, P, D] spell the letters in them, slot by slot; what is blank counts half as much."""
+    places = batch["spell_at"].long()[..., None].expand(-1, -1, patches.shape[-1])
+    slots = heads.spell(torch.gather(patches, 1, places)).unflatten(-1, (SPELLED, -1))
+    letter = batch["spell"].long()
+    logits = heads.glyphs(slots).float().flatten(0, 2)
+    missed = F.cross_entropy(logits, letter.flatten(), ignore_index=IGNORE, reduction="none").view_as(letter)
+    weight = torch.where(letter == BLANK, 0.5, 1.0) * (letter != IGNORE)
+    loss = (missed * weight).sum() / weight.sum().clamp(min=1)
+    written = letter > BLANK
+    right = ((logits.argmax(-1).view_as(letter) == letter) & written).sum() / written.sum().clamp(min=1)
+    return loss, {"spell": loss.detach(), "spell_right": right}
 
 
 def ctc_loss(heads: TrainingHeads, frames, lengths, letters, letter_lengths) -> torch.Tensor:

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from labkit.models.pocket.tokenizer import MARKS, SPECIAL_TOKENS
+from labkit.models.pocket.train_text import PATCH, letters_by_patch, text_by_token
 from labkit.phonetap import instructions, words
 from labkit.phonetap.draw import Written
 from labkit.phonetap.screens import Element
 from labkit.protocol import Action, format_action
 
-PATCH = 28  # pixels that one image token covers, in both directions
 TEXT_LENGTH = 112  # tokens beside the image's: prompt, recording and answer
 ANSWER_LENGTH = 64
 SLOTS = 5  # label tokens that an image token must name
-DENSE = 24  # image tokens asked per screen and step
-READ = 40  # image tokens with text on them asked to read it, per screen and step
-READ_TOKENS = 6  # at most so many text tokens stand on one image token
-IGNORE = -100
+DENSE = 20  # image tokens asked per screen and step
+READ = 32  # image tokens with text on them asked to read it, per screen and step
+SPELL = 64  # patches with letters on them asked to spell them, per screen and step
+EMPTY = 16  # patches without
 _SCREEN_INFO = '\n\n** Screen Info **\n\n{{"current_app": "{}"}}'
 
 
@@ -67,6 +67,8 @@ class Drawn:
     points: np.ndarray  # int16 [elements, 2], centres as coordinates 0..999
     text_at: np.ndarray  # int16 [cells], image tokens that have text on them
     text: np.ndarray  # int32 [cells, READ_TOKENS], which text tokens, IGNORE behind the last
+    letters_at: np.ndarray  # int16 [patches], patches that have letters in them
+    letters: np.ndarray  # int16 [patches, SPELLED], which letters, BLANK behind the last
 
     @classmethod
     def of(
@@ -89,44 +91,13 @@ class Drawn:
             [(boxes[:, 0] + boxes[:, 2]) / 2 / size[0], (boxes[:, 1] + boxes[:, 3]) / 2 / size[1]], -1
         )
         points = np.clip((centres * 1000).astype(np.int16), 0, 999).reshape(-1, 2)
-        return cls(kind, size, elements, cover, points, *text_by_token(written, size, encode))
+        reading = (*text_by_token(written, size, encode), *letters_by_patch(written, size))
+        return cls(kind, size, elements, cover, points, *reading)
 
     def pointed(self, index: int) -> np.ndarray:
         """Bool [image tokens]: those that show element `index`."""
         overlap = patch_overlap(np.array([self.elements[index].ink], dtype=np.float32), self.size)[0]
         return overlap >= 0.3 * overlap.max()
-
-
-def text_by_token(
-    written: Sequence[Written], size: tuple[int, int], encode: Encoder
-) -> tuple[np.ndarray, np.ndarray]:
-    """The image tokens [C] with text on them and the text tokens [C, READ_TOKENS] that are drawn there.
-
-    A text token belongs to every image token that holds at least 40 % of its width (or is filled by it) and half its height.
-    """
-    columns, rows = size[0] // PATCH, size[1] // PATCH
-    cells: dict[int, list[int]] = {}
-    for line in written:
-        height = max(1.0, line.bottom - line.top)
-        at_rows = [
-            row
-            for row in range(max(0, int(line.top // PATCH)), min(rows, int(line.bottom // PATCH) + 1))
-            if min(line.bottom, (row + 1) * PATCH) - max(line.top, row * PATCH) >= 0.5 * height
-        ]
-        encoding = encode.backend.encode(line.text, add_special_tokens=False)
-        for token, (start, end) in zip(encoding.ids, encoding.offsets):
-            left, right = line.edges[start], line.edges[end]
-            needed = 0.4 * min(right - left, PATCH)
-            for column in range(max(0, int(left // PATCH)), min(columns, int(right // PATCH) + 1)):
-                if min(right, (column + 1) * PATCH) - max(left, column * PATCH) >= needed:
-                    for row in at_rows:
-                        cells.setdefault(row * columns + column, []).append(token)
-    at = np.array(sorted(cells), dtype=np.int16)
-    tokens = np.full((len(at), READ_TOKENS), IGNORE, dtype=np.int32)
-    for index, cell in enumerate(at.tolist()):
-        found = list(dict.fromkeys(cells[cell]))[:READ_TOKENS]
-        tokens[index, : len(found)] = found
-    return at, tokens
 
 
 def patch_overlap(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

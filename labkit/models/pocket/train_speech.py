@@ -5,6 +5,7 @@ Also the speech pool's other half: which instruction each utterance asks for (`w
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -22,7 +23,9 @@ from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import speech_tokens
 from labkit.models.pocket.train_forward import hear, normalize_channels
 from labkit.models.pocket.train_losses import LETTERS, ctc_loss
+from labkit.models.pocket.train_steps import Gradients, make_optimizers, step_all
 from labkit.phonetap import instructions, words
+from labkit.phonetap.recordings import load_recording, recordings
 
 WIDTH = 12_000  # batches are padded to multiples of this, so that few shapes occur
 
@@ -80,39 +83,17 @@ def write_texts(path: Path, count: int, seed: int = 0, part: str = "train") -> N
             file.write(json.dumps(row | {"content": content}, ensure_ascii=False) + "\n")
 
 
-def _asked_for(text: str) -> dict:
-    """Task and target of a Chinese request that is known by its text alone: a tap on the longest label in it.
-
-    What launches or types, and what names no label, is "other": the ear learns from it, the agent does not.
-    """
-    if any(verb in text for verb in instructions.NOT_TAPS["zh"]):
-        return {"task": "other", "target": None}
-    if not _KNOWN:
-        for (_, lang), (firsts, seconds) in words.COMPOUNDS.items():
-            if lang == "zh":
-                _KNOWN.update({a + b: ("tap", a + b) for a in firsts for b in seconds})
-        for kind in ("app", "setting", "button", "tab"):
-            _KNOWN.update({label: ("tap", label) for label in words.concepts(kind, "zh")})
-        _KNOWN.update({name: ("icon", key) for key, names in words.ICONS.items() for name in names["zh"]})
-    spans = (text[i : i + width] for width in range(len(text), 1, -1) for i in range(len(text) - width + 1))
-    for span in spans:
-        if span in _KNOWN:
-            task, target = _KNOWN[span]
-            return {"task": task, "target": target}
-    return {"task": "other", "target": None}
-
-
-_KNOWN: dict[str, tuple[str, str]] = {}
-
-
 def join_texts(pool: Path, texts: Path, config: PocketConfig) -> Path:
-    """Writes pool/utterances.jsonl: the pool's index with each utterance's task, target, letters and token count."""
+    """Writes pool/utterances.jsonl: the pool's index with each utterance's task, target, letters and token count.
+
+    What an utterance asks for stands in `texts`, under its id, or (of a natural pool's) in the pool's own index.
+    """
     asked = {row["id"]: row for row in map(json.loads, texts.read_text(encoding="utf-8").splitlines())}
     path = pool / "utterances.jsonl"
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for number, line in enumerate((pool / "speech.jsonl").read_text(encoding="utf-8").splitlines()):
             entry = json.loads(line)
-            known = asked.get(entry["id"]) or {**_asked_for(entry["text"]), "content": None}
+            known = entry if "task" in entry else asked[entry["id"]]
             row = {
                 "row": number, "start": entry["start"], "samples": entry["samples"], "text": entry["text"],
                 "lang": entry["lang"], "voice": entry["voice"], "letters": spell(entry["text"]),
@@ -159,26 +140,66 @@ def strength_at(progress: float) -> float:
     return min(1.0, max(0.15, (progress - 0.2) / 0.3))
 
 
+class Recordings:
+    """PhoneTap's calibration recordings, whose voices training never hears, and how well they are spelled."""
+
+    def __init__(self, device: torch.device) -> None:
+        known = recordings("calibration")
+        sounds = [load_recording(one.id) for one in known]
+        self.letters = [spell(one.text) for one in known]
+        self.lengths = torch.tensor([len(sound) for sound in sounds], device=device)
+        self.audio = torch.zeros(len(sounds), max(map(len, sounds)))
+        for row, sound in zip(self.audio, sounds):
+            row[: len(sound)] = torch.from_numpy(sound)
+        self.audio = self.audio.to(device)
+
+    @torch.no_grad()
+    def letter_error_rate(self, encoder: nn.Module, letters_head: nn.Linear, config: PocketConfig) -> float:
+        """Wrong, missing and added letters for each letter that was said, spelled greedily."""
+        frames = hear(encoder, normalize(self.audio, self.lengths), self.lengths)
+        best = letters_head(frames.float()).argmax(-1).tolist()
+        wrong = 0
+        for row, count, said in zip(best, frame_lengths(self.lengths, config).tolist(), self.letters):
+            merged = [letter for letter, _ in itertools.groupby(row[:count])]
+            wrong += edit_distance("".join(LETTERS[letter] for letter in merged if letter), said)
+        return wrong / sum(map(len, self.letters))
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's distance: the fewest letters to change, add or leave out to make `other` of `one`."""
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(one, start=1):
+        before, row[0] = row[0], number
+        for place, right in enumerate(other, start=1):
+            before, row[place] = (
+                row[place],
+                min(row[place] + 1, row[place - 1] + 1, before + (letter != right)),
+            )
+    return row[-1]
+
+
 def train_speech(
     encoder: nn.Module, letters_head: nn.Linear, pool: SpeechPool, config: PocketConfig, *, seconds: float,
-    batch: int = 384, learning_rate: float = 1e-3, steps: int | None = None, log=print,
+    batch: int = 384, learning_rate: float = 1e-3, steps: int | None = None, log=print, check_every: int = 500,
 ) -> None:  # fmt: skip
     """CTC training in place, for `seconds` or `steps`."""
     device = pool.samples.device
-    holder = nn.ModuleDict({"letters": letters_head})
-    parameters = [*encoder.parameters(), *letters_head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    holder = nn.ModuleDict({"speech": encoder, "letters": letters_head})
+    gradients = Gradients([*holder.parameters()])
+    optimizers = make_optimizers(holder.named_parameters(), learning_rate, device)
     generator = torch.Generator(device=device).manual_seed(0)
+    checks = Recordings(device)
     encoder.train()
     norm = torch.compile(normalize_channels, dynamic=True) if device.type == "cuda" else normalize_channels
     began, step = time.monotonic(), 0
     while True:
         progress = (time.monotonic() - began) / seconds if steps is None else step / steps
+        factor = min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (1 - progress) / 0.35))
+        if step % check_every == 0 or progress >= 1:
+            said = {"stage": "speech", "step": step, "seconds": round(time.monotonic() - began, 1)}
+            log({**said, "letters_wrong": checks.letter_error_rate(encoder, letters_head, config)})
         if progress >= 1:
             break
-        factor = min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (1 - progress) / 0.35))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * factor
         candidates = torch.randint(0, len(pool.start), (4 * batch,), generator=generator, device=device)
         candidates = candidates[pool.length[candidates].argsort()]
         first = int(torch.randint(0, 3 * batch + 1, (), generator=generator, device=device))
@@ -186,14 +207,15 @@ def train_speech(
         audio, lengths = pool.audio(rows)
         audio, lengths = augment(audio, lengths, strength=strength_at(progress), generator=generator)
         audio = normalize(audio, lengths)
+        gradients.flat.zero_()
         with torch.autocast(device.type, dtype=torch.bfloat16):
             frames = hear(encoder, audio, lengths, norm)
             count = frame_lengths(lengths, config)
             loss = ctc_loss(holder, frames, count, pool.letters[rows], pool.letter_lengths[rows])
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        gradients.settle()
+        step_all(optimizers, factor)
+        step += 1
         if step % 100 == 0:
             log(
                 {
@@ -203,8 +225,6 @@ def train_speech(
                     "ctc": loss.item(),
                 }
             )
-        step += 1
-    log({"stage": "speech", "step": step, "seconds": round(time.monotonic() - began, 1), "ctc": loss.item()})
 
 
 def frame_lengths(samples: torch.Tensor, config: PocketConfig) -> torch.Tensor:

