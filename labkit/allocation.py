@@ -47,6 +47,7 @@ class Unit:
         role: the part, or None.
         kinds: own names of its Linears.
         depth: relative depth, None outside a stack of layers.
+        module: ``linear``, or the kind of the part's embeddings or convolutions, which form one unit.
         parameters: values in its Linears.
         options: the choices.
     """
@@ -56,6 +57,7 @@ class Unit:
     depth: float | None
     parameters: int
     options: tuple[Option, ...]
+    module: str = "linear"
 
     @property
     def key(self) -> tuple[str | None, tuple[str, ...], float | None]:
@@ -76,10 +78,11 @@ def units_of(records: Sequence[Mapping[str, Any]], unquantized: str, itemsize: i
     ``itemsize`` bytes a value) is always one of them. A scheme that a Linear of a unit cannot take is none."""
     groups: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
     for one in records:
-        key = one["role"], _kinds(one["kind"]), one["depth"]
+        module = one.get("module", "linear")
+        key = one["role"], _kinds(one["kind"]) if module == "linear" else (), one["depth"], module
         groups.setdefault(key, {}).setdefault(one["linear"], []).append(one)
     units = []
-    for (role, _, depth), linears in groups.items():
+    for (role, _, depth, module), linears in groups.items():
         kinds = tuple(dict.fromkeys(found[0]["kind"] for found in linears.values()))
         parameters = sum(found[0]["parameters"] for found in linears.values())
         options = [Option(unquantized, parameters * itemsize, 0.0)]
@@ -88,7 +91,7 @@ def units_of(records: Sequence[Mapping[str, Any]], unquantized: str, itemsize: i
             if len(taken) == len(linears) and all("kl" in one for one in taken):
                 size, loss = sum(one["bytes"] for one in taken), sum(max(one["kl"], 0.0) for one in taken)
                 options.append(Option(scheme, size, loss))
-        units.append(Unit(role, kinds, depth, parameters, tuple(options)))
+        units.append(Unit(role, kinds, depth, parameters, tuple(options), module))
     return units
 
 

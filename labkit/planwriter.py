@@ -24,7 +24,13 @@ def plan_of(
     """
     rules: list[Rule] = []
     for role in dict.fromkeys(unit.role for unit in units):
-        mine = [(unit, option.scheme) for unit, option in zip(units, allocation.choices) if unit.role == role]
+        here = [(unit, option.scheme) for unit, option in zip(units, allocation.choices) if unit.role == role]
+        rules += [
+            _rule(role, scheme, modules=(unit.module,)) for unit, scheme in here if _is_stored(unit, scheme)
+        ]
+        mine = [(unit, scheme) for unit, scheme in here if unit.module == "linear"]
+        if not mine:
+            continue
         sizes: Counter[str] = Counter()
         for unit, scheme in mine:
             sizes[scheme] += unit.parameters
@@ -33,6 +39,11 @@ def plan_of(
         if usual not in DTYPES:
             rules.append(_rule(role, usual))
     return QuantizationPlan(name, tuple(rules), description, default)
+
+
+def _is_stored(unit: Unit, scheme: str) -> bool:
+    """Whether the unit is embeddings or convolutions that do not stay as they are."""
+    return unit.module != "linear" and scheme not in DTYPES
 
 
 def _exceptions(role: str | None, units: Sequence[tuple[Unit, str]], usual: str) -> list[Rule]:
@@ -72,7 +83,11 @@ def _bands(layers: Sequence[tuple[float | None, str]]) -> list[tuple[str, tuple[
 
 
 def _rule(
-    role: str | None, label: str, kinds: tuple[str, ...] = (), depth: tuple[float, float] | None = None
+    role: str | None,
+    label: str,
+    kinds: tuple[str, ...] = (),
+    depth: tuple[float, float] | None = None,
+    modules: tuple[str, ...] = ("linear",),
 ) -> Rule:
     scheme: Scheme = get_scheme(label) if label in DTYPES else parse_candidate(label)
     return Rule(
@@ -83,4 +98,5 @@ def _rule(
         optional=True,
         linears=kinds,
         depth=depth,
+        modules=modules,
     )

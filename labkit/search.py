@@ -66,7 +66,7 @@ def search_plan(
     Args:
         model: a name from ``labkit models``, a checkpoint folder, or a hub id.
         memory: bytes of all the model's weights: a number, or a text such as ``"60MB"``.
-        bits: or bits a value of the Linears, on average, scales and zero points included.
+        bits: or bits a value of the Linears, on average, scales and zero points included (embeddings and convolutions stay).
         max_loss: or the largest loss: points of right steps; of a model without eyes per cent of perplexity.
         schemes: candidates for each Linear, as `labkit.candidates` reads them.
         against: uniform plans to judge beside it, names or files.
@@ -110,7 +110,7 @@ def search_plan(
         folder.open(settings)
         probe = str(sensitivities / "probe.safetensors")
         judge = Judge(spec, material, probe, device, folder, found.settings["dtype"])
-        solver = _Solver(judge, found, name, say)
+        solver = _Solver(judge, found, name, say, linears_only=goal.bits is not None)
         room = solver.room(goal)
         say("judging the unquantized model")
         judge.reference()
@@ -130,12 +130,20 @@ def search_plan(
 class _Solver:
     """Chooses plans by prediction, and learns from what they measure."""
 
-    def __init__(self, judge: Judge, sensitivity: Sensitivity, name: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        sensitivity: Sensitivity,
+        name: str,
+        say: Callable[[str], None],
+        linears_only: bool = False,
+    ) -> None:
         self.judge, self.name, self.say = judge, name, say
-        self.units: list[Unit] = allocation.units_of(sensitivity.linears, DEFAULT_DTYPE, 2)
+        units: list[Unit] = allocation.units_of(sensitivity.linears, DEFAULT_DTYPE, 2)
+        self.units = [unit for unit in units if unit.module == "linear" or not linears_only]
         self.weights = _weights_of_parts(sensitivity)
         whole = judge.predicted_bytes(QuantizationPlan("nothing", (), default=DEFAULT_DTYPE))
-        # what no choice changes: embeddings, norms, convolutions
+        # what no choice changes: norms, and what is tied or has no candidate
         self.fixed = whole - sum(unit.options[0].bytes for unit in self.units)
 
     def room(self, goal: Goal) -> float:
@@ -144,7 +152,7 @@ class _Solver:
         if goal.memory is not None and goal.memory < self.fixed + smallest:
             raise LabError(
                 f"the smallest plan of these schemes takes {format_bytes(self.fixed + smallest)}, of which "
-                f"{format_bytes(self.fixed)} are not quantized (embeddings, norms, convolutions); "
+                f"{format_bytes(self.fixed)} are not quantized (norms, tied embeddings and the like); "
                 f"{format_bytes(goal.memory)} are allowed"
             )
         parameters = sum(unit.parameters for unit in self.units)
@@ -235,7 +243,8 @@ def _weights_of_parts(sensitivity: Sensitivity) -> dict[tuple[str | None, str], 
         total = sum(
             one.get("kl", 0.0)
             for one in sensitivity.linears
-            if one["role"] == part["part"] and one["scheme"] == part["scheme"]
+            if (one["role"], one["scheme"], one.get("module", "linear"))
+            == (part["part"], part["scheme"], "linear")
         )
         if total > 0 and part["kl"] > 0:
             weights[part["part"], part["scheme"]] = part["kl"] / total

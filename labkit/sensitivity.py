@@ -154,7 +154,7 @@ class _Job:
 def _prepare(
     model: str | os.PathLike, schemes: str | Sequence[str], material: Material, parts: bool, device: str
 ) -> _Job:
-    from labkit.bench import measurable_linears
+    from labkit.bench import can_store, measurable_linears, measurable_others
     from labkit.loading import choose_device
     from labkit.models import find_roles, get_spec
     from labkit.models.checkpoint import Checkpoint, folder_fingerprint
@@ -182,6 +182,12 @@ def _prepare(
         "dtype": dtype,
         "device": chosen.partition(":")[0],
     }
+    stored = [
+        (name, label)
+        for name in measurable_others(skeleton)
+        for label, scheme in candidates.items()
+        if can_store(scheme, skeleton.get_submodule(name))
+    ]
     wanted = dict.fromkeys(role for name in linears if (role := roles.get(name))) if parts else {}
     return _Job(
         spec,
@@ -189,7 +195,7 @@ def _prepare(
         chosen,
         dtype,
         material,
-        [(name, label) for name in linears for label in candidates],
+        [(name, label) for name in linears for label in candidates] + stored,
         [(role, label) for role in wanted for label in candidates],
     )
 

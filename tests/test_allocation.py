@@ -154,3 +154,24 @@ def test_a_part_of_one_scheme_is_one_rule():
     assert [str(rule) for rule in plan.rules] == ["(role vision -> int8)"]
     nothing = plan_of(units, Allocation(tuple(Option("bf16", 0, 0.0) for _ in units), 0, 0.0), "found")
     assert nothing.rules == ()
+
+
+def test_embeddings_and_convolutions_are_units_of_a_part_and_rules_of_their_own():
+    records = [
+        {**record(name, "conv", "int8", 100, 0.1, depth=None, role="speech"), "module": "conv"}
+        for name in ("speech.layers.0.conv", "speech.layers.1.conv")
+    ]
+    records.append({**record("embed", "embed", "int8", 100, 0.2, None, "embedding"), "module": "embedding"})
+    records.append({**record("fc", "fc", "int8", 100, 0.1, None, "speech"), "module": "linear"})
+    units = units_of(records, "bf16", 2)
+    assert [(one.role, one.module, one.parameters) for one in units] == [
+        ("speech", "conv", 200), ("embedding", "embedding", 100), ("speech", "linear", 100),
+    ]  # fmt: skip
+    eight = tuple(Option("int8", 0, 0.0) for _ in units)
+    plan = plan_of(units, Allocation(eight, 0, 0.0), "found")
+    assert {(rule.roles, rule.modules, rule.scheme.name) for rule in plan.rules} == {
+        (("speech",), ("conv",), "int8"), (("speech",), ("linear",), "int8"),
+        (("embedding",), ("embedding",), "int8"),
+    }  # fmt: skip
+    left = (Option("bf16", 0, 0.0), Option("bf16", 0, 0.0), Option("int8", 0, 0.0))
+    assert len(plan_of(units, Allocation(left, 0, 0.0), "found").rules) == 1
