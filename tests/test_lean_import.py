@@ -14,6 +14,7 @@ NO_TORCH = (
     "labkit.evaluation",
     "labkit.files",
     "labkit.media",
+    "labkit.method_plots",
     "labkit.phonetap",
     "labkit.plots",
     "labkit.process",
@@ -65,6 +66,7 @@ def test_only_public_names_are_listed():
         "Engine",
         "Generation",
         "LabError",
+        "Material",
         "Measurement",
         "ModelSpec",
         "QuantizationPlan",
@@ -74,10 +76,12 @@ def test_only_public_names_are_listed():
         "get_spec",
         "list_models",
         "load",
+        "measure_sensitivity",
         "parse_answer",
         "quantize_",
         "quantize_to",
         "save",
+        "search_plan",
     }
     assert set(labkit.__all__) <= set(dir(labkit))
 
