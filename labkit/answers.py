@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.forward import SEQUENCE_KEYS
+from labkit.collate import SEQUENCE_KEYS
 from labkit.protocol import Action, format_action
 
 

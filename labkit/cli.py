@@ -15,6 +15,7 @@ from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.errors import LabError
 from labkit.search_cli import add_search, add_sensitivity
+from labkit.service.arguments import add_service_arguments
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,nf4,llm-int8"
 EXPORT_FORMATS = ("compressed-tensors", "gptq")
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
             "  labkit screen --seed 7 --output screen.png\n"
             '  labkit ask pocket --image screen.png "打开设置"\n'
             "  labkit search pocket --memory 20MB\n"
+            "  labkit serve pocket --plan int8 --port 8000\n"
             "\n`labkit COMMAND --help` explains one command."
         ),
     )
@@ -87,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plot(commands)
     add_sensitivity(commands)
     add_search(commands)
+    _add_serve(commands)
     for name, run, text in (
         ("models", "models", "list the models that can be named"),
         ("plans", "plans", "list the quantization plans"),
@@ -274,6 +277,32 @@ def _add_plot(commands: argparse._SubParsersAction) -> None:
     command.add_argument("results", metavar="RESULTS", help="results.json, or the folder it is in")
     command.add_argument("--output", required=True, metavar="FILE", help="an .svg file")
     command.set_defaults(run=later("plot"))
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "serve",
+        help="serve a model to OpenAI's clients",
+        description=(
+            "Serve a model at http://HOST:PORT/v1 to any client of OpenAI's API, with a status page at /, its\n"
+            "documentation at /docs, and counts for Prometheus at /metrics. Answers are those that\n"
+            "`labkit compare` measures, alone and in company. Ctrl-C finishes what runs and stops."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "examples:\n"
+            "  labkit serve pocket\n"
+            "  labkit serve autoglm-phone-9b --plan int4 --engine vllm --tensor-parallel-size 2\n\n"
+            "assets/run_autoglm_server.sh does the same in the background."
+        ),
+    )
+    command.add_argument("model", help=MODEL)
+    command.add_argument(
+        "--plan", help="a name from `labkit plans`, or a YAML file (bf16; a quantized folder has its own)"
+    )
+    add_machine(command)
+    add_service_arguments(command)
+    command.set_defaults(run=later("serve"))
 
 
 def _add_force(command: argparse.ArgumentParser, more: str = "") -> None:

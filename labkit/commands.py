@@ -218,6 +218,16 @@ def plot(options: argparse.Namespace) -> None:
     print(path)
 
 
+def serve(options: argparse.Namespace) -> None:
+    """``labkit serve``: wrong options and a taken port are refused before the model is read."""
+    from labkit.service.arguments import options_of
+
+    wanted = options_of(options)
+    from labkit.service.serve import serve as run
+
+    run(options.model, options.plan, wanted, device=options.device, threads=options.threads)
+
+
 def _describe_checkpoint(folder: Path) -> None:
     """What a quantized folder holds, once its files are found to be as they were written."""
     from labkit.checkpoint import Manifest

@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from labkit.answers import keeps_logits, with_answer
+from labkit.collate import collate
 from labkit.errors import LabError
 from labkit.evaluation import MAX_NEW_TOKENS
 from labkit.files import atomic_path
-from labkit.forward import collate
 from labkit.lockstep import run_model, to_device
 
 

@@ -9,7 +9,7 @@ from labkit import phonetap
 from labkit.answers import with_answer
 from labkit.calibration import calibration_batches, default_calibration
 from labkit.errors import LabError
-from labkit.forward import CachedForward
+from labkit.forward import Forward
 from labkit.models.processors import TemplateProcessor
 from labkit.protocol import Action
 
@@ -70,8 +70,9 @@ def test_an_answer_behind_the_prompt_is_seen_as_decoding_sees_it():
     item = phonetap.items("spoken", count=1, part="calibration")[0]
     written = engine.generate(item.messages(), max_new_tokens=12, temperature=1.0, seed=3)
     inputs = with_answer(engine.prepare(item.messages()), written.token_ids, processor)
-    forward = CachedForward(model, engine.prepare(item.messages()))
-    one_by_one = [forward.prefill()[0], *(forward.step(torch.tensor([t]))[0] for t in written.token_ids[:-1])]
+    forward = Forward(model)
+    row, first = forward.prefill(engine.prepare(item.messages()))
+    one_by_one = [first[0], *(forward.step([row], torch.tensor([t]))[0] for t in written.token_ids[:-1])]
     with torch.inference_mode():
         together = model(**inputs).logits[0, -len(written.token_ids) - 1 : -1]
     torch.testing.assert_close(together, torch.stack(one_by_one), rtol=1e-3, atol=1e-3)

@@ -13,6 +13,8 @@ NO_TORCH = (
     "labkit.cli",
     "labkit.evaluation",
     "labkit.files",
+    "labkit.launch",
+    "labkit.launch.__main__",
     "labkit.media",
     "labkit.method_plots",
     "labkit.phonetap",
