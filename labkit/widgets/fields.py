@@ -49,11 +49,14 @@ def note(text: str) -> ipywidgets.HTML:
 
 
 class SchemeOptions(ipywidgets.VBox):
-    """The controls of one scheme's options, each with its help; ``on_change`` is called when one changes."""
+    """The controls of one scheme's options; ``on_change`` is called when one changes.
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    helped: write the help below each control, not only into its tooltip.
+    """
+
+    def __init__(self, on_change: Callable[[], None], helped: bool = True) -> None:
         super().__init__(layout=WIDE)
-        self._on_change = on_change
+        self._on_change, self._helped = on_change, helped
         self._name = ""
         self.controls: dict[str, ipywidgets.Widget] = {}
 
@@ -62,11 +65,17 @@ class SchemeOptions(ipywidgets.VBox):
         self._name, values = name, values or {}
         scheme = known_schemes()[name]
         self.controls = {field.name: control(field, values.get(field.name)) for field in fields(scheme)}
-        children = [note((scheme.__doc__ or "").strip().splitlines()[0])]
+        children = [note((scheme.__doc__ or "").strip().splitlines()[0])] if self._helped else []
         for field in fields(scheme):
             self.controls[field.name].observe(lambda _: self._on_change(), names="value")
-            children += [self.controls[field.name], note(field.metadata.get("help", ""))]
+            children.append(self.controls[field.name])
+            if self._helped:
+                children.append(note(field.metadata.get("help", "")))
         self.children = children
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._name, self.controls, self.children = "", {}, ()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -76,6 +85,21 @@ class SchemeOptions(ipywidgets.VBox):
     def scheme(self) -> Scheme:
         """The scheme with these options. Raises SchemeError for values that it refuses."""
         return known_schemes()[self._name](**self.values)
+
+
+def option_help(command: str) -> dict[str, str]:
+    """Option -> help text, as ``labkit COMMAND --help`` prints it, with a capital first letter."""
+    from labkit.cli import build_parser
+
+    [commands] = (
+        action for action in build_parser()._actions if hasattr(action, "choices") and action.choices
+    )
+    found = {}
+    for action in commands.choices[command]._actions:
+        for name in action.option_strings:
+            if name.startswith("--") and action.help:
+                found[name.removeprefix("--")] = action.help[0].upper() + action.help[1:]
+    return found
 
 
 def live(chart: Any, height: int) -> FigureWidget:
