@@ -21,8 +21,10 @@ def cells(path, kind):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
-def test_numbers_run_from_00_without_a_gap():
-    assert [int(name[:2]) for name in NAMES] == list(range(len(NAMES)))
+def test_numbers_begin_with_00_and_none_is_taken_twice():
+    numbers = [int(name[:2]) for name in NAMES]
+    assert numbers[0] == 0
+    assert len(set(numbers)) == len(numbers)
     assert all(re.fullmatch(r"\d\d_[a-z0-9]+(_[a-z0-9]+)+\.ipynb", name) for name in NAMES)
 
 
@@ -90,6 +92,12 @@ def test_links_lead_somewhere(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-def test_the_readme_lists_every_notebook_in_order():
+def test_the_readme_lists_every_notebook_in_order_with_its_minutes():
     listed = (ROOT / "notebooks/README.md").read_text(encoding="utf-8")
-    assert re.findall(r"\((\d\d_\w+\.ipynb)\)", listed) == NAMES
+    rows = re.findall(r"^\| \[.*?\]\((\d\d_\w+\.ipynb)\) \| ([^|]+) \| (\d+) \| ([^|]+) \|$", listed, re.M)
+    assert [name for name, *_ in rows] == NAMES
+    for name, learned, minutes, needs in rows:
+        title = nbformat.read(ROOT / "notebooks" / name, as_version=4).cells[0].source
+        assert re.search(r"\*\*Minutes:\*\* (\d+)", title)[1] == minutes, name
+        assert len(learned) > 20
+        assert needs.strip()
