@@ -15,6 +15,8 @@ NO_TORCH = (
     "labkit.files",
     "labkit.media",
     "labkit.method_plots",
+    "labkit.layer_plots",
+    "labkit.plan_plots",
     "labkit.phonetap",
     "labkit.plots",
     "labkit.process",
