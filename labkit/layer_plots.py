@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 DIVERGING = "RdBu"
-FRAMES = 40
+FRAMES = 25
 """Steps of a solve that are drawn: the first ones one by one, then fewer and fewer."""
 
 

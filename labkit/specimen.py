@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy
 
 KEPT_ROWS = 2048
+JUDGING = 4  # every fourth item judges, and is not seen by what calibrates
 
 
 class SpecimenError(LabError):
@@ -42,8 +43,8 @@ class Specimen:
     Attributes:
         name: its name in the model.
         linear: the Linear, in fp32 and with a weight of its own.
-        inputs: [M, K] fp32, rows of the calibration items' inputs, M at most `KEPT_ROWS`.
-        statistics: second moments of all their rows.
+        inputs: [M, K] fp32, M at most `KEPT_ROWS`: rows of the items that judge.
+        statistics: second moments of the inputs of the other items, which calibrate.
     """
 
     name: str
@@ -53,8 +54,10 @@ class Specimen:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, engine: Any, name: str, items: int = 8, batches: Sequence[Any] | None = None) -> Specimen:
+    def of(cls, engine: Any, name: str, items: int = 12, batches: Sequence[Any] | None = None) -> Specimen:
         """Take the Linear ``name`` with its inputs on calibration items, or on ``batches`` of the model's arguments.
+
+        One in `JUDGING` of them judges what the others calibrate; a single one does both.
 
         Raises:
             SpecimenError: the model has no such Linear, or nothing came to it.
@@ -70,18 +73,21 @@ class Specimen:
             batches = default_calibration(engine.processor, engine.modalities, items, model=engine.model)
         rows: list[Tensor] = []
         statistics = InputStatistics(linear.in_features, device=linear.weight.device)
-
-        def keep(_: nn.Module, arguments: tuple) -> None:
-            statistics.add(arguments[0])
-            rows.append(arguments[0].detach().reshape(-1, linear.in_features).float().cpu())
-
-        handle = linear.register_forward_pre_hook(keep)
+        given: list[Tensor] = []
+        handle = linear.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].detach()))
         try:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 run_model(engine.model, to_device(batch, linear.weight.device))
+                judges = number % JUDGING == JUDGING - 1
+                for one in given:
+                    if judges or len(batches) == 1:
+                        rows.append(one.reshape(-1, linear.in_features).float().cpu())
+                    if not judges:
+                        statistics.add(one)
+                given.clear()
         finally:
             handle.remove()
-        if not rows:
+        if not rows or not statistics.rows:
             raise SpecimenError(f"no calibration item comes to {name}")
         inputs = torch.cat(rows)
         inputs = inputs[:: -(-len(inputs) // KEPT_ROWS)]
@@ -112,9 +118,10 @@ class Specimen:
         """The share of input channels with a value above ``threshold``: what LLM.int8() keeps in 16 bits."""
         return (self.inputs.abs().amax(0) > threshold).float().mean().item()
 
-    def correlation(self) -> numpy.ndarray:
-        """[K, K]: second moments of the inputs over their sizes, between -1 and 1, in the order of the solve."""
-        order = self.columns.order
+    def correlation(self, count: int = 160) -> numpy.ndarray:
+        """Second moments of the inputs over their sizes, between -1 and 1, of the ``count`` most active columns, in
+        the order of the solve."""
+        order = self.columns.order[:count]
         moment = self.statistics.second_moment[order][:, order]
         size = moment.diagonal().clamp(min=1e-30).sqrt()
         return (moment / size / size[:, None]).numpy()
@@ -127,11 +134,12 @@ class Specimen:
 
     @torch.no_grad()
     def output_db(self, scheme: str | Scheme) -> float:
-        """Signal-to-noise ratio of its outputs under a scheme, in dB: 20 dB is an error of a tenth."""
+        """Signal-to-noise ratio of its outputs on the items that judge, in dB: 20 dB is an error of a tenth."""
         return sqnr_db(self.linear(self.inputs), self.quantized(scheme)(self.inputs))
 
     def output_error(self, approximation: Tensor) -> float:
-        """The squared output error of a weight [N, K] in its place, as a share of the squared output."""
+        """The squared output error of a weight [N, K] in its place, as a share of the squared output, on
+        the items that calibrate."""
         return gptq.trace_error(self.weight, approximation, self.statistics.second_moment)
 
     def qparams(self, num_bits: int = 4, group_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -149,7 +157,7 @@ class Specimen:
             curves[label] = solution.column_errors[columns.order].tolist()
         return curves
 
-    def watch(self, rows: int = 12, num_bits: int = 4, group_size: int = 64) -> list[Step]:
+    def watch(self, rows: int = 8, num_bits: int = 4, group_size: int = 64) -> list[Step]:
         """Every step of the solve of the first ``rows`` output channels."""
         scale, zero_point = self.qparams(num_bits, group_size)
         return list(watch(self.weight[:rows], self.columns, scale[:rows], zero_point[:rows], num_bits))

@@ -24,14 +24,14 @@ def engine():
 
 @pytest.fixture(scope="module")
 def specimen(engine):
-    return Specimen.of(engine, NAME, items=3)
+    return Specimen.of(engine, NAME, items=5)
 
 
 def test_it_holds_what_the_linear_is_given(engine, specimen):
     linear = engine.model.get_submodule(NAME)
     assert torch.equal(specimen.weight, linear.weight.float())
     assert specimen.weight.data_ptr() != linear.weight.data_ptr()
-    assert len(specimen.inputs) <= specimen.statistics.rows
+    assert 0 < len(specimen.inputs) < specimen.statistics.rows  # one item judges, four calibrate
     assert specimen.inputs.shape[1] == linear.in_features
     sizes = specimen.channel_sizes()
     assert (sizes["largest"] >= sizes["typical"]).all()
@@ -99,7 +99,7 @@ def test_schemes_stand_in_the_order_they_should(specimen):
 
 def test_correlations_are_between_minus_one_and_one(specimen):
     found = specimen.correlation()
-    assert found.shape == (specimen.weight.shape[1],) * 2
+    assert found.shape == (min(specimen.weight.shape[1], 160),) * 2
     assert np.allclose(np.diag(found), 1, atol=1e-3)
     assert abs(found).max() <= 1.001
 
@@ -127,4 +127,4 @@ def test_steps_that_are_drawn_are_few_and_hold_both_ends(count):
     found = drawn_steps(count)
     assert found[0] == 0
     assert found[-1] == count - 1
-    assert len(found) == len(set(found)) <= 40
+    assert len(found) == len(set(found)) <= 25
