@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from labkit import __version__
+from labkit.chat_cli import add_chat
 from labkit.errors import LabError
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,nf4,llm-int8"
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_screen(commands)
     _add_plot(commands)
+    add_chat(commands)
     for name, run, text in (
         ("models", "models", "list the models that can be named"),
         ("plans", "plans", "list the quantization plans"),
