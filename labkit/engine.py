@@ -9,25 +9,25 @@ answer.text, answer.ttft_s, answer.decode_tokens_per_s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from labkit.batching import Batch, TextStream
 from labkit.detokenize import Detokenizer
-from labkit.errors import LabError
-from labkit.forward import CachedForward, collate
-from labkit.generation import Generation, RunningAnswer, TextStream
+from labkit.forward import Forward
+from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
+from labkit.grammar import Grammar, Grammars
 from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.sampling import Sampler, SamplingSettings
 
+__all__ = ["Engine", "Generation", "GenerationError", "Messages"]
+
 Messages = Sequence[Mapping[str, Any]]
-
-
-class GenerationError(LabError):
-    """A request that this model cannot answer."""
 
 
 class Engine:
@@ -65,6 +65,7 @@ class Engine:
         self.end_token_ids = _end_token_ids(model, self.tokenizer)
         text_config = model.config.get_text_config(decoder=True)
         self.max_length: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.vocabulary: int = text_config.vocab_size
 
     def generate(self, messages: Messages, *, enable_thinking: bool = False, **settings: Any) -> Generation:
         """Answer one conversation.
@@ -72,35 +73,100 @@ class Engine:
         Args:
             messages: ``[{"role", "content"}]``; content is text or a list of text, image and audio parts.
             enable_thinking: let the model think aloud before it answers, where its template knows how.
-            settings: ``max_new_tokens=256, temperature=0.0, top_p=1.0, top_k=0, seed=None, stop=()``;
-                see :class:`labkit.sampling.SamplingSettings`.
+            settings: ``max_new_tokens=256, temperature=0.0, top_p=1.0, top_k=0, seed=None, stop=()`` and
+                more; see :class:`labkit.sampling.SamplingSettings`. ``grammar`` keeps the answer to one of
+                ``engine.grammars`` (:mod:`labkit.grammar`).
 
         Raises:
             LabError: a setting, message, image or recording that cannot be used, before anything is computed.
         """
-        stream = self.stream(messages, enable_thinking=enable_thinking, **settings)
-        for _ in stream:
-            pass
-        return stream.generation
+        answer = self.request(messages, enable_thinking=enable_thinking, **settings)
+        batch = self.batch(1)
+        batch.add(answer)
+        batch.run()
+        return answer.result()
 
     def stream(self, messages: Messages, *, enable_thinking: bool = False, **settings: Any) -> TextStream:
         """As :meth:`generate`, but gives the text in pieces as they come.  Wrong requests raise here."""
-        return TextStream(*self._start([messages], enable_thinking, settings))
+        answer = self.request(messages, enable_thinking=enable_thinking, **settings)
+        batch = self.batch(1)
+        batch.add(answer)
+        return TextStream(batch, answer)
 
     def generate_batch(
         self, conversations: Sequence[Messages], *, enable_thinking: bool = False, **settings: Any
     ) -> list[Generation]:
-        """Answer several conversations in one batch, padded on the left.
+        """Answer several conversations in one batch.
 
-        Each answer is the one its conversation gets alone, up to the rounding of larger matrix products; with
-        a seed, each row draws from a generator of its own.  Times are those of the whole batch.
+        Each answer is the one its conversation gets alone: to the last bit in bf16 and with integer weights,
+        up to the rounding of larger matrix products in fp32 and fp16. With a seed, each row draws from a
+        generator of its own. Times include what an answer waited for the others.
         """
-        if not conversations:
-            return []
-        steps, sequences = self._start(conversations, enable_thinking, settings)
-        for _ in steps:
-            pass
-        return [sequence.generation for sequence in sequences]
+        answers = [
+            self.request(messages, enable_thinking=enable_thinking, **settings) for messages in conversations
+        ]
+        batch = self.batch(max(len(answers), 1))
+        for answer in answers:
+            batch.add(answer)
+        batch.run()
+        return [answer.result() for answer in answers]
+
+    def batch(self, rows: int) -> Batch:
+        """A new batch of this engine, for answers that :meth:`request` gives."""
+        return Batch(self._forward, self.device, rows)
+
+    def request(
+        self,
+        messages: Messages,
+        *,
+        enable_thinking: bool = False,
+        grammar: Grammar | None = None,
+        inputs: Mapping[str, torch.Tensor] | None = None,
+        **options: Any,
+    ) -> RunningAnswer:
+        """Check and prepare one answer for a batch; computes nothing yet, and may be called from any thread.
+
+        ``inputs`` are what :meth:`prepare` gave for these messages, if that is known already.
+
+        Raises:
+            LabError: as :meth:`generate`.
+        """
+        started = time.perf_counter()
+        try:
+            settings = SamplingSettings(**options)
+        except TypeError:
+            known = list(SamplingSettings.__dataclass_fields__)
+            unknown = sorted(set(options) - set(known))
+            raise GenerationError(
+                f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}"
+            ) from None
+        outside = [token for token in settings.logit_bias if token >= self.vocabulary]
+        if outside:
+            raise GenerationError(
+                f"logit_bias names the token {outside[0]}; {self.spec.name} has 0 to {self.vocabulary - 1}"
+            )
+        inputs = self.prepare(messages, enable_thinking) if inputs is None else inputs
+        length = inputs["input_ids"].shape[1]
+        room = settings.max_new_tokens if self.max_length is None else self.max_length - length
+        limit = min(settings.max_new_tokens, room)
+        ends = self.end_token_ids | set(settings.stop_token_ids)
+        sampler = Sampler(
+            settings,
+            self.device,
+            prompt_ids=inputs["input_ids"][0].tolist(),
+            end_token_ids=ends,
+            constraint=grammar.start(limit) if grammar is not None else None,
+        )
+        answer = RunningAnswer(
+            inputs,
+            sampler,
+            Detokenizer(self.tokenizer),
+            ends,
+            prompt_tokens=length,
+            limit=limit,
+        )
+        answer.generation.prepare_s = time.perf_counter() - started
+        return answer
 
     def prepare(self, messages: Messages, enable_thinking: bool = False) -> dict[str, torch.Tensor]:
         """Model inputs for one conversation, on the CPU: ``input_ids [1, L]`` and what its media need.
@@ -127,89 +193,19 @@ class Engine:
         if length == 0:
             raise GenerationError("the prompt is empty")
         if self.max_length is not None and length >= self.max_length:
-            raise GenerationError(
+            raise PromptTooLongError(
                 f"the prompt has {length} tokens; {self.spec.name} takes {self.max_length - 1}"
             )
         return inputs
 
-    def _start(
-        self, conversations: Sequence[Messages], enable_thinking: bool, options: Mapping[str, Any]
-    ) -> tuple[Iterator[list[tuple[int, str]]], list[RunningAnswer]]:
-        """Check and prepare everything, compute nothing yet."""
-        started = time.perf_counter()
-        try:
-            settings = SamplingSettings(**options)
-        except TypeError:
-            known = list(SamplingSettings.__dataclass_fields__)
-            unknown = sorted(set(options) - set(known))
-            raise GenerationError(
-                f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}"
-            ) from None
-        prompts = [self.prepare(messages, enable_thinking) for messages in conversations]
-        sequences = []
-        for prompt in prompts:
-            length = prompt["input_ids"].shape[1]
-            room = settings.max_new_tokens if self.max_length is None else self.max_length - length
-            sequences.append(
-                RunningAnswer(
-                    Sampler(settings, self.device),
-                    Detokenizer(self.tokenizer),
-                    self.end_token_ids,
-                    prompt_tokens=length,
-                    limit=min(settings.max_new_tokens, room),
-                )
-            )
-        pad = self.tokenizer.pad_token_id
-        batch = collate(prompts, pad if pad is not None else 0)
-        batch = {key: value.to(self.device) for key, value in batch.items()}
-        for sequence in sequences:
-            sequence.generation.prepare_s = time.perf_counter() - started
-        return self._steps(batch, sequences, started), sequences
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What answers can be kept to: ``engine.generate(…, grammar=engine.grammars.grammar("action"))``."""
+        return Grammars(self.tokenizer, self.vocabulary, self.end_token_ids)
 
-    def _steps(
-        self, batch: dict[str, torch.Tensor], sequences: list[RunningAnswer], started: float
-    ) -> Iterator[list[tuple[int, str]]]:
-        """The loop: after each step, the text of each unfinished row as ``(row, text)``."""
-        waited = time.perf_counter()
-        forward = CachedForward(self.model, batch)
-        batch.clear()
-        active = list(range(len(sequences)))
-        logits = forward.prefill()
-        while True:
-            tokens = _choose(logits, [sequences[row].sampler for row in active])
-            deltas = [(row, sequences[row].push(token)) for row, token in zip(active, tokens.tolist())]
-            now = time.perf_counter()
-            for row in active:
-                first = not sequences[row].generation.token_times_s
-                prepared = sequences[row].generation.prepare_s if first else 0.0
-                sequences[row].spend(now - waited + prepared)
-            yield deltas
-            waited = time.perf_counter()
-            rows = [index for index, row in enumerate(active) if not sequences[row].finished]
-            if not rows:
-                return
-            if len(rows) < len(active):
-                forward.keep(rows)
-                tokens = tokens[rows]
-                active = [active[index] for index in rows]
-            logits = forward.step(tokens)
-
-
-@torch.inference_mode()
-def _choose(logits: torch.Tensor, samplers: list[Sampler]) -> torch.Tensor:
-    """The next token of each row, ``[B]`` int64 on the logits' device.  The check waits for the GPU."""
-    if all(sampler.greedy for sampler in samplers):
-        best, tokens = logits.max(dim=-1)
-    else:
-        best = logits.amax(dim=-1)
-    if not bool(torch.isfinite(best).all()):
-        raise GenerationError(
-            f"the model's logits are not finite in {str(logits.dtype).removeprefix('torch.')}: "
-            "try a plan with bf16 or fp32 as default"
-        )
-    if all(sampler.greedy for sampler in samplers):
-        return tokens
-    return torch.stack([sampler(row) for row, sampler in zip(logits, samplers)])
+    @cached_property
+    def _forward(self) -> Forward:
+        return Forward(self.model)
 
 
 def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:

@@ -1,100 +1,96 @@
-"""One pass over a model with its KV cache: prefill once, then one token a row and step.
+"""One pass over a model with its KV cache: prefill one prompt, then one token for each of several rows.
 
-The only place that calls ``model.forward``.  What a batch of conversations needs between two steps - the
-cache, the attention mask, the positions - lives in a :class:`CachedForward`; the model itself keeps no state
-that the next request could stumble over (Glm4v stores the positions' offset of its last image on the module;
-here they are passed explicitly at every step).
+The only place that calls ``model.forward``. What a conversation needs between two steps - cache, position,
+mask - lives in its `Row`; the model itself keeps no state that the next request could stumble over (Glm4v
+stores the positions' offset of its last image on the module; here they are passed explicitly at every step).
+
+A row's logits do not depend on the rows beside it, to the last bit: prompts are prefilled alone, attention is
+computed row by row (`labkit.rows`), and products with weights are taken in a way that was tried on this model
+and device (`find_way`). So an answer at temperature 0 is the same alone and in any company.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from torch import Tensor, nn
 
-SEQUENCE_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-"""Inputs with one value a token; everything else belongs to images and recordings."""
+from labkit.quantization import QuantizedLinear
+from labkit.rows import JoinedCache, RowCache, use_rows
 
-
-def collate(prompts: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Several single prompts as one batch, padded on the left so that every row ends at the same place.
-
-    Tensors with one value a token, ``[1, L]``, become ``[B, max L]``.  Tensors of media, ``[n, ...]``, are
-    joined along the first dimension in the order of the rows; where later dimensions differ (recordings of
-    different lengths), they are padded with zeros on the right.
-    """
-    if len(prompts) == 1:
-        return dict(prompts[0])
-    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
-    keys = {key: None for prompt in prompts for key in prompt}
-    batch = {}
-    for key in keys:
-        if key in SEQUENCE_KEYS:
-            fill = pad_token_id if key == "input_ids" else 0
-            rows = [_pad_left(_row(prompt, key), longest, fill) for prompt in prompts]
-            batch[key] = torch.cat(rows)
-        else:
-            batch[key] = _join([prompt[key] for prompt in prompts if key in prompt])
-    return batch
+PADDED_ROWS = 8
+"""Rows that are always multiplied together where a product's rounding depends on their number."""
+TRIED_ROWS = (1, 2, 3, 5, 8, 13, 16)
 
 
-def _row(prompt: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
-    if key in prompt:
-        return prompt[key]
-    one = torch.ones_like if key == "attention_mask" else torch.zeros_like
-    return one(prompt["input_ids"])
+@dataclass
+class Row:
+    """One conversation between two steps.
 
-
-def _pad_left(row: torch.Tensor, length: int, value: int) -> torch.Tensor:
-    return torch.nn.functional.pad(row, (length - row.shape[1], 0), value=value)
-
-
-def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
-    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
-    padded = []
-    for tensor in tensors:
-        padding: list[int] = []
-        for size, wanted in zip(reversed(tensor.shape[1:]), reversed(shape)):
-            padding += [0, wanted - size]
-        padded.append(torch.nn.functional.pad(tensor, padding) if any(padding) else tensor)
-    return torch.cat(padded)
-
-
-class CachedForward:
-    """A batch on its way through a model.
-
-    Args:
-        model: a transformers causal model (text or multimodal) in evaluation mode.
-        inputs: ``input_ids [B, L]``, optionally ``attention_mask [B, L]`` (0 = left padding), media tensors.
+    Attributes:
+        cache: its keys and values.
+        positions: of its last token, ``[…, 1, 1]`` as the model takes them; None where the model counts itself.
+        mask: what it may see, ``[1, L]``, where the model wants to be told.
     """
 
-    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]):
-        self._model = model
-        self._inputs = dict(inputs)
-        self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        self._mask: torch.Tensor | None = None
-        self._positions: torch.Tensor | None = None
+    cache: RowCache
+    positions: Tensor | None
+    mask: Tensor | None
 
     @property
     def length(self) -> int:
-        """Tokens in the cache, padding included."""
-        return self._cache.get_seq_length()
+        """Tokens in the cache."""
+        return self.cache.get_seq_length()
+
+
+class Forward:
+    """A model's passes.
+
+    Args:
+        model: a transformers causal model (text or multimodal) in evaluation mode.
+
+    ``way`` says how rows are decoded: ``together`` (any number of rows, as they come), ``padded`` (always
+    `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of rows) or ``single``
+    (one after another: caches that are not plain, or a scheme such as llm-int8 whose rows see each other).
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._config = model.config.get_text_config(decoder=True)
+        self._joins = use_rows(model)
+        self._way: str | None = None
+
+    @property
+    def way(self) -> str:
+        """See the class; found out when it is first needed."""
+        if self._way is None:
+            self._way = find_way(self._model) if self._joins else "single"
+        return self._way
 
     @torch.inference_mode()
-    def prefill(self) -> torch.Tensor:
-        """Run the prompts.  Returns the logits after their last tokens, ``[B, vocabulary]``."""
-        model, inputs = self._model, self._inputs
+    def prefill(self, inputs: Mapping[str, Tensor]) -> tuple[Row, Tensor]:
+        """Run one prompt.
+
+        Args:
+            inputs: ``input_ids [1, L]``, optionally ``attention_mask [1, L]``, media tensors; on the device.
+
+        Returns:
+            the row, and the logits after its last token, ``[1, vocabulary]``.
+        """
+        model, inputs = self._model, dict(inputs)
         ids = inputs.pop("input_ids")
         mask = inputs.pop("attention_mask", None)
         mask = torch.ones_like(ids) if mask is None else mask
+        cache = RowCache(self._config)
         positions = model._prepare_position_ids_for_generation(
             ids, {"input_ids": ids, "attention_mask": mask, **inputs}
         )
         arguments: dict[str, Any] = model.prepare_inputs_for_generation(
             ids,
-            past_key_values=self._cache,
+            past_key_values=cache,
             attention_mask=mask,
             position_ids=positions,
             is_first_iteration=True,
@@ -104,38 +100,88 @@ class CachedForward:
         if model._supports_logits_to_keep():
             arguments["logits_to_keep"] = 1
         output = model(**arguments, return_dict=True)
-        self._inputs = {}
         positions = arguments.get("position_ids")
-        self._positions = None if positions is None else positions[..., -1:]
-        # A row without padding sees the whole cache: no mask means less work in every step.
+        # A row that sees its whole cache needs no mask, where the model is told the positions.
         needs_mask = positions is None or bool((mask == 0).any())
-        self._mask = mask if needs_mask else None
-        return output.logits[:, -1]
+        last = None if positions is None else positions[..., -1:]
+        return Row(cache, last, mask if needs_mask else None), output.logits[:, -1]
 
     @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token a row, ``[B]`` int64.  Returns the logits after it, ``[B, vocabulary]``."""
-        if self._positions is not None:
-            self._positions = self._positions + 1
-        if self._mask is not None:
-            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+    def step(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
+        """Append one token to each row, ``tokens [B]`` int64. Returns the logits after it, ``[B, vocabulary]``.
+
+        alone: the one row there is never had company, so it may be multiplied as it comes.
+        """
+        if self.way == "single" or any(row.mask is not None for row in rows):
+            return torch.cat([self._step(row, tokens[i : i + 1]) for i, row in enumerate(rows)])
+        if self.way == "together" or (alone and len(rows) == 1):
+            return self._join(rows, tokens)
+        parts = range(0, len(rows), PADDED_ROWS)
+        return torch.cat(
+            [self._padded(rows[at : at + PADDED_ROWS], tokens[at : at + PADDED_ROWS]) for at in parts]
+        )
+
+    def _step(self, row: Row, token: Tensor) -> Tensor:
+        """One row with its own cache."""
+        if row.positions is not None:
+            row.positions = row.positions + 1
+        if row.mask is not None:
+            row.mask = torch.nn.functional.pad(row.mask, (0, 1), value=1)
+        return self._call(token, row.positions, row.mask, row.cache)
+
+    def _padded(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
+        missing = PADDED_ROWS - len(rows)
+        return self._join(rows, torch.nn.functional.pad(tokens, (0, missing)))[: len(rows)]
+
+    def _join(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
+        """Rows together; tokens beyond the rows are filling."""
+        for row in rows:
+            row.positions = row.positions + 1
+        filling = [rows[0].positions] * (len(tokens) - len(rows))
+        positions = torch.cat([*(row.positions for row in rows), *filling], dim=-2)
+        return self._call(tokens, positions, None, JoinedCache([row.cache for row in rows]))
+
+    def _call(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
         output = self._model(
             input_ids=tokens[:, None],
-            position_ids=self._positions,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
             use_cache=True,
             return_dict=True,
         )
         return output.logits[:, -1]
 
-    @torch.inference_mode()
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, in this order: finished answers stop costing."""
-        device = self._cache.layers[0].keys.device
-        index = torch.tensor(rows, device=device)
-        self._cache.batch_select_indices(index)
-        if self._positions is not None and self._positions.shape[-2] > 1:
-            self._positions = self._positions.index_select(-2, index.to(self._positions.device))
-        if self._mask is not None:
-            self._mask = self._mask[index.to(self._mask.device)]
+
+@torch.inference_mode()
+def find_way(model: nn.Module) -> str:
+    """How rows may be multiplied so that none of them depends on the others: see `Forward`.
+
+    Each kind of Linear of the decoder and the head is tried on made-up rows, one of them with outliers.
+    """
+    text = model.get_decoder() if hasattr(model, "get_decoder") else model
+    kinds: dict[tuple, nn.Module] = {}
+    for module in [*text.modules(), model.get_output_embeddings()]:
+        if isinstance(module, nn.Linear | QuantizedLinear):
+            options = (type(module), module.in_features, module.out_features, module.extra_repr())
+            kinds.setdefault(options, module)
+    ways = {_way_of(module) for module in kinds.values()}
+    return next(way for way in ("single", "padded", "together") if way in ways or way == "together")
+
+
+def _way_of(module: nn.Module) -> str:
+    tensor = next(iter([*module.parameters(), *module.buffers()]))
+    dtype = getattr(module, "dtype", tensor.dtype)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(max(TRIED_ROWS), module.in_features, generator=generator)
+    rows[PADDED_ROWS // 2, :4] = 60.0
+    rows = rows.to(tensor.device, dtype)
+    first, others = rows[:1], rows[PADDED_ROWS:]
+    padded = module(rows[:PADDED_ROWS])
+    moved = module(torch.cat((others[: PADDED_ROWS - 1], first)))[-1:]
+    if not (
+        torch.equal(padded[:1], moved) and torch.equal(module(rows[:PADDED_ROWS].flip(0)).flip(0), padded)
+    ):
+        return "single"
+    same = all(torch.equal(module(rows[:count])[:1], padded[:1]) for count in TRIED_ROWS)
+    return "together" if same else "padded"

@@ -1,12 +1,25 @@
-"""One answer: what it is when it is done, while it grows, and as a stream of text."""
+"""One answer: what it is when it is done, and while it grows."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from labkit.detokenize import Detokenizer, StopMatcher
-from labkit.sampling import Sampler
+from labkit.errors import LabError
+from labkit.sampling import Sampler, TokenLogprobs
+
+if TYPE_CHECKING:
+    from labkit.forward import Row
+
+
+class GenerationError(LabError):
+    """A request that this model cannot answer."""
+
+
+class PromptTooLongError(GenerationError):
+    """A prompt that leaves no room in the model's context."""
 
 
 @dataclass
@@ -17,12 +30,15 @@ class Generation:
         text: the answer, without stop strings and special tokens.
         prompt_tokens: tokens of the prompt, image and audio tokens included.
         completion_tokens: tokens generated, the end token included.
-        finish_reason: ``stop`` (end token or stop string) or ``length`` (``max_new_tokens`` or the context).
-        ttft_s: seconds from the request to the first token: processor, prefill, first choice.
+        finish_reason: ``stop`` (end token, stop string or a finished grammar) or ``length``
+            (``max_new_tokens`` or the context).
+        ttft_s: seconds from the request to the first token: processor, prefill, first choice; in a batch also
+            what it waited for others.
         decode_s: seconds of all later steps together.
         token_times_s: seconds of each step; the first is ``ttft_s``.
         prepare_s: the processor's share of ``ttft_s``.
         token_ids: the tokens generated.
+        logprobs: one entry a token, if ``logprobs`` was asked for.
     """
 
     text: str = ""
@@ -34,6 +50,7 @@ class Generation:
     token_times_s: list[float] = field(default_factory=list)
     prepare_s: float = 0.0
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -42,33 +59,52 @@ class Generation:
 
 
 class RunningAnswer:
-    """The state of one answer between steps."""
+    """One answer from the prepared prompt to the last token: what a `labkit.batching.Batch` works on.
+
+    Attributes:
+        inputs: the prompt's tensors on the CPU, until it is prefilled.
+        row: the conversation's state in the model, from then on.
+        generation: the answer so far.
+        finished: no more tokens will come.
+        error: why it ended without an answer, or None.
+        end_tokens: the tokens that end it.
+    """
 
     def __init__(
         self,
+        inputs: Mapping[str, Any],
         sampler: Sampler,
         detokenizer: Detokenizer,
-        end_token_ids: Container[int],
+        end_token_ids: frozenset[int],
         *,
         prompt_tokens: int,
         limit: int,
     ):
+        self.inputs: Mapping[str, Any] | None = inputs
+        self.row: Row | None = None
         self.sampler = sampler
         self.generation = Generation(prompt_tokens=prompt_tokens)
         self.finished = False
+        self.error: LabError | None = None
+        self.since_s = 0.0
         self._limit = limit
-        self._end_tokens = end_token_ids
+        self.end_tokens = end_token_ids
         self._detokenizer = detokenizer
         self._stops = StopMatcher(sampler.settings.stop)
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, logprobs: TokenLogprobs | None = None) -> str:
         """Take one token; returns the text it lets go."""
         generation = self.generation
         generation.token_ids.append(token)
         generation.completion_tokens += 1
-        ended = token in self._end_tokens
+        if logprobs is not None:
+            generation.logprobs.append(logprobs)
+        ended = token in self.end_tokens
+        if not ended:
+            self.sampler.accept(token)
+        constraint = self.sampler.constraint
         text = "" if ended else self._stops.push(self._detokenizer.push(token))
-        if ended or self._stops.stopped:
+        if ended or self._stops.stopped or (constraint is not None and constraint.done):
             self.finished, generation.finish_reason = True, "stop"
         elif generation.completion_tokens >= self._limit:
             self.finished, generation.finish_reason = True, "length"
@@ -77,41 +113,27 @@ class RunningAnswer:
         generation.text += text
         return text
 
-    def spend(self, seconds: float) -> None:
-        """Book the time of the step that gave the last token."""
+    def fail(self, error: LabError) -> None:
+        """End without an answer."""
+        self.error, self.finished = error, True
+
+    def spend(self, until_s: float) -> None:
+        """Book the time that the last token took; ``until_s`` is what the batch has worked in all."""
+        seconds, self.since_s = until_s - self.since_s, until_s
         times = self.generation.token_times_s
         if times:
             self.generation.decode_s += seconds
         else:
+            seconds += self.generation.prepare_s
             self.generation.ttft_s = seconds
         times.append(seconds)
 
+    def result(self) -> Generation:
+        """The finished answer.
 
-class TextStream(Iterator[str]):
-    """Pieces of an answer as they are generated; ``generation`` holds the whole once they are exhausted.
-
-    Leaving early (``close()``, or the end of a ``with`` block) stops generating; ``generation`` stays None.
-    """
-
-    def __init__(self, steps: Iterator[list[tuple[int, str]]], sequences: list[RunningAnswer]):
-        self._steps = steps
-        self._sequences = sequences
-        self.generation: Generation | None = None
-
-    def __next__(self) -> str:
-        for deltas in self._steps:
-            if text := "".join(text for _, text in deltas):
-                return text
-        if self._sequences and self._sequences[0].finished:
-            self.generation = self._sequences[0].generation
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stop generating and free the cache."""
-        self._steps.close()
-
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        Raises:
+            LabError: what it failed with.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.generation

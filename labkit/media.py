@@ -31,6 +31,8 @@ MIN_AUDIO_S = 0.1
 """Shortest recording accepted, in seconds: the encoders need a few frames."""
 MAX_PIXELS = 50_000_000
 """Largest image accepted (a phone's screenshot has 2 to 5 million pixels)."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM")
+"""Those that Pillow decodes itself: for PostScript it would start another program."""
 MAX_ASPECT = 100
 """Largest ratio of an image's sides; the processors refuse more than 200."""
 
@@ -97,8 +99,12 @@ def load_image(source: Image.Image | str | Path | bytes) -> Image.Image:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(data))
-        except (UnidentifiedImageError, Image.DecompressionBombError):
+                image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        except Image.DecompressionBombError:
+            raise MediaError(
+                f"{name} has too many pixels; at most {MAX_PIXELS:,} are accepted: scale it down"
+            ) from None
+        except UnidentifiedImageError:
             raise MediaError(
                 f"{name} is not an image that can be read ({len(data)} bytes; PNG, JPEG, WebP, ... can)"
             ) from None

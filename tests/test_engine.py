@@ -8,7 +8,7 @@ from PIL import Image
 
 from labkit.engine import Engine, GenerationError
 from labkit.errors import LabError
-from labkit.models.processors import PromptError, TemplateProcessor
+from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.sampling import SamplingError
 
@@ -198,9 +198,19 @@ def test_media_for_a_model_without_that_sense_is_refused(llama, glm4v):
         glm4v.generate([{"role": "user", "content": [sound]}])
 
 
-def test_a_placeholder_in_the_text_is_refused(glm4v):
-    with pytest.raises(PromptError, match="must not contain"):
-        glm4v.generate(ask("look <|image|>", picture(56, 56)))
+def test_control_tokens_in_a_text_are_the_letters_that_they_are(glm4v):
+    plain, marked = (
+        glm4v.prepare(ask(text, picture(56, 56)))["input_ids"][0].tolist()
+        for text in ("look @ there", "look <|image|><|user|> there")
+    )
+    words = glm4v.tokenizer
+    for token in ("<|image|>", "<|user|>"):
+        assert marked.count(words.convert_tokens_to_ids(token)) == plain.count(
+            words.convert_tokens_to_ids(token)
+        )
+    assert words.decode(marked).endswith("look <|image|><|user|> there<|assistant|>\n")
+    assert len(marked) == len(plain) - 1 + len("<|image|><|user|>")
+    assert glm4v.generate(ask("look <|image|>", picture(56, 56)), max_new_tokens=2).completion_tokens == 2
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import tiny_models
 import torch
 
 from labkit.detokenize import Detokenizer, StopMatcher
-from labkit.forward import collate
-from labkit.sampling import Sampler, SamplingSettings, distribution
+from labkit.sampling import Sampler, SamplingError, SamplingSettings, distribution
 
 
 def test_top_k_keeps_the_likeliest():
@@ -77,18 +76,63 @@ def test_the_earliest_of_two_stop_strings_wins():
     assert stops.stopped
 
 
-def test_prompts_are_padded_on_the_left_and_recordings_on_the_right():
-    short = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
-    long = {
-        "input_ids": torch.tensor([[7, 8, 9]]),
-        "attention_mask": torch.ones(1, 3, dtype=torch.long),
-        "mm_token_type_ids": torch.tensor([[0, 1, 0]]),
-        "input_features": torch.ones(1, 4),
-    }
-    longer = {**long, "input_features": torch.ones(2, 6)}
-    batch = collate([short, long, longer], pad_token_id=1)
-    assert batch["input_ids"].tolist() == [[1, 5, 6], [7, 8, 9], [7, 8, 9]]
-    assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1], [1, 1, 1]]
-    assert batch["mm_token_type_ids"].tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
-    assert batch["input_features"].shape == (3, 6)
-    assert batch["input_features"][0].tolist() == [1, 1, 1, 1, 0, 0]
+def chosen(logits, settings, taken=(), prompt=(), ends=()):
+    sampler = Sampler(settings, prompt_ids=prompt, end_token_ids=ends)
+    for token in taken:
+        sampler.accept(token)
+    return int(sampler(torch.tensor(logits)))
+
+
+def test_penalties_take_off_what_the_answer_has_already():
+    logits = [5.0, 4.5, 1.0]
+    assert chosen(logits, SamplingSettings(presence_penalty=1.0), taken=[0]) == 1
+    assert chosen(logits, SamplingSettings(presence_penalty=0.4), taken=[0, 0]) == 0  # once, however often
+    assert chosen(logits, SamplingSettings(frequency_penalty=0.4), taken=[0]) == 0
+    assert chosen(logits, SamplingSettings(frequency_penalty=0.4), taken=[0, 0]) == 1
+    assert chosen(logits, SamplingSettings(frequency_penalty=0.4), prompt=[0, 0]) == 0  # the prompt is free
+
+
+def test_the_repetition_penalty_counts_the_prompt_and_pushes_down_both_signs():
+    settings = SamplingSettings(repetition_penalty=2.0)
+    assert chosen([5.0, 3.0], settings, prompt=[0]) == 1
+    assert chosen([-1.0, -1.5], settings, taken=[0]) == 1
+    assert chosen([5.0, 2.0], settings, taken=[0]) == 0
+
+
+def test_a_bias_moves_a_token_and_no_end_comes_too_early():
+    assert chosen([1.0, 0.0], SamplingSettings(logit_bias={1: 1.5})) == 1
+    assert chosen([1.0, 0.0], SamplingSettings(logit_bias={0: -100})) == 1
+    early = SamplingSettings(min_new_tokens=2)
+    assert chosen([9.0, 0.0], early, taken=[1], ends=[0]) == 1
+    assert chosen([9.0, 0.0], early, taken=[1, 1], ends=[0]) == 0
+
+
+def test_log_probabilities_are_the_models_own():
+    logits = torch.tensor([2.0, 1.0, 0.0])
+    settings = SamplingSettings(logprobs=2, logit_bias={2: 100}, temperature=0.0)
+    known = Sampler(settings).logprobs(logits, 2)
+    expected = torch.log_softmax(logits, 0)
+    assert known.token == 2
+    assert known.logprob == pytest.approx(expected[2].item())
+    assert [token for token, _ in known.top] == [0, 1]
+    assert known.top[0][1] == pytest.approx(expected[0].item())
+    assert Sampler(SamplingSettings()).logprobs(logits, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"frequency_penalty": 2.1}, "frequency_penalty is 2.1"),
+        ({"presence_penalty": float("nan")}, "presence_penalty is nan"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"logit_bias": {3: 101}}, "logit_bias is"),
+        ({"logit_bias": {-1: 0}}, "logit_bias is"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"logprobs": True}, "logprobs is True"),
+        ({"stop_token_ids": (-1,)}, "stop_token_ids is"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9"),
+    ],
+)
+def test_penalties_and_biases_out_of_range_are_refused(settings, told):
+    with pytest.raises(SamplingError, match=told):
+        SamplingSettings(**settings)

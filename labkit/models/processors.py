@@ -17,6 +17,8 @@ import torch
 from labkit.errors import LabError
 
 Message = Mapping[str, Any]
+MARK = "\x00"
+"""Stands in a templated prompt around the number of a text that holds control tokens."""
 
 
 class PromptError(LabError):
@@ -55,9 +57,12 @@ class TemplateProcessor:
             ``input_ids, attention_mask [1, L]``; with images also ``mm_token_type_ids [1, L]`` (1 = image),
             ``pixel_values [patches, channels * temporal * patch * patch]`` and ``image_grid_thw [images, 3]``
 
+        Control tokens that stand in a text, ``<|user|>`` say, are encoded as the letters they are.
+
         Raises:
-            PromptError: the template refuses the messages, or a text contains the image placeholder.
+            PromptError: the template refuses the messages.
         """
+        messages, hostile = self._without_control_tokens(messages)
         images = [
             part["image"] for message in messages for part in _parts(message) if part["type"] == "image"
         ]
@@ -70,15 +75,53 @@ class TemplateProcessor:
             per_token = self.image_processor.merge_size**2
             counts = [int(grid.prod()) // per_token for grid in media["image_grid_thw"]]
             text = self._expand(text, counts)
-        encoded = self.tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
-        inputs = {
-            "input_ids": encoded["input_ids"].long(),
-            "attention_mask": encoded["attention_mask"].long(),
-        }
+        ids = self._encode(text, hostile, not templated)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if images:
             image_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_id).long()
         return inputs | media
+
+    def _without_control_tokens(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """Messages whose texts with control tokens are marks for now, and those texts."""
+        control = [str(token) for token in self.tokenizer.all_special_tokens]
+        control += [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        hostile: list[str] = []
+
+        def safe(text: str) -> str:
+            if MARK not in text and not any(token in text for token in control):
+                return text
+            hostile.append(text)
+            return f"{MARK}{len(hostile) - 1}{MARK}"
+
+        made = [
+            {
+                **message,
+                "content": safe(message["content"])
+                if isinstance(message["content"], str)
+                else [
+                    {**part, "text": safe(part["text"])} if part["type"] == "text" else part
+                    for part in message["content"]
+                ],
+            }
+            for message in messages
+        ]
+        return made, hostile
+
+    def _encode(self, text: str, hostile: Sequence[str], add_special_tokens: bool) -> torch.Tensor:
+        """Token ids ``[1, L]``, hostile texts in their places letter by letter."""
+        if not hostile:
+            found = self.tokenizer(text, add_special_tokens=add_special_tokens, return_tensors="pt")
+            return found["input_ids"].long()
+        ids: list[int] = []
+        for place, piece in enumerate(text.split(MARK)):
+            letters = place % 2 == 1
+            ids += self.tokenizer.encode(
+                hostile[int(piece)] if letters else piece,
+                add_special_tokens=add_special_tokens and place == 0,
+                split_special_tokens=letters,
+            )
+        return torch.tensor([ids], dtype=torch.long)
 
     def _template(self, messages: Sequence[Message], enable_thinking: bool) -> str:
         stripped = [
@@ -105,8 +148,7 @@ class TemplateProcessor:
         pieces = text.split(self.image_token)
         if len(pieces) != len(counts) + 1:
             raise PromptError(
-                f"the prompt has {len(pieces) - 1} image placeholders for {len(counts)} images: the text "
-                f"must not contain {self.image_token}"
+                f"the model's chat template made {len(pieces) - 1} image placeholders of {len(counts)} images"
             )
         return pieces[0] + "".join(
             self.image_token * count + piece for count, piece in zip(counts, pieces[1:])

@@ -1,0 +1,201 @@
+"""Continuous batching: the one generation loop.
+
+A :class:`Batch` has a queue of prepared answers and a number of rows. Each `Batch.step` does one thing: it
+prefills the first prompt of the queue into a free row, or it adds one token to every row. So a new answer
+joins between two tokens of the others and a finished one leaves its row at once.
+
+Prefilling a screenshot takes as long as many tokens. After each prefill the rows get at least
+`DECODE_SHARE` of the time before the next one, so that a stream of new prompts slows answers down, but never
+stops them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit.errors import LabError
+from labkit.forward import Forward
+from labkit.generation import Generation, GenerationError, RunningAnswer
+
+DECODE_SHARE = 0.25
+"""The least share of the time that goes to rows which are being decoded while prompts wait."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step gave one answer: a token, and the text that it let go, possibly none."""
+
+    answer: RunningAnswer
+    text: str
+
+
+class Batch:
+    """Answers that are generated together. Not to be used from two threads at a time.
+
+    Args:
+        forward: the model's passes.
+        device: where they are computed.
+        rows: most answers at a time; 1 lets the one row be multiplied as it comes (`Forward.step`).
+
+    Attributes:
+        waiting: answers that are not prefilled yet.
+        active: those that have a row.
+        worked_s: seconds spent in `step` so far.
+    """
+
+    def __init__(self, forward: Forward, device: torch.device, rows: int = 8):
+        if rows < 1:
+            raise LabError(f"rows is {rows}; a batch has at least one")
+        self.rows = rows
+        self.waiting: deque[RunningAnswer] = deque()
+        self.active: list[RunningAnswer] = []
+        self.worked_s = 0.0
+        self._forward = forward
+        self._device = device
+        self._owed_s = 0.0  # to the rows, before the next prefill
+        self._next: Tensor | None = None  # the last token of each active answer, [B]
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting or self.active)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all rows' keys and values."""
+        return sum(answer.row.cache.stored_bytes for answer in self.active)
+
+    def add(self, answer: RunningAnswer) -> None:
+        """Put an answer at the queue's end."""
+        answer.since_s = self.worked_s
+        self.waiting.append(answer)
+
+    def remove(self, answer: RunningAnswer) -> None:
+        """Forget an answer, wherever it is; nothing happens if it is gone already."""
+        if answer in self.waiting:
+            self.waiting.remove(answer)
+        elif answer in self.active:
+            self._keep([one is not answer for one in self.active])
+
+    def step(self) -> list[Piece]:
+        """Prefill one prompt, or add one token to every row. Returns what came of it.
+
+        An answer that cannot go on fails alone: it is finished, and its ``error`` says why.
+        """
+        started = time.perf_counter()
+        prefills = self.waiting and len(self.active) < self.rows and not (self.active and self._owed_s > 0)
+        if prefills:
+            pieces = self._prefill(self.waiting.popleft())
+        elif self.active:
+            pieces = self._decode()
+        else:
+            return []
+        elapsed = time.perf_counter() - started
+        self.worked_s += elapsed
+        self._owed_s = elapsed * DECODE_SHARE / (1 - DECODE_SHARE) if prefills else self._owed_s - elapsed
+        for piece in pieces:
+            piece.answer.spend(self.worked_s)
+        if any(answer.finished for answer in self.active):
+            self._keep([not answer.finished for answer in self.active])
+        return pieces
+
+    def run(self) -> None:
+        """Work until nothing is left."""
+        while self.busy:
+            self.step()
+
+    def _prefill(self, answer: RunningAnswer) -> list[Piece]:
+        inputs = {key: value.to(self._device) for key, value in answer.inputs.items()}
+        answer.inputs = None
+        try:
+            answer.row, logits = self._forward.prefill(inputs)
+        except torch.OutOfMemoryError:
+            answer.fail(GenerationError("there is not enough memory on the device for this prompt"))
+            return [Piece(answer, "")]
+        pieces, tokens = _choose(logits, [answer])
+        if not answer.finished:
+            self.active.append(answer)
+            self._next = tokens if self._next is None else torch.cat((self._next, tokens))
+        else:
+            answer.row = None
+        return pieces
+
+    def _decode(self) -> list[Piece]:
+        logits = self._forward.step([answer.row for answer in self.active], self._next, alone=self.rows == 1)
+        pieces, self._next = _choose(logits, self.active)
+        return pieces
+
+    def _keep(self, kept: list[bool]) -> None:
+        for answer, stays in zip(self.active, kept):
+            if not stays:
+                answer.row = None
+        self.active = [answer for answer, stays in zip(self.active, kept) if stays]
+        self._next = self._next[torch.tensor(kept, device=self._next.device)] if self.active else None
+
+
+class TextStream(Iterator[str]):
+    """Pieces of an answer as they are generated; ``generation`` holds the whole once they are exhausted.
+
+    Leaving early (``close()``, or the end of a ``with`` block) stops generating; ``generation`` stays None.
+    """
+
+    def __init__(self, batch: Batch, answer: RunningAnswer):
+        self._batch = batch
+        self._answer = answer
+        self.generation: Generation | None = None
+
+    def __next__(self) -> str:
+        while self._batch.busy:
+            if text := "".join(piece.text for piece in self._batch.step()):
+                return text
+        if self._answer.finished:
+            self.generation = self._answer.result()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop generating and free the cache."""
+        self._batch.remove(self._answer)
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@torch.inference_mode()
+def _choose(logits: Tensor, answers: list[RunningAnswer]) -> tuple[list[Piece], Tensor]:
+    """Choose and push the next token of each answer from ``logits [B, vocabulary]``; also the tokens ``[B]``.
+
+    The check for numbers that are not finite waits for the GPU.
+    """
+    best, tokens = logits.max(dim=-1)
+    finite = torch.isfinite(best).tolist()
+    if not all(answer.sampler.plain for answer in answers):
+        tokens = tokens.clone()
+        for index, answer in enumerate(answers):
+            if finite[index] and not answer.sampler.plain:
+                try:
+                    tokens[index] = answer.sampler(logits[index])
+                except LabError as error:
+                    answer.fail(error)
+    pieces = []
+    for index, (answer, token) in enumerate(zip(answers, tokens.tolist())):
+        if not finite[index]:
+            dtype = str(logits.dtype).removeprefix("torch.")
+            answer.fail(
+                GenerationError(
+                    f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
+                )
+            )
+        if answer.error is not None:
+            pieces.append(Piece(answer, ""))
+        else:
+            pieces.append(Piece(answer, answer.push(token, answer.sampler.logprobs(logits[index], token))))
+    return pieces, tokens

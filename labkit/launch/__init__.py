@@ -1,0 +1,13 @@
+"""Start, watch and stop a service from a notebook or a script: the kernel never holds the model. No torch.
+
+from labkit import launch
+
+service = launch.start("pocket", plan="int8")
+service.base_url  # "http://127.0.0.1:8000/v1"
+service.stop()
+"""
+
+from labkit.launch.service import LaunchError, Service, find, start
+from labkit.launch.state import State
+
+__all__ = ["LaunchError", "Service", "State", "find", "start"]

@@ -1,0 +1,265 @@
+"""A service in a process of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from labkit.errors import LabError
+from labkit.launch import state
+from labkit.launch.state import Record, State
+from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
+
+START_S = 600.0
+STOP_S = 45.0
+LAST_LINES = 8
+
+
+class LaunchError(LabError):
+    """A service that cannot be started, or has failed."""
+
+
+class Service:
+    """One started service. As a context manager it is stopped at the block's end.
+
+    Attributes:
+        port, url: where it listens.
+        base_url: what OpenAI's clients are told.
+        log: the path of its log.
+    """
+
+    def __init__(self, record: Record, process: subprocess.Popen | None = None):
+        self._record, self._process = record, process
+        self.port, self.url = record.port, record.url
+        self.base_url = f"{record.url}/v1"
+        self.log = Path(record.log)
+
+    def __repr__(self) -> str:
+        return f"<Service {self.url}: {self.state.name}>"
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def state(self) -> State:
+        """What it is doing now."""
+        if self._process is not None:
+            self._process.poll()  # collects it, if it has ended
+        if not self._record.is_running:
+            return State(
+                "died", f"the service on port {self.port} has ended by itself; {_last_words(self.log)}"
+            )
+        status, told = _ask(self.url, "/ready")
+        if status == 200:
+            return State("ready", f"ready at {self.url}, process {self._record.pid}")
+        if status is None or told.get("code") == "not_ready":
+            return State("starting", f"starting on port {self.port}, process {self._record.pid}")
+        return State("unhealthy", f"unhealthy at {self.url}: {told.get('message', f'status {status}')}")
+
+    def facts(self) -> dict[str, Any]:
+        """What its status page shows: model, plan, bytes, tokens a second.
+
+        Raises:
+            LaunchError: it does not answer.
+        """
+        status, facts = _ask(self.url, "/status")
+        if status != 200:
+            raise LaunchError(f"the service at {self.url} does not answer: {self.state.told}")
+        return facts
+
+    def wait(self, timeout_s: float = START_S, show: Callable[[str], None] | None = None) -> Service:
+        """Wait until it is ready; ``show`` gets each line of its log as it comes.
+
+        Raises:
+            LaunchError: it failed, or was not ready in time; the message has its last lines.
+        """
+        shown, ends = 0, time.monotonic() + timeout_s
+        while True:
+            now = self.state
+            lines = self.lines()
+            for line in lines[shown:]:
+                if show is not None:
+                    show(line)
+            shown = len(lines)
+            if now.name == "ready" and any(line.startswith("[SUCCESS]") for line in lines):
+                return self
+            if now.name in ("died", "unhealthy"):
+                raise LaunchError(now.told)
+            if time.monotonic() > ends:
+                raise LaunchError(f"not ready after {timeout_s:g} s; {_last_words(self.log)}")
+            time.sleep(0.1)
+
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Let it finish what runs, then end it and what it has started."""
+        import psutil
+
+        if self._record.is_running:
+            process = psutil.Process(self._record.pid)
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
+            psutil.wait_procs([process], timeout=timeout_s)
+            _, left = psutil.wait_procs(family, timeout=2)
+            for one in left:
+                one.kill()
+            psutil.wait_procs(left, timeout=5)
+        if self._process is not None:
+            self._process.wait()
+        state.forget(self.port)
+
+    def lines(self, count: int | None = None) -> list[str]:
+        """The last lines of its log, or all."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+        return lines if count is None else lines[-count:]
+
+
+def start(
+    model: str = "pocket",
+    plan: str | None = None,
+    *,
+    port: int = ServiceOptions.port,
+    arguments: Sequence[str] = (),
+    api_key: str | None = None,
+    wait: bool = True,
+    timeout_s: float = START_S,
+    show: Callable[[str], None] | None = print,
+) -> Service:
+    """Start a service, or give the one that runs already with the same arguments.
+
+    Args:
+        model, plan: as for `labkit.load`.
+        port: where; 0 takes a free one.
+        arguments: further arguments of ``labkit serve``, as ``["--streams", "4"]``.
+        api_key: handed on by the environment, so that no list of processes shows it.
+        wait: until it is ready; ``show`` gets the lines of its log meanwhile (None: nothing).
+
+    Raises:
+        LaunchError: the port is taken, or the service failed; the message has its last lines.
+    """
+    port = port or _free_port()
+    told = (model, *(("--plan", plan) if plan else ()), "--port", str(port), *arguments)
+    if (known := find(port)) is not None:
+        if known._record.is_running:
+            if known._record.arguments != told:
+                was = " ".join(known._record.arguments)
+                raise LaunchError(f"port {port} serves something else (labkit serve {was}): stop it first")
+            if show is not None:
+                show(f"[INFO] Already there: {known.state.told}")
+            return known.wait(timeout_s) if wait else known
+        state.forget(port)
+    if _answers(port):
+        raise LaunchError(f"port {port} is used by something that was not started here: take another port")
+    log = state.log_path(port)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "labkit", "serve", *told],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(api_key),
+            start_new_session=True,
+        )
+    record = Record(port, _url(arguments, port), process.pid, _created(process), told, str(log))
+    state.write(record)
+    service = Service(record, process)
+    try:
+        return service.wait(timeout_s, show) if wait else service
+    except LaunchError:
+        service.stop(5)
+        raise
+
+
+def find(port: int = ServiceOptions.port) -> Service | None:
+    """The service that was started on a port here, alive or not; None if there was none or it was stopped."""
+    record = state.read(port)
+    return None if record is None else Service(record)
+
+
+def state_of(port: int = ServiceOptions.port) -> State:
+    """What is on a port: a service's `State`, ``stopped``, or ``foreign``."""
+    if (service := find(port)) is not None:
+        return service.state
+    if _answers(port):
+        return State("foreign", f"port {port} is used by something that was not started here")
+    return State("stopped", f"no service on port {port}")
+
+
+def _url(arguments: Sequence[str], port: int) -> str:
+    """The service's address as this machine reaches it."""
+    told = dict(pairwise(arguments))
+    host = told.get("--host", ServiceOptions.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _environment(api_key: str | None) -> dict[str, str]:
+    package_parent = str(Path(__file__).resolve().parents[2])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    given = {API_KEY_VARIABLE: api_key} if api_key else {}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **given,
+    }
+
+
+def _created(process: subprocess.Popen) -> float:
+    import psutil
+
+    try:
+        return psutil.Process(process.pid).create_time()
+    except psutil.Error:  # it has ended already; its log says why
+        return time.time()
+
+
+def _ask(url: str, path: str, timeout_s: float = 5.0) -> tuple[int | None, dict[str, Any]]:
+    """Status and JSON of an answer; None if there is none. Goes to this machine, whatever a proxy variable says."""
+    place = urlsplit(url)
+    with closing(http.client.HTTPConnection(place.hostname, place.port, timeout=timeout_s)) as connection:
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            told = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None, {}
+    told = told if isinstance(told, dict) else {}
+    return response.status, told.get("error", told)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as tried:
+        tried.settimeout(2)
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    except OSError:
+        lines = []
+    return f"the end of its log ({log}): " + (" | ".join(lines) or "nothing")

@@ -1,0 +1,175 @@
+"""The key-value cache of one conversation, and one attention step over the caches of several.
+
+Conversations that are decoded together keep a cache each, of its own length: nothing is padded, a row joins
+or leaves between two steps without touching the others, and each row's attention is computed by the very call
+it would get alone. Only products with weights are shared, which is where a batch saves time.
+
+transformers gives both ends: a `Cache` may return what it likes from ``update``, and an attention function
+registered under a name gets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+ATTENTION = "labkit_rows"
+GROWTH = 128  # tokens by which a cache grows at a time
+_PLAIN = {
+    "sliding_window",
+    "softcap",
+    "s_aux",
+    "position_bias",
+}  # arguments that more than plain attention takes
+
+
+class RowLayer(DynamicLayer):
+    """One layer's keys and values ``[1, H, L, D]`` of one conversation, in buffers that grow by `GROWTH` tokens."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append ``[1, H, n, D]``; returns all keys and values so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._length, self._buffers = 0, None
+        end = self._length + key_states.shape[-2]
+        if self._buffers is None or end > self._buffers[0].shape[-2]:
+            self._grow(end, key_states, value_states)
+        keys, values = self._buffers
+        keys[:, :, self._length : end] = key_states
+        values[:, :, self._length : end] = value_states
+        self._length = end
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        return self.keys, self.values
+
+    def _grow(self, needed: int, key_states: Tensor, value_states: Tensor) -> None:
+        room = -(-needed // GROWTH) * GROWTH
+        grown = []
+        for new, old in zip((key_states, value_states), self._buffers or (None, None)):
+            buffer = new.new_empty(*new.shape[:2], room, new.shape[3])
+            if old is not None:
+                buffer[:, :, : self._length] = old[:, :, : self._length]
+            grown.append(buffer)
+        self._buffers = tuple(grown)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(one.nbytes for one in self._buffers) if self.is_initialized else 0
+
+
+class RowCache(DynamicCache):
+    """The cache of one conversation: `RowLayer` where the model's layers are plain, else transformers' own."""
+
+    def __init__(self, config: Any):
+        super().__init__(config=config)
+        self.layers = [RowLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it can be one of several rows: no sliding windows, no states of another kind."""
+        return bool(self.layers) and all(type(layer) is RowLayer for layer in self.layers)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that this conversation's keys and values take."""
+        return sum(layer.stored_bytes for layer in self.layers if isinstance(layer, RowLayer))
+
+
+class JoinedLayer(CacheLayerMixin):
+    """One layer of several conversations; what `update` returns is understood by `attend_rows` alone."""
+
+    is_sliding = False
+
+    def __init__(self, rows: Sequence[RowLayer]):
+        super().__init__()
+        self._rows = rows
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the rows are there."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Append one token a row, ``[B, H, 1, D]``; rows beyond the conversations are filling and are dropped."""
+        kept = [
+            row.update(key_states[index : index + 1], value_states[index : index + 1])
+            for index, row in enumerate(self._rows)
+        ]
+        return [keys for keys, _ in kept], [values for _, values in kept]
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest conversation."""
+        return max(row.get_seq_length() for row in self._rows)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As of the longest conversation; no mask is made for one token a row."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Rows grow without a limit of their own."""
+        return -1
+
+
+class JoinedCache(Cache):
+    """Several conversations' caches as one, for one decoding step."""
+
+    def __init__(self, caches: Sequence[RowCache]):
+        layers = zip(*(cache.layers for cache in caches))
+        super().__init__(layers=[JoinedLayer(rows) for rows in layers])
+
+
+def attend_rows(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor | list[Tensor],
+    value: Tensor | list[Tensor],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' SDPA attention; for the rows of a `JoinedCache`, one call a row.
+
+    query ``[B, heads, 1, D]``, keys and values B lists' entries ``[1, groups, L_b, D]`` -> ``[B, 1, heads, D]``.
+    Query heads that share keys are computed together, without repeating the keys.
+    """
+    if isinstance(key, Tensor):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if any(kwargs.get(name) is not None for name in _PLAIN):
+        rows = [
+            sdpa_attention_forward(module, query[i : i + 1], k, v, None, scaling=scaling, **kwargs)[0]
+            for i, (k, v) in enumerate(zip(key, value))
+        ]
+    else:
+        heads, width = query.shape[1], query.shape[3]
+        rows = []
+        for index, (k, v) in enumerate(zip(key, value)):
+            grouped = query[index].view(1, k.shape[1], heads // k.shape[1], width)
+            out = torch.nn.functional.scaled_dot_product_attention(grouped, k, v, scale=scaling)
+            rows.append(out.reshape(1, 1, heads, -1))
+    if missing := query.shape[0] - len(rows):
+        rows.append(rows[0].new_zeros(missing, *rows[0].shape[1:]))
+    return torch.cat(rows), None
+
+
+AttentionInterface.register(ATTENTION, attend_rows)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def use_rows(model: torch.nn.Module) -> bool:
+    """Let a model's decoder use `attend_rows`, where it can: SDPA attention, plain caches. Says whether it does."""
+    config = model.config.get_text_config(decoder=True)
+    plain = RowCache(config).is_plain
+    if plain and config._attn_implementation == "sdpa":
+        config._attn_implementation = ATTENTION
+    return plain and config._attn_implementation == ATTENTION

@@ -1,0 +1,121 @@
+"""One choice of an answer while its events come: thinking split off, log-probabilities kept, calls recognized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from labkit.grammar import Grammars
+from labkit.sampling import TokenLogprobs
+from labkit.service.reasoning import OPEN, ReasoningSplitter
+from labkit.service.replies import TokenLogprob, ToolCall, TopLogprob
+from labkit.service.scheduler import Event
+from labkit.service.tools import as_tool_call
+
+APART, INLINE, HIDDEN = "apart", "inline", "hidden"
+"""Where thinking goes: into a field of its own, into the content as it was written, or nowhere."""
+
+
+@dataclass
+class News:
+    """What an event adds to a choice for its reader."""
+
+    index: int
+    content: str = ""
+    reasoning: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    tool_call: ToolCall | None = None
+    finish_reason: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send."""
+        return not (self.content or self.reasoning or self.tool_call or self.finish_reason)
+
+
+class ChoiceReader:
+    """Reads the events of one choice.
+
+    Args:
+        index: its place.
+        reasoning: `APART`, `INLINE` or `HIDDEN`.
+        opened: the prompt ended in ``<think>``.
+        calls: the answer is a tool call, told whole at its end.
+        named: the request named the function (its finish reason is then ``stop``, as OpenAI's is).
+        grammars: knows tokens' bytes, where log-probabilities are wanted.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        reasoning: str = INLINE,
+        opened: bool = False,
+        calls: bool = False,
+        named: bool = False,
+        grammars: Grammars | None = None,
+    ):
+        self.index = index
+        self.content = ""
+        self.reasoning = ""
+        self.tokens = 0
+        self.reasoning_tokens = 0
+        self.logprobs: list[TokenLogprob] = []
+        self.tool_call: ToolCall | None = None
+        self.finish_reason: str | None = None
+        self._splitter = ReasoningSplitter(opened)
+        self._mode = reasoning
+        self._prefix = OPEN if opened and reasoning == INLINE else ""
+        self._calls, self._named = calls, named
+        self._grammars = grammars
+        self._pending: list[TokenLogprob] = []
+        self._call_text = ""
+
+    def read(self, event: Event) -> News:
+        """Take one event that is no error."""
+        if event.token is not None:
+            self.tokens += 1
+        thinking = self._splitter.thinking
+        thought, content = self._splitter.push(event.text)
+        if event.finish_reason is not None:
+            held_thought, held = self._splitter.flush()
+            thought, content = thought + held_thought, content + held
+        thinking = thinking or self._splitter.thinking
+        self.reasoning_tokens += thinking and event.token is not None
+        if self._mode == INLINE:
+            thought, content, self._prefix = "", self._prefix + event.text, ""
+        elif self._mode == HIDDEN:
+            thought = ""
+        if event.logprobs is not None and not event.is_end and (self._mode == INLINE or not thinking):
+            self._pending.append(self._told(event.logprobs))
+        news = News(self.index, content, thought, finish_reason=event.finish_reason)
+        if self._calls:
+            self._read_call(news)
+        if not news.is_empty:
+            news.logprobs, self._pending = self._pending, []
+        self.content += news.content
+        self.reasoning += news.reasoning
+        self.logprobs += news.logprobs
+        self.finish_reason = news.finish_reason
+        return news
+
+    def _read_call(self, news: News) -> None:
+        self._call_text += news.content
+        news.content = ""
+        if news.finish_reason is None:
+            return
+        self.tool_call = news.tool_call = as_tool_call(self._call_text)
+        if self.tool_call is None:
+            news.content = self._call_text
+        elif news.finish_reason == "stop" and not self._named:
+            news.finish_reason = "tool_calls"
+
+    def _told(self, known: TokenLogprobs) -> TokenLogprob:
+        top = [self._entry(token, logprob) for token, logprob in known.top]
+        return TokenLogprob(**self._entry(known.token, known.logprob).model_dump(), top_logprobs=top)
+
+    def _entry(self, token: int, logprob: float) -> TopLogprob:
+        raw = self._grammars.bytes_of(token)
+        # JSON has no minus infinity; this is what OpenAI gives for what cannot come.
+        return TopLogprob(
+            token=raw.decode("utf-8", "replace"), logprob=max(logprob, -9999.0), bytes=list(raw)
+        )

@@ -1,0 +1,313 @@
+"""Chat completions: from a checked request to prepared answers, and from their events to OpenAI's objects."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from labkit.engine import Engine
+from labkit.errors import LabError
+from labkit.generation import RunningAnswer
+from labkit.grammar import Grammar, GrammarError
+from labkit.service import replies
+from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News
+from labkit.service.conversation import check_media, fetch_images, lab_messages
+from labkit.service.errors import ApiError, as_api_error
+from labkit.service.metrics import Metrics
+from labkit.service.narrow import narrowed
+from labkit.service.options import ServiceOptions
+from labkit.service.reasoning import OPEN
+from labkit.service.remote import RemoteImages
+from labkit.service.sampling import longest_answer, settings_of
+from labkit.service.scheduler import Event, Job, Scheduler
+from labkit.service.schemas import ChatRequest
+from labkit.service.tools import call_schema, chosen_tools, describe
+
+
+class ChatService:
+    """Answers chat requests with one engine.
+
+    Args:
+        engine: a loaded model.
+        scheduler: its thread.
+        options: limits.
+        metrics: told what happens.
+        names: what clients may call the model; the first is its own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        options: ServiceOptions,
+        metrics: Metrics,
+        names: Sequence[str],
+    ):
+        self.engine, self.scheduler, self.options = engine, scheduler, options
+        self.metrics, self.names = metrics, tuple(names)
+        self.remote = RemoteImages() if options.allow_remote_images else None
+        self._decoding = ThreadPoolExecutor(2, "labkit-media")
+
+    async def close(self) -> None:
+        """Let go of threads and connections."""
+        self._decoding.shutdown(wait=False, cancel_futures=True)
+        if self.remote is not None:
+            await self.remote.close()
+
+    async def start(self, request: ChatRequest) -> Completion:
+        """Check everything, prepare the prompt and queue its answers; wait for the first token of one of them.
+
+        So whatever is wrong is known before a stream begins. The completion must be closed.
+
+        Raises:
+            ApiError: what is wrong, or that the service is busy.
+        """
+        if request.model not in self.names:
+            known = ", ".join(self.names)
+            raise ApiError(
+                f"the model {request.model[:100]!r} does not exist; known: {known}",
+                404,
+                param="model",
+                code="model_not_found",
+            )
+        count = request.n or 1
+        if count > self.options.max_choices:
+            raise ApiError(f"n: at most {self.options.max_choices} answers to one request", param="n")
+        check_media(request.messages, self.options)
+        functions = chosen_tools(request)
+        if functions and request.response_format and request.response_format.type != "text":
+            raise ApiError("a tool call and a response_format exclude each other", param="response_format")
+        self.scheduler.admit(count)
+        completion = Completion(self, request, count)
+        try:
+            await completion.begin(functions)
+        except BaseException:
+            completion.close()
+            raise
+        return completion
+
+    async def decode(self, request: ChatRequest) -> list[dict[str, Any]]:
+        """The request's messages with their media loaded."""
+        fetched = await fetch_images(request.messages, self.remote)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, lab_messages, request.messages, fetched)
+
+
+class Completion:
+    """One request being answered."""
+
+    def __init__(self, chat: ChatService, request: ChatRequest, count: int):
+        self._chat, self._request, self._count = chat, request, count
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._first: Event | None = None
+        self._jobs: list[Job] = []
+        self._readers: list[ChoiceReader] = []
+        self._started = time.monotonic()
+        self._closed = False
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.prompt_tokens = 0
+
+    async def begin(self, functions: list) -> None:
+        """Decode, prepare, queue, and wait for the first event."""
+        chat, request = self._chat, self._request
+        messages = await chat.decode(request)
+        if functions:
+            messages.insert(0, {"role": "system", "content": describe(functions)})
+        schema = call_schema(functions) if functions else None
+        answers, opened = await chat.scheduler.prepare(lambda: self._prepare(messages, schema))
+        self.prompt_tokens = answers[0].generation.prompt_tokens
+        limit = min(request.timeout or chat.options.timeout_s, chat.options.timeout_s)
+        deadline = self._started + limit
+        mode = HIDDEN if request.thinks is False else APART if request.splits_reasoning else INLINE
+        for index, answer in enumerate(answers):
+            self._readers.append(
+                ChoiceReader(
+                    index,
+                    reasoning=HIDDEN if functions and mode == INLINE else mode,
+                    opened=opened,
+                    calls=bool(functions),
+                    named=bool(functions) and not isinstance(request.tool_choice, str),
+                    grammars=chat.engine.grammars if request.logprobs else None,
+                )
+            )
+            self._jobs.append(chat.scheduler.submit(answer, index, deadline, self._events))
+        self._first = await self._events.get()
+        if self._first.error is not None:
+            raise self._first.error
+        chat.metrics.first_token(time.monotonic() - self._started)
+
+    def _prepare(
+        self, messages: list[dict[str, Any]], schema: dict | None
+    ) -> tuple[list[RunningAnswer], bool]:
+        """In the preparing thread: the answers, and whether the prompt ends in ``<think>``."""
+        chat, request = self._chat, self._request
+        try:
+            thinking = chat.options.thinking if request.thinks is None else request.thinks
+            inputs = chat.engine.prepare(messages, thinking)
+            tail = chat.engine.processor.tokenizer.decode(inputs["input_ids"][0, -8:].tolist())
+            opened = tail.rstrip().endswith(OPEN)
+            grammar = self._grammar(schema, "open" if opened else "may" if thinking else "none")
+            if request.logprobs:
+                _ = chat.engine.grammars.known  # tokens' bytes; refused here where they are not to be had
+            answers = [
+                chat.engine.request(messages, grammar=grammar, inputs=inputs, **settings)
+                for settings in settings_of(request, chat.options, self._count)
+            ]
+        except GrammarError as error:
+            raise as_api_error(error, "response_format" if schema is None else "tools") from None
+        except LabError as error:
+            raise as_api_error(error, _field_of(error)) from None
+        except ValueError:  # what processors say of media that they cannot take
+            raise ApiError(
+                f"{chat.engine.spec.name} cannot take these messages: an image or a recording does not suit it",
+                param="messages",
+            ) from None
+        return answers, opened
+
+    def _grammar(self, schema: dict | None, thinking: str) -> Grammar | None:
+        grammars, wanted = self._chat.engine.grammars, self._request.response_format
+        if schema is None:
+            if wanted is None or wanted.type == "text":
+                return None
+            if wanted.type != "json_schema":
+                return grammars.grammar(wanted.type, thinking=thinking)
+            schema = wanted.json_schema.schema_
+        tokens = longest_answer(self._request, self._chat.options)
+        return grammars.grammar("json_schema", narrowed(schema, tokens), thinking=thinking)
+
+    async def news(self) -> AsyncIterator[News]:
+        """What comes, for all choices, until the last of them has ended.
+
+        Raises:
+            ApiError: an answer that cannot go on.
+        """
+        open_choices = self._count
+        while open_choices:
+            event, self._first = self._first or await self._events.get(), None
+            if event.error is not None:
+                raise event.error
+            news = self._readers[event.index].read(event)
+            open_choices -= news.finish_reason is not None
+            if not news.is_empty:
+                yield news
+        self._chat.metrics.finished(self.prompt_tokens, time.monotonic() - self._started)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, of all choices."""
+        return sum(reader.tokens for reader in self._readers)
+
+    def close(self) -> None:
+        """End whatever still runs, and give the places back."""
+        if self._closed:
+            return
+        self._closed = True
+        ended = bool(self._readers) and all(reader.finish_reason for reader in self._readers)
+        for job in self._jobs:
+            self._chat.scheduler.cancel(job)
+        self._chat.scheduler.release(self._count, time.monotonic() - self._started if ended else None)
+
+    def usage(self) -> replies.Usage:
+        """Tokens in and out; thinking counts even where it is hidden."""
+        completion = self.completion_tokens
+        return replies.Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=completion,
+            total_tokens=self.prompt_tokens + completion,
+            completion_tokens_details=replies.CompletionDetails(
+                reasoning_tokens=sum(reader.reasoning_tokens for reader in self._readers)
+            ),
+            prompt_tokens_details=replies.PromptDetails(cached_tokens=0),
+        )
+
+    async def whole(self) -> replies.ChatCompletion:
+        """The finished answer as one object."""
+        async for _ in self.news():
+            pass
+        return replies.ChatCompletion(
+            object="chat.completion",
+            choices=[self._choice(reader) for reader in self._readers],
+            usage=self.usage(),
+            **self._common(),
+        )
+
+    def _choice(self, reader: ChoiceReader) -> replies.Choice:
+        fields: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
+        if reader.reasoning:
+            fields |= {"reasoning_content": reader.reasoning, "reasoning": reader.reasoning}
+        if reader.tool_call is not None:
+            fields |= {"content": None, "tool_calls": [reader.tool_call]}
+        return replies.Choice(
+            index=reader.index,
+            message=replies.AnswerMessage(**fields),
+            logprobs=_logprobs(reader.logprobs) if self._request.logprobs else None,
+            finish_reason=reader.finish_reason,
+        )
+
+    async def chunks(self) -> AsyncIterator[replies.ChatChunk]:
+        """The answer in pieces: the role first, a finish reason last, then the usage if it is wanted."""
+        for index in range(self._count):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        async for news in self.news():
+            delta: dict[str, Any] = {}
+            if news.reasoning:
+                yield self._chunk(
+                    news.index, {"reasoning_content": news.reasoning, "reasoning": news.reasoning}
+                )
+            if news.content:
+                delta["content"] = news.content
+            if news.tool_call is not None:
+                delta["tool_calls"] = [news.tool_call.model_copy(update={"index": 0})]
+            if delta or news.logprobs:
+                yield self._chunk(news.index, delta, news.logprobs)
+            if news.finish_reason is not None:
+                yield self._chunk(news.index, {}, finish_reason=news.finish_reason)
+        if self._wants_usage:
+            yield replies.ChatChunk(
+                object="chat.completion.chunk", choices=[], usage=self.usage(), **self._common()
+            )
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: list[replies.TokenLogprob] | None = None,
+        finish_reason: str | None = None,
+    ) -> replies.ChatChunk:
+        choice = replies.ChunkChoice(
+            index=index,
+            delta=replies.Delta(**delta),
+            logprobs=_logprobs(logprobs) if logprobs else None,
+            finish_reason=finish_reason,
+        )
+        usage = {"usage": None} if self._wants_usage else {}
+        return replies.ChatChunk(object="chat.completion.chunk", choices=[choice], **usage, **self._common())
+
+    @property
+    def _wants_usage(self) -> bool:
+        options = self._request.stream_options
+        return bool(options and options.include_usage)
+
+    def _common(self) -> dict[str, Any]:
+        plan = self._chat.engine.plan
+        return {
+            "id": self.id,
+            "created": self.created,
+            "model": self._request.model,
+            "system_fingerprint": f"labkit-{plan.name if plan is not None else 'plain'}",
+        }
+
+
+def _field_of(error: LabError) -> str:
+    """The field that the engine's message begins with, if it does."""
+    word = str(error).partition(" ")[0].replace("max_new_tokens", "max_tokens")
+    return word if word in ChatRequest.model_fields else "messages"
+
+
+def _logprobs(entries: list[replies.TokenLogprob]) -> replies.Logprobs:
+    return replies.Logprobs(content=entries, refusal=None)

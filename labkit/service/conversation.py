@@ -1,0 +1,119 @@
+"""A request's messages made into the lab's: pictures and recordings decoded, tool results as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from labkit.media import MediaError, load_audio, load_image
+from labkit.service.errors import ApiError
+from labkit.service.options import ServiceOptions
+from labkit.service.remote import RemoteImages
+from labkit.service.schemas import AudioPart, ImagePart, Message, TextPart
+
+_ROLES = {"developer": "system", "tool": "user"}
+
+
+def check_media(messages: list[Message], options: ServiceOptions) -> None:
+    """Refuse too many images or recordings, and those that no user sent, before any is decoded.
+
+    Raises:
+        ApiError: with the place.
+    """
+    counts = {"image_url": 0, "input_audio": 0}
+    limits = {
+        "image_url": (options.max_images, "images"),
+        "input_audio": (options.max_recordings, "recordings"),
+    }
+    for index, message in enumerate(messages):
+        for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if part.type == "text":
+                continue
+            where = f"messages.{index}.content.{place}"
+            if message.role != "user":
+                raise ApiError(f"{where}: only user messages take images and recordings", param=where)
+            counts[part.type] += 1
+            limit, name = limits[part.type]
+            if counts[part.type] > limit:
+                raise ApiError(f"{where}: at most {limit} {name} are accepted in one request", param=where)
+
+
+def remote_urls(messages: list[Message]) -> dict[str, str]:
+    """``{url: place}`` of every image that would have to be fetched."""
+    return {
+        part.image_url.url: f"messages.{index}.content.{place}.image_url"
+        for index, message in enumerate(messages)
+        for place, part in enumerate(message.content if isinstance(message.content, list) else ())
+        if isinstance(part, ImagePart) and not part.image_url.url.startswith("data:")
+    }
+
+
+async def fetch_images(messages: list[Message], remote: RemoteImages | None) -> dict[str, bytes]:
+    """The bytes behind every image address that is no data URL.
+
+    Raises:
+        ApiError: remote images are off, or one cannot be had.
+    """
+    fetched = {}
+    for url, where in remote_urls(messages).items():
+        if remote is None or not url.startswith(("http://", "https://")):
+            more = "" if remote is None else " or an http(s) address"
+            raise ApiError(f"{where}: an image is a data: URL (data:image/png;base64,…){more}", param=where)
+        try:
+            fetched[url] = await remote.fetch(url)
+        except MediaError as error:
+            raise ApiError(f"{where}: {error}", param=where) from None
+    return fetched
+
+
+def lab_messages(messages: list[Message], fetched: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Messages as `labkit.media.normalise_messages` gives them. Decoding takes a while: not for the event loop.
+
+    Raises:
+        ApiError: an image or a recording that cannot be used, with its place.
+    """
+    return [_message(message, index, fetched) for index, message in enumerate(messages)]
+
+
+def _message(message: Message, index: int, fetched: Mapping[str, bytes]) -> dict[str, Any]:
+    role = _ROLES.get(message.role, message.role)
+    if message.role == "tool":
+        return {"role": role, "content": f"Result of {message.tool_call_id}: {_text(message.content)}"}
+    if message.tool_calls:
+        calls = [
+            json.dumps({"name": one.function.name, "arguments": one.function.arguments}, ensure_ascii=False)
+            for one in message.tool_calls
+        ]
+        told = [_text(message.content)] if message.content else []
+        return {"role": role, "content": "\n".join([*told, *calls])}
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    parts = [
+        _part(part, f"messages.{index}.content.{place}", fetched)
+        for place, part in enumerate(message.content)
+    ]
+    return {"role": role, "content": parts}
+
+
+def _part(part: TextPart | ImagePart | AudioPart, where: str, fetched: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        if isinstance(part, TextPart):
+            return {"type": "text", "text": part.text}
+        if isinstance(part, ImagePart):
+            url = part.image_url.url
+            return {"type": "image", "image": load_image(fetched.get(url, url))}
+        return {"type": "audio", "audio": load_audio(_data_url(part.input_audio.data))}
+    except MediaError as error:
+        code = "invalid_image" if isinstance(part, ImagePart) else "invalid_audio"
+        raise ApiError(f"{where}: {error}", param=where, code=code) from None
+
+
+def _data_url(data: str) -> str:
+    return data if data.startswith("data:") else f"data:audio;base64,{data}"
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content or () if isinstance(part, TextPart))

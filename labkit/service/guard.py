@@ -1,0 +1,100 @@
+"""Around every request: its id, the key, one line in the log, a count; and JSON for whatever went wrong."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from labkit.service import log
+from labkit.service.errors import ApiError, as_api_error
+from labkit.service.metrics import Metrics
+from labkit.service.replies import error_text
+from labkit.service.transport import ClientGoneError
+
+QUIET = ("/health", "/ready", "/metrics", "/status")
+KNOWN = ("/", "/docs", "/openapi.json", "/v1/chat/completions", "/v1/models", *QUIET)
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+def error_response(error: ApiError) -> Response:
+    """An error as a response."""
+    return Response(error_text(error.body()), error.status, error.headers, "application/json")
+
+
+class Guard:
+    """ASGI middleware; see the module.
+
+    Args:
+        app: what it stands around.
+        api_key: what ``/v1`` asks for, or None.
+        metrics: counts responses.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics):
+        self._app, self._metrics = app, metrics
+        self._key = api_key.encode() if api_key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; lifespan and others pass."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers, started, status = Headers(scope=scope), time.monotonic(), 0
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        prefix = headers.get("x-forwarded-prefix") or headers.get("x-proxycontextpath") or ""
+        if re.fullmatch(r"(/[\w.~%@-]+)+/?", prefix, re.ASCII):
+            scope["root_path"] = prefix.rstrip("/")  # behind JupyterLab's proxy, for the addresses in /docs
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                sent = MutableHeaders(scope=message)
+                sent["X-Request-Id"] = request_id
+                sent["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        gone = ""
+        try:
+            self._check_key(scope["path"], headers)
+            await self._app(scope, receive, send_with_id)
+        except ClientGoneError:
+            gone = ", the client went away"
+            self._metrics.abandoned()
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                log.fault(f"request {request_id}", error)
+            if status == 0:
+                await error_response(as_api_error(error))(scope, receive, send_with_id)
+        path = _path(scope["path"])
+        self._metrics.answered(path, status or 499)
+        if scope["path"] not in QUIET:
+            took = time.monotonic() - started
+            log.info(f"{scope['method']} {path} {status or 499} in {took:.2f} s, request {request_id}{gone}")
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if self._key is None or not path.startswith("/v1"):
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        known = hmac.compare_digest(given.strip().encode(), self._key)
+        if kind.lower() != "bearer" or not known:
+            what = "no API key was sent" if not given else "the API key is wrong"
+            raise ApiError(
+                f"{what}: send the header Authorization: Bearer KEY",
+                401,
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _path(path: str) -> str:
+    """A path for log and counts: one of the service's own, never a client's invention."""
+    if path in KNOWN:
+        return path
+    return "/v1/models/…" if path.startswith("/v1/models/") else "other"

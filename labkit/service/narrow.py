@@ -1,0 +1,55 @@
+"""JSON schemas made narrower, so that an answer comes to its end: what fits the narrow one fits the given one.
+
+Small models add properties and letters for as long as they may. Objects get the properties that are named, and no
+others; strings that have no limit of their own get one that leaves room for all of them in the answer's tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHORTEST_LIMIT = 32
+_LIMITED = ("maxLength", "pattern", "format", "enum", "const", "minLength")
+_OF_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
+_AS_IS = ("enum", "const", "default", "examples", "x-guidance")
+
+
+def narrowed(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """A copy of a schema for an answer of at most ``tokens`` tokens."""
+    limit = max(SHORTEST_LIMIT, tokens // (2 * max(_strings(schema), 1)))
+    return _narrowed(schema, limit)
+
+
+def _narrowed(schema: Any, limit: int) -> Any:
+    if isinstance(schema, list):
+        return [_narrowed(one, limit) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {
+        key: {name: _narrowed(one, limit) for name, one in value.items()}
+        if key in _OF_SCHEMAS and isinstance(value, dict)
+        else value
+        if key in _AS_IS
+        else _narrowed(value, limit)
+        for key, value in schema.items()
+    }
+    joins = any(key in schema for key in ("allOf", "patternProperties"))
+    if "properties" in schema and not joins:
+        made.setdefault("additionalProperties", False)
+    if _is_free_string(schema):
+        made["maxLength"] = limit
+    return made
+
+
+def _is_free_string(schema: dict[str, Any]) -> bool:
+    kind = schema.get("type")
+    is_string = kind == "string" or (isinstance(kind, list) and "string" in kind)
+    return is_string and not any(key in schema for key in _LIMITED)
+
+
+def _strings(schema: Any) -> int:
+    if isinstance(schema, list):
+        return sum(map(_strings, schema))
+    if not isinstance(schema, dict):
+        return 0
+    return _is_free_string(schema) + sum(map(_strings, schema.values()))

@@ -1,0 +1,275 @@
+"""What a chat request may hold. Strict: a wrong kind or range is refused; unknown fields are ignored.
+
+Two fields are the lab's own: ``return_reasoning`` (also vLLM's ``include_reasoning``) and the response format
+``{"type": "action"}``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from labkit.sampling import MAX_LOGPROBS
+from labkit.service.errors import ApiError
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+
+
+class FieldError(ValueError):
+    """A field that does not go with another."""
+
+    def __init__(self, field: str, told: str):
+        super().__init__(told)
+        self.field = field
+
+
+class Strict(BaseModel):
+    """No conversions: "5" is no number, 1.0 no whole number, 1 no truth value."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Strict):
+    url: str = Field(description="a data: URL with base64; others where the service allows them")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="accepted, and changes nothing")
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Strict):
+    data: str = Field(description="base64 of a recording")
+    format: Literal["wav", "mp3", "flac", "ogg"] | None = None
+
+
+class AudioPart(Strict):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+def _kind_of_content(value: Any) -> str | None:
+    return {str: "text", list: "parts"}.get(type(value))
+
+
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts"), Field(min_length=1)],
+    Discriminator(
+        _kind_of_content,
+        custom_error_type="content_type",
+        custom_error_message="content is a string or a list of parts",
+    ),
+]
+
+
+class FunctionCall(Strict):
+    name: str
+    arguments: str
+
+
+class ToolCall(Strict):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = Field(None, description="accepted from earlier answers, and not repeated")
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError(f"a message of the role {self.role} needs content")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a message of the role tool needs tool_call_id")
+        return self
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    name: str = Field(min_length=1, max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+    description: str | None = None
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class ActionFormat(Strict):
+    type: Literal["action"] = Field(description="one action of AutoGLM's syntax; it always parses")
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat | ActionFormat, Field(discriminator="type")
+]
+
+
+class FunctionDefinition(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Strict):
+    name: str
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    return {str: "word", dict: "named"}.get(type(value))
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")] | Annotated[NamedTool, Tag("named")],
+    Discriminator(
+        _kind_of_choice,
+        custom_error_type="tool_choice",
+        custom_error_message="tool_choice is none, auto, required or a named function",
+    ),
+]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stop = Annotated[
+    Annotated[StopString, Tag("text")]
+    | Annotated[list[StopString], Tag("parts"), Field(max_length=MAX_STOPS)],
+    Discriminator(
+        _kind_of_content,
+        custom_error_type="stop_type",
+        custom_error_message="stop is a string or a list of strings",
+    ),
+]
+
+
+class ChatRequest(Strict):
+    """The body of ``POST /v1/chat/completions``."""
+
+    model: str = Field(description="a name from /v1/models")
+    messages: list[Message] = Field(min_length=1, max_length=1024)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] | None = Field(
+        None, description="0, the default, takes the likeliest token, as `labkit compare` does"
+    )
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(None, description="0 and -1 are off")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | None = None
+    frequency_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[FiniteFloat, Field(gt=0, le=100)] | None = None
+    logit_bias: dict[str, Annotated[FiniteFloat, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=4096
+    )
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: ToolChoice | None = None
+    enable_thinking: bool | None = None
+    return_reasoning: bool | None = Field(None, description="thinking apart, in reasoning_content")
+    include_reasoning: bool | None = Field(None, description="vLLM's name for return_reasoning")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="enable_thinking is read")
+    timeout: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
+        None, description="seconds after which the answer is given up, if sooner than the service's"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if self.stream_options is not None and not self.stream:
+            raise FieldError("stream_options", "goes with stream: true only")
+        if self.top_logprobs and not self.logprobs:
+            raise FieldError("top_logprobs", "goes with logprobs: true only")
+        thinking = (self.chat_template_kwargs or {}).get("enable_thinking")
+        if thinking is not None and not isinstance(thinking, bool):
+            raise FieldError("chat_template_kwargs.enable_thinking", "is true or false")
+        return self
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether to think, or None if the request does not say."""
+        inner = (self.chat_template_kwargs or {}).get("enable_thinking")
+        return self.enable_thinking if self.enable_thinking is not None else inner
+
+    @property
+    def splits_reasoning(self) -> bool:
+        """Whether thinking is given apart."""
+        asked = (self.return_reasoning, self.include_reasoning)
+        return next((one for one in asked if one is not None), False)
+
+
+def read_request(document: Any) -> ChatRequest:
+    """The request in a JSON document.
+
+    Raises:
+        ApiError: the first thing that is wrong, with its place; never with what the client sent.
+    """
+    if not isinstance(document, dict):
+        raise ApiError("the body must be a JSON object", code="invalid_type")
+    try:
+        return ChatRequest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        steps = [str(step) for step in first["loc"]]
+        kept = [step for at, step in enumerate(steps) if not _is_tag(steps, at)]
+        param = ".".join(kept) or getattr(first.get("ctx", {}).get("error"), "field", None)
+        told = first["msg"].removeprefix("Value error, ")
+        raise ApiError(f"{param}: {told}" if param else told, param=param, code=first["type"]) from None
+
+
+def _is_tag(steps: list[str], at: int) -> bool:
+    """Whether a step of an error's place names a branch of the schema, which is no field of the document."""
+    before, step = steps[at - 1] if at else "", steps[at]
+    if before in ("content", "stop", "tool_choice"):
+        return step in ("text", "parts", "word", "named")
+    if before == "response_format":
+        return step != "type"
+    return before.isdigit() and "content" in steps[:at] and step in ("text", "image_url", "input_audio")
