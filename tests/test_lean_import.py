@@ -9,6 +9,8 @@ import labkit
 
 HEAVY = ("torch", "transformers", "bitsandbytes", "pandas", "plotly", "rich", "gradio", "fastapi")
 NO_TORCH = (
+    "labkit.chat",
+    "labkit.chat.window",
     "labkit.checkpoint",
     "labkit.cli",
     "labkit.evaluation",
