@@ -11,7 +11,7 @@ python=${LABKIT_PYTHON:-$home/.venv/bin/python}
 if [ ! -x "$python" ]; then
     python=$(command -v python3) || { echo "[ERROR] No Python found: run 'make install' in $home first" >&2; exit 1; }
 fi
-if ! "$python" -c 'import fastapi, torch' 2>/dev/null; then
+if ! "$python" -c 'import importlib.util as i, sys; sys.exit(not all(map(i.find_spec, ("fastapi", "torch"))))'; then
     echo "[ERROR] The lab is not installed for $python: run 'make install' in $home first" >&2
     exit 1
 fi

@@ -15,6 +15,7 @@ from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.chat_cli import add_chat
 from labkit.errors import LabError
+from labkit.fit_cli import add_fit
 from labkit.search_cli import add_search, add_sensitivity
 from labkit.service.arguments import add_service_arguments
 
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
             "  labkit screen --seed 7 --output screen.png\n"
             '  labkit ask pocket --image screen.png "打开设置"\n'
             "  labkit search pocket --memory 20MB\n"
+            "  labkit fit autoglm-phone-9b --memory 8GB\n"
             "  labkit serve pocket --plan int8 --port 8000\n"
             "\n`labkit COMMAND --help` explains one command."
         ),
@@ -90,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plot(commands)
     add_sensitivity(commands)
     add_search(commands)
+    add_fit(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (

@@ -220,9 +220,11 @@ def plot(options: argparse.Namespace) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """``labkit serve``: wrong options and a taken port are refused before the model is read."""
+    from labkit.models.spec import get_spec
     from labkit.service.arguments import options_of
 
     wanted = options_of(options)
+    get_spec(options.model)
     from labkit.service.serve import serve as run
 
     run(options.model, options.plan, wanted, device=options.device, threads=options.threads)

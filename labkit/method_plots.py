@@ -41,7 +41,7 @@ def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.
             line={"color": traces.OTHER_COLOURS[index % len(traces.OTHER_COLOURS)], "width": 2},
             hovertemplate=f"{label}<br>column %{{x}}<br>error so far %{{y:.4g}}<extra></extra>",
         )
-    return _styled(chart, title, "columns solved", "squared output error so far")
+    return styled(chart, title, "columns solved", "squared output error so far")
 
 
 def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl") -> go.Figure:
@@ -54,8 +54,8 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
 
     measured = [one for one in records if value in one]
     schemes = list(dict.fromkeys(one["scheme"] for one in measured))
-    rows = list(dict.fromkeys((one["role"] or "other", _row_kind(one)) for one in measured))
-    layers = max((_layer(one) for one in measured), default=0) + 1
+    rows = list(dict.fromkeys((one["role"] or "other", row_of(one)) for one in measured))
+    layers = max((layer_of(one) for one in measured), default=0) + 1
     shown = [_shade(one[value], value) for one in measured]
     limits = {"zmin": min(shown, default=0), "zmax": max(shown, default=1)}
     chart = go.Figure()
@@ -64,9 +64,9 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
         told = [[""] * layers for _ in rows]
         for one in measured:
             if one["scheme"] == scheme:
-                row = rows.index((one["role"] or "other", _row_kind(one)))
-                cells[row][_layer(one)] = _shade(one[value], value)
-                told[row][_layer(one)] = _tell(one)
+                row = rows.index((one["role"] or "other", row_of(one)))
+                cells[row][layer_of(one)] = _shade(one[value], value)
+                told[row][layer_of(one)] = _tell(one)
         chart.add_heatmap(
             z=cells,
             x=list(range(layers)),
@@ -80,7 +80,7 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
             ygap=1,
             **limits,
         )
-    _styled(chart, "", "layer", "")
+    styled(chart, "", "layer", "")
     chart.update_yaxes(autorange="reversed")
     chart.update_layout(height=90 + 22 * len(rows))
     if len(schemes) > 1:
@@ -141,17 +141,18 @@ def pareto_front(
             + "<extra></extra>",
             showlegend=False,
         )
-    _styled(chart, title, "MB of weights", "KL divergence, nats a token")
+    styled(chart, title, "MB of weights", "KL divergence, nats a token")
     chart.update_yaxes(type="log")
     return chart
 
 
-def _row_kind(record: Mapping[str, Any]) -> str:
+def row_of(record: Mapping[str, Any]) -> str:
     """The kind, with the Linear's whole name where it stands in no stack."""
     return record["kind"] if record["depth"] is not None else record["linear"].removeprefix("model.")
 
 
-def _layer(record: Mapping[str, Any]) -> int:
+def layer_of(record: Mapping[str, Any]) -> int:
+    """The layer's number, 0 for a Linear that stands in no stack."""
     import re
 
     found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", record["linear"]) if record["depth"] is not None else None
@@ -180,7 +181,8 @@ def _colour_bar(value: str, zmin: float, zmax: float) -> dict[str, Any]:
     }
 
 
-def _styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
+def styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
+    """Axes, colours and margins that these charts share; readable in light and dark themes."""
     axis = {"gridcolor": traces.GRID, "zeroline": False}
     chart.update_layout(
         title={"text": title},

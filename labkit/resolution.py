@@ -93,6 +93,24 @@ class ResolvedPlan:
             )
         return rows
 
+    def linears(self) -> list[dict[str, object]]:
+        """One entry per Linear, and per other module that is quantized: ``linear, role, kind, depth, scheme,
+        parameters, bytes``; for `labkit.plan_plots.plan_map`."""
+        depths = relative_depths(part.module for part in self.parts if part.is_linear)
+        return [
+            {
+                "linear": part.module,
+                "role": part.role,
+                "kind": kind_of(part.module),
+                "depth": depths.get(part.module),
+                "scheme": part.scheme,
+                "parameters": part.parameters,
+                "bytes": part.bytes,
+            }
+            for part in self.parts
+            if part.is_linear or part.module in self.schemes
+        ]
+
     def table(self) -> "pandas.DataFrame":
         """`rows` as a DataFrame."""
         import pandas

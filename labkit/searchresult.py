@@ -86,20 +86,23 @@ class Search:
         return sentences
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write ``search.json`` into the folder, whole or not at all."""
+        """Write ``search.json`` into the folder of the plan's file, whole or not at all; it names that file alone, so
+        that the folder can be moved."""
+        facts = {**asdict(self), "path": Path(self.path).name}
         with atomic_path(Path(path) / "search.json") as temporary:
-            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Search:
         """Read what `save` wrote. Raises LabError if it is missing or damaged."""
         file = Path(path) / "search.json"
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            found = cls(**json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise LabError(f"{file} is not there: the search has not finished") from None
         except (OSError, ValueError, TypeError) as error:
             raise LabError(f"{file} is damaged: {error}") from None
+        return replace(found, path=str(file.with_name(Path(found.path).name)))
 
 
 def finish(

@@ -19,6 +19,8 @@ NO_TORCH = (
     "labkit.launch.__main__",
     "labkit.media",
     "labkit.method_plots",
+    "labkit.layer_plots",
+    "labkit.plan_plots",
     "labkit.phonetap",
     "labkit.plots",
     "labkit.process",

@@ -396,3 +396,23 @@ def test_uniform_plans_take_options():
 def test_the_plans_folder_holds_what_is_listed():
     folder = Path(__file__).parents[1] / "assets" / "plans"
     assert sorted(presets()) == sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def test_a_plans_map_shows_the_scheme_and_bits_of_every_linear():
+    import tiny_models
+
+    from labkit.plan_plots import plan_map
+
+    plan = QuantizationPlan.from_dict(
+        {"name": "p", "rules": [{"match": "*", "linear": "down_proj", "scheme": "int8"}]}
+    )
+    resolved = plan.resolve(tiny_models.llama())
+    found = resolved.linears()
+    assert len(found) == sum(part.is_linear for part in resolved.parts)
+    assert {one["scheme"] for one in found if one["kind"] == "down_proj"} == {"int8"}
+    [drawn] = plan_map(found).data
+    row = drawn.y.index("decoder · down_proj")
+    assert len(drawn.z[row]) == 2
+    assert all(8 <= bits < 8.5 for bits in drawn.z[row])
+    assert drawn.z[drawn.y.index("lm_head · lm_head")] == [16.0, None]
+    assert "int8" in drawn.text[row][1]

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,14 +218,17 @@ def test_its_file_carries_the_evidence_and_fits_taller_models(search):
         assert resolved.schemes[name.format(layer)] == mine[name.format(layer // 5)]
 
 
-def test_what_was_measured_is_told_and_kept(search):
+def test_what_was_measured_is_told_and_kept(search, tmp_path):
     output, found = search
     table = found.table()
     assert list(table.index) == ["unquantized", "int8", "searched-5bit"]
     assert (table["perplexity"] > 1).all()
     assert found.conclusions()[0].startswith("searched-5bit: ")
     assert "int8 (" in found.conclusions()[1]
-    assert Search.load(output) == found
+    moved = shutil.copytree(output, tmp_path / "moved")
+    assert replace(Search.load(moved), path=found.path) == found
+    assert Search.load(moved).plan == found.plan
+    assert str(output) not in (moved / "search.json").read_text()
     assert found.front[0]["bytes"] < found.found["bytes"] < found.front[-1]["bytes"]
     assert len(found.plot().data) == 3
     assert not (output / "work").exists() or not any((output / "work").iterdir())
@@ -301,3 +306,78 @@ def test_the_plan_found_is_laid_on_any_copy_of_the_model(search, material):
     batches = list(material.sequences(tiny_models.tokenizer(), "calibration").split(1))
     resolved = quantize_(model, found.path, batches, progress=False)
     assert resolved.plan == found.plan
+
+
+KILLED_SEARCH = """
+import os, signal, sys
+import labkit.judge
+from labkit.recordfolder import RecordFolder
+from labkit.workfolder import WorkFolder
+
+where, number = sys.argv[1], int(sys.argv[2])
+calls = 0
+
+def die_at(cls, name):
+    original = getattr(cls, name)
+    def wrapped(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+    setattr(cls, name, wrapped)
+
+if where == "plan":
+    die_at(RecordFolder, "append")
+else:
+    die_at(WorkFolder, "save")
+from labkit.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_loses_no_plan_and_no_solved_linear(
+    search, sensitivity, llama_folder, material, tmp_path
+):
+    output = tmp_path / "search"
+    words = ["search", str(llama_folder), "--bits", "5", "--schemes", SCHEMES, "--against", "int8"]
+    words += ["--text", material.text, "--sensitivities", str(sensitivity[0]), "--output", str(output)]
+    for name in ("calibration", "probe", "validation", "length"):
+        words += [f"--{name}", str(getattr(material, name))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(where, number):
+        command = [
+            sys.executable,
+            "-c",
+            KILLED_SEARCH,
+            where,
+            str(number),
+            *words,
+            "--jobs",
+            "1",
+            "--threads",
+            "1",
+        ]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def kept():
+        records = output / "records.jsonl"
+        plans = records.read_bytes().count(b"\n") if records.exists() else 0
+        return plans, sorted(path.name for path in output.glob("work/*/*.safetensors"))
+
+    assert run("plan", 2).returncode == -signal.SIGKILL  # at the second plan's record
+    assert kept()[0] == 1
+    killed = run("linear", 5)  # four Linears of a plan solved
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    plans, linears = kept()
+    assert plans >= 1
+    assert len(linears) == 4
+    times = {name: next(output.glob(f"work/*/{name}")).stat().st_mtime_ns for name in linears}
+    assert run("linear", 3).returncode == -signal.SIGKILL  # two more
+    assert len(kept()[1]) == 6
+    assert all(next(output.glob(f"work/*/{name}")).stat().st_mtime_ns == time for name, time in times.items())
+    done = run("plan", 99)
+    assert done.returncode == 0, done.stderr
+    assert Search.load(output).found["kl"] == pytest.approx(search[1].found["kl"], rel=1e-6)

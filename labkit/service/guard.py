@@ -17,8 +17,8 @@ from labkit.service.metrics import Metrics
 from labkit.service.replies import error_text
 from labkit.service.transport import ClientGoneError
 
-QUIET = ("/health", "/ready", "/metrics", "/status")
-KNOWN = ("/", "/docs", "/openapi.json", "/v1/chat/completions", "/v1/models", *QUIET)
+QUIET = ("/health", "/ready", "/metrics", "/status", "/page.css", "/page.js")
+KNOWN = ("/", "/docs", "/openapi.json", "/screen.png", "/v1/chat/completions", "/v1/models", *QUIET)
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -69,6 +70,7 @@ def run(backend: Backend, options: ServiceOptions, listener: socket.socket) -> N
         server_header=False,
         timeout_graceful_shutdown=max(int(options.grace_s), 1),
     )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, and then raises the signal once more
     with contextlib.suppress(KeyboardInterrupt):
         Server(config).run(sockets=[listener])
     log.info("The service has stopped")
@@ -85,7 +87,7 @@ def listening(options: ServiceOptions) -> Iterator[socket.socket]:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
     except OSError:
         raise ServiceError(f"the address {options.host} is unknown") from None
-    with socket.socket(found[0], socket.SOCK_STREAM) as listener:
+    with socket.socket(*found[:3]) as listener:  # with its protocol: asyncio then sends small pieces at once
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

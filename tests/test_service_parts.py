@@ -1,0 +1,194 @@
+"""The service's parts by themselves: thinking, narrow schemas, tool schemas, remote images, arguments."""
+
+import argparse
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from labkit.media import MediaError
+from labkit.service import remote
+from labkit.service.arguments import add_service_arguments, options_of
+from labkit.service.narrow import narrowed
+from labkit.service.options import API_KEY_VARIABLE, ServiceError, ServiceOptions
+from labkit.service.reasoning import ReasoningSplitter
+from labkit.service.remote import RemoteImages, public_address
+from labkit.service.schemas import FunctionDefinition
+from labkit.service.tools import as_tool_call, call_schema
+
+ANSWERS = [
+    ("<think>a b</think><answer>x</answer>", False, "a b", "<answer>x</answer>"),
+    ("<think>\na\n</think>\n\nx < y", False, "a\n", "x < y"),
+    ("a</think>x", True, "a", "x"),
+    ("no thinking, <think>not here</think>", False, "", "no thinking, <think>not here</think>"),
+    ("<think>cut of", False, "cut of", ""),
+    ("<think>cut off</thi", False, "cut off</thi", ""),
+    ("<thin", False, "", "<thin"),
+    ("  \n<think></think>x", False, "", "x"),
+    ("", False, "", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "opened", "thinking", "answer"), ANSWERS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_thinking_is_split_off_wherever_the_pieces_fall(text, opened, thinking, answer, size):
+    splitter, thoughts, answers = ReasoningSplitter(opened), "", ""
+    for at in range(0, len(text), size):
+        thought, said = splitter.push(text[at : at + size])
+        assert not (said and thought) or splitter.thinking is False
+        thoughts, answers = thoughts + thought, answers + said
+    thought, said = splitter.flush()
+    assert (thoughts + thought, answers + said) == (thinking, answer)
+
+
+def test_narrow_schemas_close_objects_and_bound_strings():
+    schema = {
+        "type": "object",
+        "properties": {
+            "free": {"type": "string"},
+            "short": {"type": "string", "maxLength": 3},
+            "kind": {"enum": ["a"], "default": {"properties": {}}},
+            "inner": {"type": "object", "properties": {"x": {"type": ["string", "null"]}}},
+            "open": {"type": "object", "properties": {}, "additionalProperties": True},
+        },
+    }
+    made = narrowed(schema, 400)
+    assert made["additionalProperties"] is False
+    assert made["properties"]["free"]["maxLength"] == 100
+    assert made["properties"]["inner"]["properties"]["x"]["maxLength"] == 100
+    assert made["properties"]["inner"]["additionalProperties"] is False
+    for name in ("short", "kind", "open"):
+        assert made["properties"][name] == schema["properties"][name]
+    assert "additionalProperties" not in schema
+
+
+def test_a_property_that_is_called_like_a_keyword_is_left_in_place():
+    schema = {"type": "object", "properties": {"properties": {"type": "string"}, "type": {"type": "integer"}}}
+    made = narrowed(schema, 100)
+    assert set(made["properties"]) == {"properties", "type"}
+    assert made["properties"]["type"] == {"type": "integer"}
+
+
+def test_definitions_of_several_functions_do_not_mix():
+    def function(name, kind):
+        return FunctionDefinition(
+            name=name,
+            parameters={
+                "type": "object",
+                "properties": {"a": {"$ref": "#/$defs/A"}},
+                "$defs": {"A": {"type": kind}},
+            },
+        )
+
+    schema = call_schema([function("f", "integer"), function("g", "boolean")])
+    first, second = schema["anyOf"]
+    for number, call, kind in ((0, first, "integer"), (1, second, "boolean")):
+        reference = call["properties"]["arguments"]["properties"]["a"]["$ref"]
+        assert reference == f"#/$defs/tool{number}_A"
+        assert schema["$defs"][f"tool{number}_A"] == {"type": kind}
+
+
+def test_a_call_that_was_cut_off_is_none():
+    assert as_tool_call('{"name": "f", "argum') is None
+    assert json.loads(as_tool_call('{"name": "f", "arguments": {"a": "é"}}').function.arguments) == {"a": "é"}
+
+
+PRIVATE = [
+    "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "172.16.0.1", "0.0.0.0", "100.64.0.1", "224.0.0.1",
+    "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "2002:7f00:1::", "localhost", "2130706433", "0x7f.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_addresses_are_never_fetched(name):
+    with pytest.raises(MediaError, match=r"not on the public internet|unknown"):
+        asyncio.run(public_address(name, 80))
+
+
+def fetched(handler, url="http://example.test/a.png", monkeypatch=None):
+    async def work():
+        images = RemoteImages(httpx.MockTransport(handler))
+        try:
+            return await images.fetch(url)
+        finally:
+            await images.close()
+
+    return asyncio.run(work())
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """example.test is public, inside.test is not."""
+
+    async def address(name, port):
+        if name != "example.test":
+            raise MediaError("the image's host is not on the public internet")
+        return "203.0.113.7"
+
+    monkeypatch.setattr(remote, "public_address", address)
+
+
+def test_an_image_is_fetched_from_the_address_that_was_checked(names):
+    asked = []
+
+    def handler(request):
+        asked.append((str(request.url), request.headers["host"], request.extensions["sni_hostname"]))
+        return httpx.Response(200, content=b"picture")
+
+    assert fetched(handler, "https://example.test:8443/a.png?x=1") == b"picture"
+    assert asked == [("https://203.0.113.7:8443/a.png?x=1", "example.test:8443", "example.test")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (httpx.Response(302, headers={"location": "http://inside.test/"}), "not on the public"),
+        (httpx.Response(302, headers={"location": "file:///etc/passwd"}), "http://"),
+        (httpx.Response(302, headers={"location": "/again"}), "redirects"),
+        (httpx.Response(404), "status 404"),
+        (httpx.Response(200, content=b"x" * (remote.MAX_BYTES + 1)), "larger than"),
+    ],
+)
+def test_redirects_errors_and_large_bodies_are_refused(names, answer, told):
+    with pytest.raises(MediaError, match=told):
+        fetched(lambda request: answer)
+
+
+def test_a_server_that_hangs_is_given_up(names, monkeypatch):
+    monkeypatch.setattr(remote, "SECONDS", 0.1)
+
+    async def handler(request):
+        await asyncio.sleep(5)
+
+    with pytest.raises(MediaError, match="not there within"):
+        fetched(handler)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "ftp://example.test/x", "http://a:b@example.test/x", "http://[bad/"]
+)
+def test_odd_addresses_are_refused(names, url):
+    with pytest.raises(MediaError):
+        fetched(lambda request: httpx.Response(200), url)
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    add_service_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_the_arguments_defaults_are_the_options(monkeypatch):
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    assert options_of(parsed()) == ServiceOptions()
+    monkeypatch.setenv(API_KEY_VARIABLE, "secret")
+    assert options_of(parsed("--streams", "3", "--timeout", "5")) == ServiceOptions(
+        streams=3, timeout_s=5.0, api_key="secret"
+    )
+    assert "secret" not in repr(options_of(parsed()))
+
+
+def test_several_gpus_need_vllm():
+    with pytest.raises(ServiceError, match="--engine vllm"):
+        options_of(parsed("--tensor-parallel-size", "2"))
