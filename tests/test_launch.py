@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 import tiny_models
 
 from labkit import launch
-from labkit.launch import state
+from labkit.launch import jupyter, state
 from labkit.launch.__main__ import _arguments, build_parser, main
 from labkit.launch.service import _free_port, state_of
 
@@ -142,3 +143,35 @@ def test_only_what_differs_from_the_defaults_is_handed_on():
 def test_the_script_is_plain_sh():
     subprocess.run(["dash", "-n", str(SCRIPT)], check=True)
     assert SCRIPT.stat().st_mode & 0o111
+
+
+def test_jupyterlab_is_told_of_the_service():
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert entries["jupyter_serverproxy_servers"] == {"labkit": "labkit.launch.jupyter:setup"}
+    told = jupyter.setup()
+    assert told["command"] == [sys.executable, "-m", "labkit.launch.jupyter"]
+    assert told["port"] == 8000
+    assert Path(told["launcher_entry"]["icon_path"]).read_text().startswith("<svg")
+
+
+def test_the_tile_stands_for_the_service_and_ends_what_it_started(model):
+    port = _free_port()
+    command = [sys.executable, "-m", "labkit.launch.jupyter", "--model", model, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tile:
+        assert any(line.startswith("[SUCCESS]") for line in tile.stdout)
+        assert state_of(port).name == "ready"
+        tile.terminate()
+        assert tile.wait(30) == 0
+    assert state_of(port).name == "stopped"
+
+
+def test_a_service_in_a_notebook_shows_where_it_is():
+    record = state.Record(8123, "http://127.0.0.1:8123", os.getpid(), 12.0, (), "<nowhere>")
+    shown = launch.Service(record)._repr_html_()
+    assert 'href="http://127.0.0.1:8123/"' in shown
+    assert 'href="/proxy/8123/"' in shown
+    assert "<nowhere>" not in shown
+
+
+def test_the_script_from_python():
+    assert launch.script("status", "--port", "1") == "[INFO] no service on port 1\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import json
 import os
@@ -19,11 +20,13 @@ from urllib.parse import urlsplit
 from labkit.errors import LabError
 from labkit.launch import state
 from labkit.launch.state import Record, State
+from labkit.models.spec import assets_folder
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 
 START_S = 600.0
 STOP_S = 45.0
 LAST_LINES = 8
+SCRIPT = "run_autoglm_server.sh"
 
 
 class LaunchError(LabError):
@@ -47,6 +50,12 @@ class Service:
 
     def __repr__(self) -> str:
         return f"<Service {self.url}: {self.state.name}>"
+
+    def _repr_html_(self) -> str:
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
+        links = {"status page": f"{self.url}/", "through JupyterLab": f"{prefix}proxy/{self.port}/"}
+        told = " · ".join(f'<a href="{url}" target="_blank">{name}</a>' for name, url in links.items())
+        return f"<p>{html.escape(self.state.told)}<br>{told}</p>"
 
     def __enter__(self) -> Service:
         return self
@@ -199,6 +208,21 @@ def state_of(port: int = ServiceOptions.port) -> State:
     if _answers(port):
         return State("foreign", f"port {port} is used by something that was not started here")
     return State("stopped", f"no service on port {port}")
+
+
+def script(*words: str) -> str:
+    """What ``sh run_autoglm_server.sh`` with these words prints; run with this interpreter."""
+    path = assets_folder() / SCRIPT
+    environment = {**_environment(None), "LABKIT_PYTHON": sys.executable}
+    done = subprocess.run(
+        ["sh", str(path), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.stdout
 
 
 def _url(arguments: Sequence[str], port: int) -> str:

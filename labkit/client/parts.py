@@ -1,0 +1,108 @@
+"""Pictures and recordings as the parts of a message.
+
+Files and bytes go as they are, pictures in memory as PNG, samples in memory as 32-bit WAV: nothing is lost on the way,
+so the service answers as `labkit ask` does.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from labkit.media import MediaError, read_bytes
+from labkit.protocol import SAMPLE_RATE
+
+_TYPES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+
+
+def image_part(image: Any) -> dict[str, Any]:
+    """A part with a picture: a PIL image, a PhoneTap screen, a path, bytes, or a ``data:`` or web address.
+
+    Raises:
+        MediaError: no picture, or a file that cannot be read.
+    """
+    image = getattr(image, "image", image)
+    if isinstance(image, str) and image.startswith(("data:", "http://", "https://")):
+        url = image
+    else:
+        data = _encoded_image(image)
+        kind = next((name for mark, name in _TYPES.items() if data.startswith(mark)), "png")
+        url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def audio_part(audio: Any) -> dict[str, Any]:
+    """A part with a recording: samples at 16 kHz, a path to wav, flac, ogg or mp3, or bytes of such a file.
+
+    Raises:
+        MediaError: no recording, or a file that cannot be read.
+    """
+    if isinstance(audio, str | Path | bytes | bytearray):
+        data = read_bytes(audio, "audio")
+    elif isinstance(audio, np.ndarray | list | tuple):
+        import soundfile
+
+        buffer = io.BytesIO()
+        samples = np.asarray(audio)
+        if samples.dtype.kind not in "fiu" or samples.ndim not in (1, 2):
+            raise MediaError("a recording is numbers of the shape [samples] or [samples, channels]")
+        subtype = {"int16": "PCM_16", "int32": "PCM_32"}.get(samples.dtype.name, "FLOAT")
+        samples = samples if subtype != "FLOAT" else samples.astype(np.float32)
+        soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype=subtype)
+        data = buffer.getvalue()
+    else:
+        raise MediaError(f"a recording is an array, a path or bytes, not {type(audio).__name__}")
+    marks = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg"}
+    kind = next((name for mark, name in marks.items() if data.startswith(mark)), "mp3")
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": kind}}
+
+
+def user_message(text: str | None = None, image: Any = None, audio: Any = None) -> dict[str, Any]:
+    """One user turn: pictures, then recordings, then the text; a list of pictures or recordings is several.
+
+    Raises:
+        MediaError: nothing is given, or something that cannot be used.
+    """
+    parts = [image_part(one) for one in _several(image)]
+    parts += [audio_part(one) for one in _several(audio, is_list=_is_list_of_recordings)]
+    if text:
+        parts.append({"type": "text", "text": text})
+    if not parts:
+        raise MediaError("nothing is asked: give a text, an image or a recording")
+    return {"role": "user", "content": text if len(parts) == 1 and text else parts}
+
+
+def as_openai(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with the lab's ``image`` and ``audio`` parts (``item.messages()``) as OpenAI's."""
+    made = {"image": lambda part: image_part(part["image"]), "audio": lambda part: audio_part(part["audio"])}
+    return [
+        {**message, "content": [made.get(part.get("type"), dict)(part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _encoded_image(image: Any) -> bytes:
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+    if isinstance(image, str | Path | bytes | bytearray):
+        return read_bytes(image, "image")
+    raise MediaError(f"an image is a PIL image, a screen, a path or bytes, not {type(image).__name__}")
+
+
+def _is_list_of_recordings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and not isinstance(value[0], int | float)
+
+
+def _several(value: Any, is_list: Any = lambda value: isinstance(value, list | tuple)) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if is_list(value) else [value]
