@@ -7,14 +7,16 @@ from labkit.course.exercise import Exercise, Hint, is_near, number
 H100_BYTES_PER_S = 3.35e12
 H100_FLOP_PER_S = 989e12
 """Data sheet of the H100 SXM: memory bandwidth, and dense bf16 products without sparsity."""
+RTX_4090_BYTES_PER_S = 1.008e12
+"""Data sheet of the RTX 4090."""
 
 
 def _floor(answer: Any) -> None:
-    """Milliseconds a token that reading the int4 weights of the 9B takes on an H100, at least."""
+    """Milliseconds a token that reading the nf4 weights of the 9B takes on an RTX 4090, at least."""
     from labkit.course.parts import _dissected
 
-    weights = _dissected("autoglm-phone-9b").under("int4").bytes
-    value, right = number(answer, "ms"), weights / H100_BYTES_PER_S * 1e3
+    weights = _dissected("autoglm-phone-9b").under("nf4").bytes
+    value, right = number(answer, "ms"), weights / RTX_4090_BYTES_PER_S * 1e3
     if is_near(value, right, 0.03):
         return
     if is_near(value, right / 1e3, 0.03):
@@ -57,10 +59,10 @@ def _cache(answer: Any) -> None:
 EXERCISES = (
     Exercise(
         "05-a",
-        "How many ms a token does reading the 9B's int4 weights take on an H100 (3.35 TB/s), at least?",
+        "How many ms a token does reading the 9B's nf4 weights take on an RTX 4090 (1.008 TB/s), at least?",
         _floor,
-        "About 2 ms. Whatever a real loop takes beyond that is not the weights' fault.",
-        ("big.under('int4').bytes is what is read for each token.", "Divide by 3.35e12, times 1e3."),
+        "About 6.2 ms, 160 tokens a second at best. What a real loop takes beyond that is not the weights' fault.",
+        ("big.under('nf4').bytes is what is read for each token.", "Divide by 1.008e12, times 1e3."),
     ),
     Exercise(
         "05-b",
