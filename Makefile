@@ -21,7 +21,7 @@ help:
 	@echo "make install    create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
 	@echo "make lab        install, then open JupyterLab at the first notebook (PORT=8888, ARGS=… goes to Jupyter)"
 	@echo "make test       install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
-	@echo "make test-vllm  install vLLM's CPU build into $(VLLM), and compare its answers to exports with the lab's"
+	@echo "make test-vllm  install vLLM's CPU build into $(VLLM), and compare its answers to exports with the lab's, and serve by it"
 	@echo "make readme     write the figures of assets/results into the READMEs"
 	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM) and results/ stay)"
 
@@ -66,7 +66,7 @@ $(VLLM)/.installed: $(INSTALLED)
 	@touch $@
 
 test-vllm: $(VLLM)/.installed
-	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/test_interchange_vllm.py -s $(ARGS)
+	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/test_interchange_vllm.py tests/test_service_vllm_real.py -s $(ARGS)
 
 readme: $(INSTALLED)
 	@$(BIN)/python tools/fill_readme.py

@@ -225,9 +225,15 @@ def serve(options: argparse.Namespace) -> None:
 
     wanted = options_of(options)
     get_spec(options.model)
+    if options.engine == "vllm":
+        from labkit.service.vllm_command import VllmOptions
+        from labkit.service.vllm_serve import serve_vllm
+
+        told = (options.tensor_parallel_size, options.pipeline_parallel_size, options.vllm_args)
+        return serve_vllm(options.model, options.plan, wanted, VllmOptions(*told))
     from labkit.service.serve import serve as run
 
-    run(options.model, options.plan, wanted, device=options.device, threads=options.threads)
+    return run(options.model, options.plan, wanted, device=options.device, threads=options.threads)
 
 
 def _describe_checkpoint(folder: Path) -> None:

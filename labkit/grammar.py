@@ -28,7 +28,9 @@ LEAST_TOKENS = 256
 MAX_SCHEMA_CHARACTERS = 65_536
 _SKELETON_TOKENS = 80  # an action without its strings, and the marks around it, should every byte be a token
 _TOKENS_A_CHARACTER = 4  # at most, byte by byte
-_LONGEST = {"string": 200, "thought": 600}  # characters
+LONGEST_STRING = 200
+"""Characters of a string of an action, at most."""
+_LONGEST = {"string": LONGEST_STRING, "thought": 600}  # characters
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 

@@ -37,6 +37,8 @@ ROUNDS = 3
 AGREEMENT = 1.25
 """The program is solved again where a plan diverges this many times more, or less, than predicted."""
 BISECTIONS = 6
+LARGEST_CORRECTION = 4.0
+"""No prediction is divided by more: differences of small divergences are uncertain."""
 
 
 class SearchInterrupted(KeyboardInterrupt):
@@ -58,6 +60,7 @@ def search_plan(
     jobs: int | None = None,
     threads: int | None = None,
     sensitivities: str | os.PathLike | None = None,
+    parts: bool = True,
     output: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Search:
@@ -76,6 +79,7 @@ def search_plan(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         jobs, threads: as for `labkit.measure_sensitivity`.
         sensitivities: the folder of sensitivities (default: ``results/sensitivity-MODEL``).
+        parts: measure whole parts too before choosing; without, the first choice is a poorer guess, sooner made.
         output: the folder of the search (default: ``results/search-MODEL-GOAL``).
         progress: say on standard error what is being done.
 
@@ -96,7 +100,7 @@ def search_plan(
     say = _say if progress else lambda text: None
     try:
         found = measure_sensitivity(
-            model, schemes, material=material, device=device, jobs=jobs, threads=threads,
+            model, schemes, material=material, parts=parts, device=device, jobs=jobs, threads=threads,
             output=sensitivities, progress=progress,
         )  # fmt: skip
         folder = RecordFolder(output, "a search")
@@ -142,7 +146,8 @@ class _Solver:
         units: list[Unit] = allocation.units_of(sensitivity.linears, DEFAULT_DTYPE, 2)
         self.units = [unit for unit in units if unit.module == "linear" or not linears_only]
         self.weights = _weights_of_parts(sensitivity)
-        whole = judge.predicted_bytes(QuantizationPlan("nothing", (), default=DEFAULT_DTYPE))
+        self.nothing = QuantizationPlan("nothing quantized", (), default=DEFAULT_DTYPE)
+        whole = judge.predicted_bytes(self.nothing)
         # what no choice changes: norms, and what is tied or has no candidate
         self.fixed = whole - sum(unit.options[0].bytes for unit in self.units)
 
@@ -172,6 +177,7 @@ class _Solver:
 
     def best(self, room: float) -> list[dict[str, Any]]:
         """Choose, measure, and choose again where prediction and measurement disagree; the best record last."""
+        dtype_kl = self.judge.measure(self.nothing, judged=False)["kl"]  # sensitivities do not hold this
         measured: dict[str, dict[str, Any]] = {}
         for number in range(1, ROUNDS + 1):
             chosen = allocation.allocate(self.units, room, self.weights)
@@ -179,16 +185,17 @@ class _Solver:
             plan = plan_of(
                 self.units, chosen, self.name, f"Found by search: {size} of weights.", DEFAULT_DTYPE
             )
-            self.say(f"round {number}: {size}, predicted divergence {chosen.loss:.3g}")
-            record = self.judge.measure(plan, chosen.loss)
+            predicted = chosen.loss + dtype_kl
+            self.say(f"round {number}: {size}, predicted divergence {predicted:.3g}")
+            record = self.judge.measure(plan, predicted)
             if record["key"] in measured:
                 break
             measured[record["key"]] = record
             self.say(f"round {number}: measured divergence {record['kl']:.3g}")
-            ratio = max(record["kl"], 1e-9) / max(chosen.loss, 1e-9)
+            ratio = max(record["kl"], 1e-9) / max(predicted, 1e-9)
             if 1 / AGREEMENT < ratio < AGREEMENT:
                 break
-            self._learn(plan, chosen)
+            self._learn(plan, chosen, dtype_kl)
         return sorted(measured.values(), key=lambda one: -one["kl"])
 
     def smallest(self, max_loss: float) -> list[dict[str, Any]]:
@@ -216,8 +223,9 @@ class _Solver:
             )
         return best
 
-    def _learn(self, plan: QuantizationPlan, chosen: Allocation) -> None:
-        """Measure each part of the plan alone, and weigh its schemes' predictions by what comes out."""
+    def _learn(self, plan: QuantizationPlan, chosen: Allocation, dtype_kl: float) -> None:
+        """Measure each part of the plan alone, and weigh its schemes' predictions by what comes out, less what the
+        default dtype alone does."""
         for role in dict.fromkeys(unit.role for unit in self.units):
             mine = [
                 (unit, option)
@@ -230,10 +238,11 @@ class _Solver:
             rules = tuple(rule for rule in plan.rules if role in rule.roles)
             self.say(f"its {role} alone")
             alone = replace(plan, name=f"{plan.name}: {role}", rules=rules)
-            record = self.judge.measure(alone, predicted, judged=False)
+            record = self.judge.measure(alone, predicted + dtype_kl, judged=False)
+            kl = max(record["kl"] - dtype_kl, predicted / LARGEST_CORRECTION)
             for scheme in {option.scheme for _, option in mine}:
                 weight = self.weights.get((role, scheme), 1.0)
-                self.weights[role, scheme] = weight * max(record["kl"], 1e-9) / predicted
+                self.weights[role, scheme] = weight * kl / predicted
 
 
 def _weights_of_parts(sensitivity: Sensitivity) -> dict[tuple[str | None, str], float]:

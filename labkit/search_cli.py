@@ -31,7 +31,6 @@ def add_sensitivity(commands: argparse._SubParsersAction) -> None:
         ),
     )
     _add_common(command)
-    command.add_argument("--no-parts", action="store_true", help="leave out the parts as wholes")
     command.add_argument("--output", metavar="FOLDER", help="where it goes (results/sensitivity-MODEL)")
     command.set_defaults(run=later("sensitivity", COMMANDS))
 
@@ -88,6 +87,7 @@ def add_search(commands: argparse._SubParsersAction) -> None:
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
     command.add_argument("--schemes", default=SCHEMES, metavar="A,B,…", help=f"candidates ({SCHEMES})")
+    command.add_argument("--no-parts", action="store_true", help="leave out the parts as wholes")
     for item in fields(Amounts):
         kind = {"validation": count_or_none, "text": str}.get(item.name, count)
         usual = "" if item.default is None else f" ({item.default})"

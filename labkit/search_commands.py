@@ -73,6 +73,7 @@ def search(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         threads=options.threads,
         sensitivities=options.sensitivities,
+        parts=not options.no_parts,
         output=options.output,
     )
     output = Path(found.path).parent

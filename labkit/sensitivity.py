@@ -203,9 +203,13 @@ def _prepare(
 def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, progress: bool) -> None:
     from tqdm.auto import tqdm
 
-    done = {_key(one) for one in folder.records()}
+    records = folder.records()
+    done = {_key(one) for one in records if "linear" in one}
     tasks = [task for task in job.tasks if task not in done]
-    parts = [task for task in job.parts if task not in done]
+    done_parts = {
+        _key(one) for one in records if "part" in one
+    }  # the part lm_head is the Linear of that name
+    parts = [task for task in job.parts if task not in done_parts]
     total = len(job.tasks) + len(job.parts)
     if not tasks and not parts:
         return

@@ -61,6 +61,7 @@ def tree():
     ]
     files = {p.relative_to(ROOT).as_posix() for p in [*top, *code, ROOT / ".ci/run"]}
     assets = {f"assets/{p.name}/" for p in (ROOT / "assets").iterdir() if p.is_dir()}
+    assets |= {f"assets/{p.name}" for p in (ROOT / "assets").iterdir() if p.is_file()}
     figures = {f"{fill_readme.RESULTS.parents[1]}/", f"{fill_readme.PICTURE.parent}/"}
     return files | assets | figures | {"notebooks/", "tests/"}
 

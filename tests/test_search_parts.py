@@ -204,3 +204,22 @@ def test_errors_of_columns_are_summed_up():
     chart = column_errors({"one": torch.tensor([1.0, 2.0, 3.0]), "two": [0.5, 0.5]})
     assert list(chart.data[0].y) == [1.0, 3.0, 6.0]
     assert [line.name for line in chart.data] == ["one", "two"]
+
+
+def test_what_is_shipped_of_a_search_fits_the_shipped_model():
+    from labkit.anatomy import dissect
+    from labkit.bench import measurable_linears, measurable_others
+    from labkit.models.spec import assets_folder
+    from labkit.searchresult import Search
+    from labkit.sensitivity import Sensitivity
+
+    pocket = dissect("pocket")
+    results = assets_folder() / "results"
+    sensitivity = Sensitivity.load(results / "pocket-sensitivity")
+    measured = {one["linear"] for one in sensitivity.linears}
+    assert measured == {*measurable_linears(pocket.skeleton), *measurable_others(pocket.skeleton)}
+    search = Search.load(results / "pocket-search")
+    assert pocket.under(search.plan).bytes == search.found["bytes"]
+    article = next(one for one in search.others if one["plan"] == "article")
+    assert search.found["bytes"] <= article["bytes"] == pocket.under("article").bytes
+    assert search.found["kl"] < article["kl"]

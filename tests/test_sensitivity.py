@@ -81,6 +81,15 @@ def test_measuring_again_measures_nothing(sensitivity, llama_folder, material):
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("records*.jsonl")} == before
 
 
+def test_parts_come_after_linears_of_the_same_name(sensitivity, llama_folder, material, tmp_path):
+    """lm_head is both."""
+    assert measured(llama_folder, material, tmp_path, parts=False).parts == []
+    found = measured(llama_folder, material, tmp_path)
+    assert [(one["part"], one["scheme"]) for one in found.parts] == [
+        (one["part"], one["scheme"]) for one in sensitivity[1].parts
+    ]
+
+
 def test_two_processes_find_what_one_finds(sensitivity, llama_folder, material, tmp_path):
     both = measured(llama_folder, material, tmp_path, jobs=2, parts=False)
     assert len(list(tmp_path.glob("worker-*.log"))) == 2

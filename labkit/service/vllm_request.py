@@ -1,0 +1,96 @@
+"""A checked request in vLLM's form."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from labkit.grammar import LONGEST_STRING, action_rules
+from labkit.service.narrow import narrowed
+from labkit.service.options import ServiceOptions
+from labkit.service.sampling import longest_answer
+from labkit.service.schemas import ChatRequest
+from labkit.service.tools import call_schema, chosen_tools, describe
+
+_AS_THEY_ARE = (
+    "model",
+    "stream",
+    "n",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+)
+
+
+def translated(
+    asked: ChatRequest, document: Mapping[str, Any], options: ServiceOptions, fetched: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """The body for vLLM: only fields that were checked, the lab's own ones translated.
+
+    Raises:
+        ApiError: tools that the model may choose by itself.
+    """
+    body = {name: document[name] for name in _AS_THEY_ARE if document.get(name) is not None}
+    body.setdefault("temperature", 0)
+    if asked.top_k is not None:
+        body["top_k"] = asked.top_k if asked.top_k > 0 else -1
+    tokens = longest_answer(asked, options)
+    body["max_tokens"] = tokens
+    if asked.stream:
+        body["stream_options"] = {"include_usage": True}
+    body["messages"] = _messages(document["messages"], fetched)
+    thinking = options.thinking if asked.thinks is None else asked.thinks
+    body["chat_template_kwargs"] = {**(asked.chat_template_kwargs or {}), "enable_thinking": thinking}
+    if functions := chosen_tools(asked):
+        body["messages"] = [{"role": "system", "content": describe(functions)}, *body["messages"]]
+        body["structured_outputs"] = {"json": narrowed(call_schema(functions), tokens)}
+    elif (wanted := asked.response_format) is not None:
+        if wanted.type == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        elif wanted.type == "json_schema":
+            body["structured_outputs"] = {"json": narrowed(wanted.json_schema.schema_, tokens)}
+        elif wanted.type == "action":
+            body["structured_outputs"] = {"grammar": action_grammar(thinking)}
+    return body
+
+
+def action_grammar(thinking: bool) -> str:
+    """The action syntax for vLLM's guidance back end; tags are letters there."""
+    think = '("<think>" THOUGHT "</think>")? ' if thinking else ""
+    lines = [f"start: {think}body", action_rules('"<answer>"', LONGEST_STRING)]
+    if think:
+        lines.append("THOUGHT: /[^<]{0,600}/")
+    return "\n".join(lines)
+
+
+def _messages(messages: list[dict[str, Any]], fetched: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The messages, with fetched images in place of their addresses: vLLM itself fetches nothing."""
+    made = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [_part(part, fetched) for part in content]
+        made.append({"role": message["role"], "content": content or ""})
+        for call in message.get("tool_calls") or ():
+            made[-1]["content"] += f"\n{call['function']['name']}({call['function']['arguments']})"
+        if message["role"] == "tool":
+            made[-1] = {"role": "user", "content": f"Result of {message['tool_call_id']}: {content}"}
+    return made
+
+
+def _part(part: dict[str, Any], fetched: Mapping[str, bytes]) -> dict[str, Any]:
+    url = part.get("image_url", {}).get("url") if part["type"] == "image_url" else None
+    if url in fetched:
+        return {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/png;base64,{base64.b64encode(fetched[url]).decode()}"},
+        }
+    return part
