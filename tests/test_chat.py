@@ -148,6 +148,11 @@ def test_an_answer_is_shown_with_tap_target_and_cost():
     assert "misses the target" in turns.shown([turn], 1, ENGLISH)[-1]["content"]
 
 
+def test_an_answer_without_a_point_draws_nothing():
+    turn = turn_with(Reply('finish(message="no")', finished=True), picture=Image.new("RGB", (4, 4)))
+    assert all(isinstance(one["content"], str) for one in turns.shown([turn], 0, ENGLISH))
+
+
 def test_what_a_model_writes_is_text():
     turn = turn_with(Reply("# <img src=x> **bold** [a](b)", finished=True))
     said = turns.shown([turn], 0, ENGLISH)[1]["content"]

@@ -14,7 +14,7 @@ from labkit.chat.messages import without_media
 from labkit.chat.service import Endpoint, Reply
 from labkit.formats import format_bytes, format_seconds
 from labkit.phonetap import Screen
-from labkit.protocol import format_action
+from labkit.protocol import POINTS, Action, format_action
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _answered(turn: Turn, which: int, words: Mapping[str, str]) -> list[dict[str
         say(_plain(answer.text))
     if reply.error:
         say(f"⚠️ {_plain(reply.error)}")
-    if turn.picture is not None and reply.finished and answer.action is not None:
+    if turn.picture is not None and reply.finished and _has_point(answer.action):
         say({"path": _drawn(turn, which)})
     if reply.finished and not reply.error:
         say(_cost(turn, which, words))
@@ -156,6 +156,11 @@ def _cost(turn: Turn, which: int, words: Mapping[str, str]) -> str:
         plan = f" ({facts['plan']})" if facts.get("plan") else ""
         parts.append(f"{format_bytes(facts['weights_bytes'])} {words['weights']}{plan}")
     return " · ".join(parts)
+
+
+def _has_point(action: Action | None) -> bool:
+    """Is there something to draw?"""
+    return action is not None and any(name in action.arguments for name in POINTS)
 
 
 def _drawn(turn: Turn, which: int) -> str:
