@@ -93,10 +93,11 @@ BAD_MESSAGES = [
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
     ({"messages": ["hello"]}, "messages.0"),
-    ({"messages": [{}]}, "messages.0.role"),
-    ({"messages": [{"role": "user"}]}, "messages.0"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
-    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{}]}, "messages.0"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "messages.0"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages.0.content.0"),
@@ -107,7 +108,7 @@ BAD_MESSAGES = [
         {"messages": [HELLO, {"role": "user", "content": [{"type": "text", "text": 1}]}]},
         "messages.1.content.0.text",
     ),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
 ]
 
 

@@ -80,7 +80,7 @@ def _message(message: Message, index: int, fetched: Mapping[str, bytes]) -> dict
     role = _ROLES.get(message.role, message.role)
     if message.role == "tool":
         return {"role": role, "content": f"Result of {message.tool_call_id}: {_text(message.content)}"}
-    if message.tool_calls:
+    if message.role == "assistant" and message.tool_calls:
         calls = [
             json.dumps({"name": one.function.name, "arguments": one.function.arguments}, ensure_ascii=False)
             for one in message.tool_calls

@@ -47,9 +47,6 @@ class Guard:
         headers, started, status = Headers(scope=scope), time.monotonic(), 0
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        prefix = headers.get("x-forwarded-prefix") or headers.get("x-proxycontextpath") or ""
-        if re.fullmatch(r"(/[\w.~%@-]+)+/?", prefix, re.ASCII):
-            scope["root_path"] = prefix.rstrip("/")  # behind JupyterLab's proxy, for the addresses in /docs
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from labkit.phonetap import draw_screen
@@ -50,10 +50,15 @@ def add_page(app: FastAPI, backend: Backend) -> None:
         draw_screen(seed).image.save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")
 
+    @app.get("/docs.json", include_in_schema=False)
+    async def description() -> JSONResponse:
+        """The API's description with addresses that hold behind JupyterLab's proxy too."""
+        return JSONResponse({**app.openapi(), "servers": [{"url": "./"}]})
+
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
-            openapi_url="openapi.json",
+            openapi_url="docs.json",
             title="labkit's API",
             swagger_js_url="docs-assets/swagger-ui-bundle.js",
             swagger_css_url="docs-assets/swagger-ui.css",

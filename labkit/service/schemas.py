@@ -93,20 +93,46 @@ class ToolCall(Strict):
     function: FunctionCall
 
 
-class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+class SystemMessage(Strict):
+    role: Literal["system", "developer"]
+    content: Content
+
+
+class UserMessage(Strict):
+    role: Literal["user"]
+    content: Content
+
+
+class AssistantMessage(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+                {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+            ]
+        }
+    )
+
+    role: Literal["assistant"]
     content: Content | None = None
     tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
     reasoning_content: str | None = Field(None, description="accepted from earlier answers, and not repeated")
 
     @model_validator(mode="after")
-    def _has_content(self) -> Message:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError(f"a message of the role {self.role} needs content")
-        if self.role == "tool" and not self.tool_call_id:
-            raise ValueError("a message of the role tool needs tool_call_id")
+    def _says_something(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("an assistant's message needs content or tool_calls")
         return self
+
+
+class ToolMessage(Strict):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class StreamOptions(Strict):
@@ -186,8 +212,25 @@ Stop = Annotated[
 ]
 
 
+def _goes_with(field: str, kinds: dict[str, Any], other: str) -> dict[str, Any]:
+    """For readers of the schema: a field that needs another to be true."""
+    return {
+        "if": {"required": [field], "properties": {field: kinds}},
+        "then": {"required": [other], "properties": {other: {"const": True}}},
+    }
+
+
 class ChatRequest(Strict):
     """The body of ``POST /v1/chat/completions``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                _goes_with("stream_options", {"type": "object"}, "stream"),
+                _goes_with("top_logprobs", {"type": "integer", "minimum": 1}, "logprobs"),
+            ]
+        }
+    )
 
     model: str = Field(description="a name from /v1/models")
     messages: list[Message] = Field(min_length=1, max_length=1024)
@@ -262,12 +305,16 @@ def read_request(document: Any) -> ChatRequest:
         kept = [step for at, step in enumerate(steps) if not _is_tag(steps, at)]
         param = ".".join(kept) or getattr(first.get("ctx", {}).get("error"), "field", None)
         told = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "union_tag_invalid":  # pydantic's own words quote what was sent
+            told = f"its {first['ctx']['discriminator']} must be one of {first['ctx']['expected_tags']}"
         raise ApiError(f"{param}: {told}" if param else told, param=param, code=first["type"]) from None
 
 
 def _is_tag(steps: list[str], at: int) -> bool:
     """Whether a step of an error's place names a branch of the schema, which is no field of the document."""
     before, step = steps[at - 1] if at else "", steps[at]
+    if steps[0] == "messages" and at == 2:
+        return step in ROLES
     if before in ("content", "stop", "tool_choice"):
         return step in ("text", "parts", "word", "named")
     if before == "response_format":

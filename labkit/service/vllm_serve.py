@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -80,6 +81,7 @@ def serve_vllm(model: str, plan: str | None, options: ServiceOptions, vllm: Vllm
             stdin=subprocess.DEVNULL,
             stdout=sys.stdout,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
@@ -143,14 +145,14 @@ def facts_of(spec: ModelSpec, resolved: ResolvedPlan) -> dict[str, Any]:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Leave no process behind."""
+    """Leave neither vLLM nor the processes behind that it has started, even if it has ended already."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # its session is its own
+    process.wait()
 
 
 def _end_with_parent() -> None:
