@@ -6,12 +6,12 @@ model, a tap is compared with its target. ``course.hint("02-a")`` gives the next
 
 from typing import Any
 
-from labkit.course import beyond, by_hand, cost, parts, serving, talk, tour
+from labkit.course import beyond, by_hand, cost, mixing, outliers, parts, serving, talk, tour
 from labkit.course.exercise import CourseError, Exercise, Verdict, judged
 
 _EXERCISES: dict[str, Exercise] = {
     exercise.id: exercise
-    for chapter in (tour, parts, by_hand, cost, serving, talk, beyond)
+    for chapter in (tour, parts, by_hand, outliers, mixing, cost, serving, talk, beyond)
     for exercise in chapter.EXERCISES
 }
 _hints_given: dict[str, int] = {}
