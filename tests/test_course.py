@@ -1,5 +1,6 @@
 """The course's exercises: right answers pass, known mistakes get the hint that is about them, none is just "wrong"."""
 
+import ast
 import html
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from labkit import course, phonetap
-from labkit.course import by_hand
+from labkit.course import by_hand, chinese, chinese_hints
 from labkit.models import get_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,7 +179,40 @@ def test_no_answer_yet_repeats_the_task(id):
     assert course.get_exercise(id).task in verdict.message
 
 
+@pocket_needed
+@pytest.mark.parametrize(("id", "answer"), [(m[0], m[1]) for m in MISTAKES] + list(RIGHT.items()))
+def test_the_chinese_edition_is_answered_in_chinese(id, answer, monkeypatch, tmp_path):
+    (tmp_path / "zh").mkdir()
+    monkeypatch.chdir(tmp_path / "zh")
+    for verdict in (course.check(id, answer()), course.check(id), course.hint(id)):
+        assert verdict.word in ("正确", "还没有", "待答")
+        assert re.search(r"[\u4e00-\u9fff]", verdict.message.replace("相机", "")), verdict
+        assert not re.search(
+            r"\b(the|is|are|that|what|of)\b",
+            verdict.message.partition("拒绝")[0].replace("open the settings", ""),
+        ), verdict
+    english = course.get_exercise(id)
+    assert len(chinese.EXERCISES[id][2]) == len(english.hints)
+
+
+def test_every_hint_is_translated_with_the_same_gaps():
+    said = set()
+    for path in (ROOT / "labkit/course").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and getattr(getattr(node.exc, "func", None), "id", "") == "Hint":
+                parts = getattr(node.exc.args[0], "values", [node.exc.args[0]])
+                said.add("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts))
+    known = [re.compile(".*".join(map(re.escape, text.split("{}"))), re.S) for text in chinese_hints.HINTS]
+    said = {
+        text.replace(".{}", ".").replace("for{}", "for") for text in said
+    }  # what may follow, or be left out
+    assert [text for text in said if not any(one.fullmatch(text) for one in known)] == []
+    for english, translation in chinese_hints.HINTS.items():
+        assert english.count("{}") == translation.count("{}"), english
+
+
 def test_hints_get_plainer_and_the_last_one_stays():
+    course._hints_given.clear()
     told = [course.hint("02-c").message for _ in range(3)]
     assert told[0].startswith("Hint 1 of 2: ")
     assert told[1] == told[2] == f"Hint 2 of 2: {course.get_exercise('02-c').hints[-1]}"
