@@ -1,5 +1,6 @@
 """The course's exercises: right answers pass, known mistakes get the hint that is about them, none is just "wrong"."""
 
+import ast
 import html
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from labkit import course, phonetap
-from labkit.course import by_hand
+from labkit.course import by_hand, chinese, chinese_hints
 from labkit.models import get_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,10 @@ RIGHT = {
     "02-b": lambda: round_trip,
     "02-c": lambda: 5,
     "02-d": lambda: (4, 32),
+    "03-a": lambda: 1.0,
+    "03-b": lambda: (0, 1, 0),
+    "04-a": lambda: [{"role": "vision", "scheme": "int8"}, {"match": "re:.*", "scheme": "int4"}],
+    "04-b": lambda: (8, 4, 2),
     "05-a": lambda: torch.tensor(6.274 / 1.008),
     "05-b": lambda: 295,
     "05-c": lambda: 8 * 4000 * 40960 / 1e9,
@@ -108,6 +113,17 @@ MISTAKES = [
     ("02-d", lambda: (4, 64), "keep 19"),
     ("02-d", lambda: (8, 32), "it takes 9 bits a weight; 5 would do"),
     ("02-d", lambda: (5, 64), "num_bits is one of"),
+    ("03-a", lambda: 2, "whole step"),
+    ("03-a", lambda: 254 / 255, "cover both signs"),
+    ("03-b", lambda: (0, 0, 0), "Each is rounded to its nearest"),
+    ("03-b", lambda: (0.4, 0.4, 0.4), "Codes are whole numbers"),
+    ("03-b", lambda: (5, -4, 0), "far from their weights"),
+    ("03-b", lambda: 1, "three whole numbers"),
+    ("04-a", lambda: RULES, "The vision encoder gets bf16"),
+    ("04-a", lambda: [{"match": "re:.*", "scheme": "int8"}], "too many. The largest part is"),
+    ("04-b", lambda: (4, 4, 4), "A cannot be afforded"),
+    ("04-b", lambda: (8, 8, 2), "takes 18 bytes; 14 are there"),
+    ("04-b", lambda: (4, 4, 3), "C takes 2 or 4 bytes"),
     ("05-a", lambda: 0.00622, "Right, in seconds"),
     ("05-b", lambda: 148, "factor of 2"),
     ("05-c", lambda: 4000 * 40960 / 1e9, "cache of its own"),
@@ -163,7 +179,40 @@ def test_no_answer_yet_repeats_the_task(id):
     assert course.get_exercise(id).task in verdict.message
 
 
+@pocket_needed
+@pytest.mark.parametrize(("id", "answer"), [(m[0], m[1]) for m in MISTAKES] + list(RIGHT.items()))
+def test_the_chinese_edition_is_answered_in_chinese(id, answer, monkeypatch, tmp_path):
+    (tmp_path / "zh").mkdir()
+    monkeypatch.chdir(tmp_path / "zh")
+    for verdict in (course.check(id, answer()), course.check(id), course.hint(id)):
+        assert verdict.word in ("正确", "还没有", "待答")
+        assert re.search(r"[\u4e00-\u9fff]", verdict.message.replace("相机", "")), verdict
+        assert not re.search(
+            r"\b(the|is|are|that|what|of)\b",
+            verdict.message.partition("拒绝")[0].replace("open the settings", ""),
+        ), verdict
+    english = course.get_exercise(id)
+    assert len(chinese.EXERCISES[id][2]) == len(english.hints)
+
+
+def test_every_hint_is_translated_with_the_same_gaps():
+    said = set()
+    for path in (ROOT / "labkit/course").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and getattr(getattr(node.exc, "func", None), "id", "") == "Hint":
+                parts = getattr(node.exc.args[0], "values", [node.exc.args[0]])
+                said.add("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts))
+    known = [re.compile(".*".join(map(re.escape, text.split("{}"))), re.S) for text in chinese_hints.HINTS]
+    said = {
+        text.replace(".{}", ".").replace("for{}", "for") for text in said
+    }  # what may follow, or be left out
+    assert [text for text in said if not any(one.fullmatch(text) for one in known)] == []
+    for english, translation in chinese_hints.HINTS.items():
+        assert english.count("{}") == translation.count("{}"), english
+
+
 def test_hints_get_plainer_and_the_last_one_stays():
+    course._hints_given.clear()
     told = [course.hint("02-c").message for _ in range(3)]
     assert told[0].startswith("Hint 1 of 2: ")
     assert told[1] == told[2] == f"Hint 2 of 2: {course.get_exercise('02-c').hints[-1]}"

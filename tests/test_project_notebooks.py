@@ -21,10 +21,8 @@ def cells(path, kind):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
-def test_numbers_begin_with_00_and_none_is_taken_twice():
-    numbers = [int(name[:2]) for name in NAMES]
-    assert numbers[0] == 0
-    assert len(set(numbers)) == len(numbers)
+def test_numbers_run_from_00_without_a_gap():
+    assert [int(name[:2]) for name in NAMES] == list(range(len(NAMES)))
     assert all(re.fullmatch(r"\d\d_[a-z0-9]+(_[a-z0-9]+)+\.ipynb", name) for name in NAMES)
 
 
@@ -83,6 +81,15 @@ def test_has_a_question_with_a_hidden_answer_and_a_recap(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     assert "<details><summary>Answer</summary>" in text
     assert "## Recap" in text
+
+
+@each
+def test_has_an_exercise_that_a_cell_checks_and_a_link_to_the_next(path):
+    code = "\n".join(cell.source for cell in cells(path, "code"))
+    assert f'course.check("{path.name[:2]}-' in code
+    last = cells(path, "markdown")[-1].source
+    following = NAMES[NAMES.index(path.name) + 1 :][:1] or ["README.md"]
+    assert f"]({following[0]})" in last
 
 
 @each

@@ -67,6 +67,22 @@ def test_rules_by_name_stay_when_a_part_is_changed():
     assert [rule.match for rule in editor.plan.rules] == ["*.layers.0.mlp.down_proj", None, None]
 
 
+def test_embedding_and_convolutions_are_kept_dropped_and_added():
+    editor = plan_editor("pocket", "article")
+    assert editor.stored.value
+    stored = [rule for rule in editor.plan.rules if "linear" not in rule.modules]
+    editor.rules["decoder"].scheme.value = "int8"
+    assert [rule for rule in editor.plan.rules if "linear" not in rule.modules] == stored
+    with_them = anatomy.dissect("pocket").under(editor.plan).bytes
+    editor.stored.value = False
+    assert not any("linear" not in rule.modules for rule in editor.plan.rules)
+    assert anatomy.dissect("pocket").under(editor.plan).bytes > with_them
+    other = plan_editor("pocket", "int4")
+    other.stored.value = True
+    assert "Not possible" not in other.status.value, other.status.value
+    assert anatomy.dissect("pocket").under(other.plan).bytes < anatomy.dissect("pocket").under("int4").bytes
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

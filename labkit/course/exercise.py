@@ -47,20 +47,22 @@ class Verdict:
     right: bool
     message: str
     answered: bool = True
+    is_chinese: bool = False
 
     def __bool__(self) -> bool:
         return self.right
 
     @property
     def word(self) -> str:
-        """Right, Not yet, or Open."""
-        return "Right" if self.right else "Not yet" if self.answered else "Open"
+        """Right, Not yet, or Open; 正确, 还没有, 待答."""
+        state = 0 if self.right else 1 if self.answered else 2
+        return (("正确", "还没有", "待答") if self.is_chinese else ("Right", "Not yet", "Open"))[state]
 
     def __repr__(self) -> str:
         return f"{self.exercise} · {self.word}. {self.message}"
 
     def _repr_html_(self) -> str:
-        colour = {"Right": RIGHT, "Not yet": NOT_YET, "Open": OPEN}[self.word]
+        colour = RIGHT if self.right else NOT_YET if self.answered else OPEN
         return (
             f'<div style="border-left:6px solid {colour};padding:6px 14px;margin:4px 0;font-size:14px;'
             f'max-width:88ch"><b>{self.exercise} · {self.word}.</b> {html.escape(self.message)}</div>'

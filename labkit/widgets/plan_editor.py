@@ -36,6 +36,12 @@ class PlanEditor(ipywidgets.VBox):
             style=STYLE,
             layout=WIDE,
         )
+        self.stored = ipywidgets.Checkbox(
+            description="embedding and convolutions in 8 bits",
+            tooltip="they are looked up or slid over the input, not multiplied as Linears are; stored in 8 bits",
+            indent=False,
+            layout=WIDE,
+        )
         self.rules = {role: _RoleRule(role, self._rules_changed) for role in self.roles}
         self.yaml = ipywidgets.Textarea(continuous_update=False, layout=_area())
         self.path = ipywidgets.Text(
@@ -44,12 +50,12 @@ class PlanEditor(ipywidgets.VBox):
         self.save_button = ipywidgets.Button(description="Save", icon="save")
         self.status, self.bytes = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
         self.chart = live(self._anatomy.plan_chart(["bf16"]), 260)
-        for control in (self.name, self.default):
+        for control in (self.name, self.default, self.stored):
             control.observe(self._rules_changed, names="value")
         self.yaml.observe(self._yaml_changed, names="value")
         self.save_button.on_click(lambda _: self.save())
         left = ipywidgets.VBox(
-            [self.name, self.default, *(rule for rule in self.rules.values())],
+            [self.name, self.default, self.stored, *self.rules.values()],
             layout=ipywidgets.Layout(width="360px", flex="0 0 auto"),
         )
         right = ipywidgets.VBox(
@@ -66,6 +72,7 @@ class PlanEditor(ipywidgets.VBox):
         resolved = self._anatomy.under(plan).resolved
         self._quiet = True
         self.name.value, self.default.value = plan.name, plan.default
+        self.stored.value = any(_is_stored(rule) for rule in plan.rules)
         for role, rule in self.rules.items():
             names = [part.module for part in resolved.parts if part.is_linear and part.role == role]
             rule.show({resolved.schemes.get(name) for name in names})
@@ -91,6 +98,8 @@ class PlanEditor(ipywidgets.VBox):
         kept = [] if self.plan is None else [rule.to_dict() for rule in self.plan.rules if _is_special(rule)]
         fallbacks = {} if self.plan is None else {rule.on_unsupported for rule in self.plan.rules} - {None}
         rest = {"on_unsupported": next(iter(fallbacks)).name} if fallbacks else {}
+        if self.stored.value:
+            kept += _store_rules(self.plan)
         rules = [*kept, *({**rule.definition(), **rest} for rule in self.rules.values() if rule.is_set)]
         written = {} if self.plan is None else self.plan.to_dict()
         told = {name: written[name] for name in ("description", "runtime") if name in written}
@@ -199,8 +208,21 @@ class _RoleRule(ipywidgets.VBox):
 
 
 def _is_special(rule: Rule) -> bool:
-    """Is it about some Linears by name? Such rules have no control of their own, and stay."""
-    return rule.match is not None and rule.match not in ("*", "re:.*")
+    """Is it about some Linears by name or depth? Such rules have no control of their own, and stay."""
+    narrow = bool(rule.linears) or rule.depth is not None
+    return not _is_stored(rule) and (narrow or (rule.match is not None and rule.match not in ("*", "re:.*")))
+
+
+def _is_stored(rule: Rule) -> bool:
+    """Is it about what is stored, not multiplied: embeddings and convolutions?"""
+    return "linear" not in rule.modules
+
+
+def _store_rules(plan: QuantizationPlan | None) -> list[dict[str, Any]]:
+    """The plan's own rules for embeddings and convolutions, or the usual ones: 8 bits."""
+    own = [] if plan is None else [rule.to_dict() for rule in plan.rules if _is_stored(rule)]
+    usual = {"match": "re:.*", "modules": ["embedding", "conv"], "scheme": "int8", "optional": True}
+    return own or [usual]
 
 
 def _written(plan: QuantizationPlan) -> str:
