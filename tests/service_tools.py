@@ -61,7 +61,7 @@ class Running:
 
 def body(content="hello", **fields):
     messages = fields.pop("messages", [{"role": "user", "content": content}])
-    return {"model": "autoglm-phone-9b", "messages": messages, **fields}
+    return {"model": "autoglm-phone-9b", "answer_tags": True, "messages": messages, **fields}
 
 
 def streamed(events, field="content", index=0):

@@ -151,7 +151,7 @@ def test_the_same_with_await(url, client, typed):
 def test_openais_own_client_understands_everything(url, typed, engine):
     asked = openai.OpenAI(base_url=url, api_key="EMPTY", max_retries=0)
     messages = [{"role": "user", "content": as_content(typed.messages())}]
-    options = {"model": "autoglm-phone-9b", "messages": messages, "temperature": 0}
+    options = {"model": "pocket", "messages": messages, "temperature": 0}
     whole = asked.chat.completions.create(**options, logprobs=True, top_logprobs=2)
     expected = engine.generate(typed.messages()).text
     assert whole.choices[0].message.content == expected

@@ -285,5 +285,17 @@ def test_models_agree_and_the_answer_echoes_the_name(service):
     assert service.http.get("/v1/models/gpt-4").status_code == 404
 
 
+def test_published_clients_get_an_action_without_tags(service):
+    """They take all that follows ``do(action=`` or ``finish(message=`` as the action."""
+    raw, fields = service.text(WHO), {"answer_tags": None}
+    assert raw.startswith("<answer>finish(")
+    bare = raw.removeprefix("<answer>").removesuffix("</answer>")
+    assert service.text(WHO, **fields) == streamed(service.events(WHO, **fields)) == bare
+    assert service.text(WHO, **fields, model="pocket") == raw
+    thinking = service.text(WHO, **fields, enable_thinking=True)
+    assert thinking.startswith("<think>")
+    assert thinking.endswith('")')
+
+
 def test_unknown_fields_are_ignored(service):
     assert service.text(WHO, user="me", store=False, metadata={"a": "b"}, made_up=[1], reasoning_effort="low")

@@ -13,7 +13,7 @@ from labkit.service.answers import ChoiceReader
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.narrow import narrowed
 from labkit.service.options import API_KEY_VARIABLE, ServiceError, ServiceOptions
-from labkit.service.reasoning import ReasoningSplitter
+from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.remote import RemoteImages, public_address
 from labkit.service.scheduler import Event
 from labkit.service.schemas import FunctionDefinition
@@ -42,6 +42,13 @@ def test_thinking_is_split_off_wherever_the_pieces_fall(text, opened, thinking, 
         thoughts, answers = thoughts + thought, answers + said
     thought, said = splitter.flush()
     assert (thoughts + thought, answers + said) == (thinking, answer)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_answer_tags_are_taken_out_wherever_the_pieces_fall(size):
+    text, tags = "a < b <answer>do(x)</answer> <ans", TagFilter()
+    pieces = [tags.push(text[at : at + size]) for at in range(0, len(text), size)]
+    assert "".join(pieces) + tags.flush() == "a < b do(x) <ans"
 
 
 def test_narrow_schemas_close_objects_and_bound_strings():

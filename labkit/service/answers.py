@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from labkit.grammar import Grammars
 from labkit.sampling import TokenLogprobs
-from labkit.service.reasoning import OPEN, ReasoningSplitter
+from labkit.service.reasoning import OPEN, ReasoningSplitter, TagFilter
 from labkit.service.replies import TokenLogprob, ToolCall, TopLogprob
 from labkit.service.scheduler import Event
 from labkit.service.tools import ToolUse, as_tool_call, may_be_call
@@ -42,6 +42,7 @@ class ChoiceReader:
         opened: the prompt ended in ``<think>``.
         tools: what the answer may call; a call is told whole at its end. Where the request named the function,
             the finish reason is ``stop``, as OpenAI's is.
+        tags: leave ``<answer>`` and ``</answer>`` in the content.
         grammars: knows tokens' bytes, where log-probabilities are wanted.
     """
 
@@ -52,6 +53,7 @@ class ChoiceReader:
         reasoning: str = INLINE,
         opened: bool = False,
         tools: ToolUse = NO_TOOLS,
+        tags: bool = True,
         grammars: Grammars | None = None,
     ):
         self.index = index
@@ -66,6 +68,7 @@ class ChoiceReader:
         self._mode = reasoning
         self._prefix = OPEN if opened and reasoning == INLINE else ""
         self._tools = tools
+        self._filter = None if tags else TagFilter()
         self._grammars = grammars
         self._pending: list[TokenLogprob] = []
         self._call_text = ""
@@ -85,6 +88,10 @@ class ChoiceReader:
             thought, content, self._prefix = "", self._prefix + event.text, ""
         elif self._mode == HIDDEN:
             thought = ""
+        if self._filter is not None:
+            content = self._filter.push(content)
+            if event.finish_reason is not None:
+                content += self._filter.flush()
         if event.logprobs is not None and not event.is_end and (self._mode == INLINE or not thinking):
             self._pending.append(self._told(event.logprobs))
         news = News(self.index, content, thought, finish_reason=event.finish_reason)

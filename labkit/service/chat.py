@@ -131,6 +131,7 @@ class Completion:
                     reasoning=HIDDEN if tools.functions and mode == INLINE else mode,
                     opened=opened,
                     tools=tools,
+                    tags=request.keeps_tags,
                     grammars=chat.engine.grammars if request.logprobs else None,
                 )
             )

@@ -8,6 +8,7 @@ published clients of AutoGLM look for the action after it and know no other plac
 from __future__ import annotations
 
 OPEN, CLOSE = "<think>", "</think>"
+ANSWER_TAGS = ("<answer>", "</answer>")
 
 
 class ReasoningSplitter:
@@ -66,3 +67,29 @@ class ReasoningSplitter:
             text = text.lstrip("\r\n") if self._state == "thinking" else text.lstrip()
             self._bare = not text
         return text
+
+
+class TagFilter:
+    """Takes ``<answer>`` and ``</answer>`` out of a text that comes in pieces.
+
+    AutoGLM's published client looks for ``do(action=`` and takes all that follows as Python: a closing tag behind it
+    is an error there.
+    """
+
+    def __init__(self):
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is safe to give out; what may become a tag is held back."""
+        text = self._held + text
+        for tag in ANSWER_TAGS:
+            text = text.replace(tag, "")
+        ends = [n for tag in ANSWER_TAGS for n in range(1, len(tag)) if text.endswith(tag[:n])]
+        keep = max(ends, default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What is still held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held

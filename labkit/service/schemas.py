@@ -1,6 +1,6 @@
 """What a chat request may hold. Strict: a wrong kind or range is refused; unknown fields are ignored.
 
-Two fields are the lab's own: ``return_reasoning`` (also vLLM's ``include_reasoning``) and the response format
+The lab's own are ``return_reasoning`` (also vLLM's ``include_reasoning``), ``answer_tags`` and the response format
 ``{"type": "action"}``.
 """
 
@@ -21,6 +21,7 @@ from pydantic import (
 
 from labkit.sampling import MAX_LOGPROBS
 from labkit.service.errors import ApiError
+from labkit.service.options import ALIAS
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -260,6 +261,11 @@ class ChatRequest(Strict):
     enable_thinking: bool | None = None
     return_reasoning: bool | None = Field(None, description="thinking apart, in reasoning_content")
     include_reasoning: bool | None = Field(None, description="vLLM's name for return_reasoning")
+    answer_tags: bool | None = Field(
+        None,
+        description="leave <answer> tags in the content; by default all names of the model do but autoglm-phone-9b, "
+        "whose published clients cannot read an action with a tag behind it",
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="enable_thinking is read")
     timeout: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
         None, description="seconds after which the answer is given up, if sooner than the service's"
@@ -281,6 +287,11 @@ class ChatRequest(Strict):
         """Whether to think, or None if the request does not say."""
         inner = (self.chat_template_kwargs or {}).get("enable_thinking")
         return self.enable_thinking if self.enable_thinking is not None else inner
+
+    @property
+    def keeps_tags(self) -> bool:
+        """Whether ``<answer>`` tags stay in the content."""
+        return self.model != ALIAS if self.answer_tags is None else self.answer_tags
 
     @property
     def splits_reasoning(self) -> bool:

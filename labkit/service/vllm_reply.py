@@ -80,7 +80,11 @@ class ReplyTranslator:
         return self._named({**common, "choices": [made]})
 
     def _reader(self, index: int) -> ChoiceReader:
-        return self._readers.setdefault(index, ChoiceReader(index, reasoning=self._mode, tools=self._tools))
+        if index not in self._readers:
+            self._readers[index] = ChoiceReader(
+                index, reasoning=self._mode, tools=self._tools, tags=self._asked.keeps_tags
+            )
+        return self._readers[index]
 
     @staticmethod
     def _event(choice: dict[str, Any], message: dict[str, Any], finish_reason: str | None) -> Event:
