@@ -130,8 +130,8 @@ def test_the_script_without_a_command_starts(monkeypatch):
     assert main(["--plan", "int4", "--streams", "4", "--thinking"]) == 0
     assert main(["start", "x", "--engine", "vllm", "--api-key", "sesame", "--device", "cpu"]) == 0
     assert [one[:2] for one in told] == [("pocket", None), ("pocket", "int4"), ("x", None)]
-    assert told[1][2]["arguments"] == ["--streams", "4", "--thinking"]
-    assert told[2][2]["arguments"] == ["--engine", "vllm", "--device", "cpu"]
+    assert told[1][2]["arguments"] == ["--streams=4", "--thinking"]
+    assert told[2][2]["arguments"] == ["--engine=vllm", "--device=cpu"]
     assert told[2][2]["api_key"] == "sesame"
 
 

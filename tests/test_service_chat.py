@@ -264,11 +264,10 @@ def test_a_required_tool_is_called_with_arguments_that_fit(service, choice, name
     assert service.text(messages=history)
 
 
-def test_tools_that_the_model_may_choose_are_refused_and_none_leaves_them_aside(service):
-    refused = service.post(WHO, tools=TOOLS)
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "tool_choice"
-    assert service.text(WHO, tools=TOOLS, tool_choice="none") == service.text(WHO)
+def test_a_model_that_may_call_tools_answers_as_it_can(service):
+    for choice in ("auto", "none"):
+        assert service.text(WHO, tools=TOOLS, tool_choice=choice) == service.text(WHO)
+    assert streamed(service.events(WHO, tools=TOOLS)) == service.text(WHO)
 
 
 def test_control_tokens_in_a_users_text_are_letters(service):

@@ -192,7 +192,7 @@ BAD_PARAMETERS = [
     {"tools": "all"},
     {"tools": [{"type": "function"}]},
     {"tools": [{"type": "function", "function": {"name": "bad name!"}}]},
-    {"tools": [{"type": "function", "function": {"name": "x"}}]},
+    {"tools": [{"type": "function", "function": {"name": "x"}}] * 2},
     {"tools": [{"type": "function", "function": {"name": "x"}}], "tool_choice": "maybe"},
     {
         "tools": [{"type": "function", "function": {"name": "x"}}],

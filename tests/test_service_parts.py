@@ -9,13 +9,15 @@ import pytest
 
 from labkit.media import MediaError
 from labkit.service import remote
+from labkit.service.answers import ChoiceReader
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.narrow import narrowed
 from labkit.service.options import API_KEY_VARIABLE, ServiceError, ServiceOptions
 from labkit.service.reasoning import ReasoningSplitter
 from labkit.service.remote import RemoteImages, public_address
+from labkit.service.scheduler import Event
 from labkit.service.schemas import FunctionDefinition
-from labkit.service.tools import as_tool_call, call_schema
+from labkit.service.tools import ToolUse, as_tool_call, call_schema
 
 ANSWERS = [
     ("<think>a b</think><answer>x</answer>", False, "a b", "<answer>x</answer>"),
@@ -90,8 +92,32 @@ def test_definitions_of_several_functions_do_not_mix():
 
 
 def test_a_call_that_was_cut_off_is_none():
-    assert as_tool_call('{"name": "f", "argum') is None
-    assert json.loads(as_tool_call('{"name": "f", "arguments": {"a": "é"}}').function.arguments) == {"a": "é"}
+    whole = '{"name": "f", "arguments": {"a": "é"}}'
+    assert as_tool_call(whole[:18], {"f"}) is None
+    assert as_tool_call(whole, {"g"}) is None
+    for text in (whole, f"<tool_call>\n{whole}\n</tool_call>"):
+        assert json.loads(as_tool_call(text, {"f"}).function.arguments) == {"a": "é"}
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ('<tool_call>{"name": "f", "arguments": {}}</tool_call>', ""),
+        (' {"name": "f", "arguments": {}}', ""),
+        ('{"name": "other", "arguments": {}}', '{"name": "other", "arguments": {}}'),
+        ("<tool is a word", "<tool is a word"),
+        ("hello {}", "hello {}"),
+    ],
+)
+def test_a_model_that_may_call_is_streamed_unless_it_calls(text, content, size):
+    reader = ChoiceReader(0, tools=ToolUse((FunctionDefinition(name="f"),)))
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    told = [reader.read(Event(0, piece)) for piece in pieces] + [reader.read(Event(0, finish_reason="stop"))]
+    assert "".join(news.content for news in told) == content
+    assert (told[-1].finish_reason == "tool_calls") == (content == "")
+    if text.startswith("hello") and size == 1:
+        assert told[0].content == "h"
 
 
 PRIVATE = [

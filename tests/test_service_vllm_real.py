@@ -51,7 +51,7 @@ def service(tmp_path_factory):
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
-    arguments = ["--engine", "vllm", "--streams", "2", "--vllm-args", "--enforce-eager"]
+    arguments = ["--engine", "vllm", "--streams", "2", "--vllm-args=--enforce-eager"]
     started = launch.start(str(top / "tiny"), str(top / "small.yaml"), port=0, arguments=arguments)
     yield started
     started.stop()

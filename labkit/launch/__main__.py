@@ -92,10 +92,11 @@ def _arguments(options: argparse.Namespace) -> list[str]:
         value = getattr(options, action.dest, None)
         if action.dest in ("help", "port", "api_key") or value == action.default:
             continue
-        told += [action.option_strings[0]] if value is True else [action.option_strings[0], str(value)]
+        flag = action.option_strings[0]
+        told.append(flag if value is True else f"{flag}={value}")
     for name in ("device", "threads"):
         if getattr(options, name):
-            told += [f"--{name}", getattr(options, name)]
+            told.append(f"--{name}={getattr(options, name)}")
     return told
 
 

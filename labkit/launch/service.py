@@ -227,8 +227,8 @@ def script(*words: str) -> str:
 
 def _url(arguments: Sequence[str], port: int) -> str:
     """The service's address as this machine reaches it."""
-    told = dict(pairwise(arguments))
-    host = told.get("--host", ServiceOptions.host)
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    host = dict(pairwise(words)).get("--host", ServiceOptions.host)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

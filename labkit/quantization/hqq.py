@@ -25,6 +25,9 @@ from labkit.quantization.scheme import option, register
 SLICE_ELEMENTS = 2**18
 BETA, GROWTH = 10.0, 1.01  # weight of the split, in steps of the grid, and its growth from round to round
 STARTS = (1.0, 0.9)  # shares of the whole range from which the fit begins
+LINE_BITS = (
+    4  # from here on scales are fitted too; coarser grids clipped so lose large weights, which matter more
+)
 
 
 @dataclass
@@ -56,13 +59,15 @@ def fit_grids(
     """weight [N, K] -> codes [N, K] uint8, scale and zero [N, K/G] in ``scale_dtype``.
 
     ``zero`` is what the middle code means (see `int4.py`). Each group keeps the round with the least mean
-    squared error, judged with scale and zero as they are stored.
+    squared error, judged with scale and zero as they are stored. Below `LINE_BITS` the scale is that of the whole
+    range and the zero alone is fitted.
     """
     groups = weight.float().unflatten(1, (-1, group_size))
     low, high = groups.amin(-1), groups.amax(-1)
     middle = 2 ** (num_bits - 1)
     best = None
-    for share in STARTS:
+    lines = num_bits >= LINE_BITS
+    for share in STARTS if lines else STARTS[:1]:
         scale = ((high - low) * share / (2**num_bits - 1)).to(scale_dtype)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         zero = (low * share + middle * scale.float()).to(scale_dtype)
@@ -77,7 +82,10 @@ def fit_grids(
             else:
                 best.keep_better(fit)
             target = groups - _accepted(errors / step, beta, power).mul_(step)
-            scale, zero = _line(codes - middle, target, scale, scale_dtype)
+            if lines:
+                scale, zero = _line(codes - middle, target, scale, scale_dtype)
+            else:
+                zero = (target - (codes - middle) * step).mean(-1).to(scale_dtype)
             beta *= GROWTH
     return best.codes.flatten(1).to(torch.uint8), best.scale, best.zero
 

@@ -9,8 +9,9 @@ from labkit.sampling import TokenLogprobs
 from labkit.service.reasoning import OPEN, ReasoningSplitter
 from labkit.service.replies import TokenLogprob, ToolCall, TopLogprob
 from labkit.service.scheduler import Event
-from labkit.service.tools import as_tool_call
+from labkit.service.tools import ToolUse, as_tool_call, may_be_call
 
+NO_TOOLS = ToolUse()
 APART, INLINE, HIDDEN = "apart", "inline", "hidden"
 """Where thinking goes: into a field of its own, into the content as it was written, or nowhere."""
 
@@ -39,8 +40,8 @@ class ChoiceReader:
         index: its place.
         reasoning: `APART`, `INLINE` or `HIDDEN`.
         opened: the prompt ended in ``<think>``.
-        calls: the answer is a tool call, told whole at its end.
-        named: the request named the function (its finish reason is then ``stop``, as OpenAI's is).
+        tools: what the answer may call; a call is told whole at its end. Where the request named the function,
+            the finish reason is ``stop``, as OpenAI's is.
         grammars: knows tokens' bytes, where log-probabilities are wanted.
     """
 
@@ -50,8 +51,7 @@ class ChoiceReader:
         *,
         reasoning: str = INLINE,
         opened: bool = False,
-        calls: bool = False,
-        named: bool = False,
+        tools: ToolUse = NO_TOOLS,
         grammars: Grammars | None = None,
     ):
         self.index = index
@@ -65,7 +65,7 @@ class ChoiceReader:
         self._splitter = ReasoningSplitter(opened)
         self._mode = reasoning
         self._prefix = OPEN if opened and reasoning == INLINE else ""
-        self._calls, self._named = calls, named
+        self._tools = tools
         self._grammars = grammars
         self._pending: list[TokenLogprob] = []
         self._call_text = ""
@@ -88,7 +88,7 @@ class ChoiceReader:
         if event.logprobs is not None and not event.is_end and (self._mode == INLINE or not thinking):
             self._pending.append(self._told(event.logprobs))
         news = News(self.index, content, thought, finish_reason=event.finish_reason)
-        if self._calls:
+        if self._tools.functions:
             self._read_call(news)
         if not news.is_empty:
             news.logprobs, self._pending = self._pending, []
@@ -99,14 +99,17 @@ class ChoiceReader:
         return news
 
     def _read_call(self, news: News) -> None:
-        self._call_text += news.content
-        news.content = ""
+        """Hold the content back while it can be a call."""
+        self._call_text, news.content = self._call_text + news.content, ""
+        if not self._tools.must and not may_be_call(self._call_text):
+            news.content, self._call_text, self._tools = self._call_text, "", NO_TOOLS
+            return
         if news.finish_reason is None:
             return
-        self.tool_call = news.tool_call = as_tool_call(self._call_text)
+        self.tool_call = news.tool_call = as_tool_call(self._call_text, self._tools.names)
         if self.tool_call is None:
             news.content = self._call_text
-        elif news.finish_reason == "stop" and not self._named:
+        elif news.finish_reason == "stop" and not self._tools.named:
             news.finish_reason = "tool_calls"
 
     def _told(self, known: TokenLogprobs) -> TokenLogprob:

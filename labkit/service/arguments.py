@@ -63,8 +63,8 @@ def add_service_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--vllm-args",
         default="",
-        metavar="'A B …'",
-        help="further arguments for vLLM, in one string",
+        metavar="ARGUMENTS",
+        help="further arguments for vLLM in one string: --vllm-args='--enforce-eager --swap-space 4'",
     )
 
 

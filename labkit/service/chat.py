@@ -25,7 +25,7 @@ from labkit.service.remote import RemoteImages
 from labkit.service.sampling import longest_answer, settings_of
 from labkit.service.scheduler import Event, Job, Scheduler
 from labkit.service.schemas import ChatRequest
-from labkit.service.tools import call_schema, chosen_tools, describe
+from labkit.service.tools import ToolUse, call_schema, describe, tool_use
 
 
 class ChatService:
@@ -78,13 +78,13 @@ class ChatService:
         if count > self.options.max_choices:
             raise ApiError(f"n: at most {self.options.max_choices} answers to one request", param="n")
         check_media(request.messages, self.options)
-        functions = chosen_tools(request)
-        if functions and request.response_format and request.response_format.type != "text":
+        tools = tool_use(request)
+        if tools.must and request.response_format and request.response_format.type != "text":
             raise ApiError("a tool call and a response_format exclude each other", param="response_format")
         self.scheduler.admit(count)
         completion = Completion(self, request, count)
         try:
-            await completion.begin(functions)
+            await completion.begin(tools)
         except BaseException:
             completion.close()
             raise
@@ -112,13 +112,13 @@ class Completion:
         self.created = int(time.time())
         self.prompt_tokens = 0
 
-    async def begin(self, functions: list) -> None:
+    async def begin(self, tools: ToolUse) -> None:
         """Decode, prepare, queue, and wait for the first event."""
         chat, request = self._chat, self._request
         messages = await chat.decode(request)
-        if functions:
-            messages.insert(0, {"role": "system", "content": describe(functions)})
-        schema = call_schema(functions) if functions else None
+        if tools.functions:
+            messages.insert(0, {"role": "system", "content": describe(tools)})
+        schema = call_schema(tools.functions) if tools.must else None
         answers, opened = await chat.scheduler.prepare(lambda: self._prepare(messages, schema))
         self.prompt_tokens = answers[0].generation.prompt_tokens
         limit = min(request.timeout or chat.options.timeout_s, chat.options.timeout_s)
@@ -128,10 +128,9 @@ class Completion:
             self._readers.append(
                 ChoiceReader(
                     index,
-                    reasoning=HIDDEN if functions and mode == INLINE else mode,
+                    reasoning=HIDDEN if tools.functions and mode == INLINE else mode,
                     opened=opened,
-                    calls=bool(functions),
-                    named=bool(functions) and not isinstance(request.tool_choice, str),
+                    tools=tools,
                     grammars=chat.engine.grammars if request.logprobs else None,
                 )
             )

@@ -1,54 +1,64 @@
-"""Tool calls, as well as a model without training for them can: the answer is kept to a call by a grammar.
+"""Tool calls, as well as a model without training for them can.
 
-``tool_choice: "required"`` or a named function always gives a call whose arguments fit the function's schema.
-``"auto"`` would need a model that knows when to call; it is refused. ``"none"`` leaves the tools aside.
+``tool_choice: "required"`` or a named function always gives a call: the answer is kept to one by a grammar, with
+arguments that fit the function's schema. With ``"auto"`` the model is told of the functions, answers as it likes, and
+an answer that is a call of one of them becomes a call. ``"none"`` leaves the tools aside.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from labkit.service.errors import ApiError
 from labkit.service.replies import CalledFunction, ToolCall
 from labkit.service.schemas import ChatRequest, FunctionDefinition, NamedTool
 
+TAG = "<tool_call>"
+"""Many models write it around a call."""
 _ANY = {"type": "object"}
 
 
-def chosen_tools(request: ChatRequest) -> list[FunctionDefinition]:
-    """The functions of which one must be called; none if the answer is free.
+@dataclass(frozen=True)
+class ToolUse:
+    """What a request wants of its tools: the functions that can be called, and whether one must, or this one."""
+
+    functions: tuple[FunctionDefinition, ...] = ()
+    must: bool = False
+    named: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The functions' names."""
+        return frozenset(function.name for function in self.functions)
+
+
+def tool_use(request: ChatRequest) -> ToolUse:
+    """What a request wants of its tools; no functions if the answer is free of them.
 
     Raises:
-        ApiError: the model is left to choose, or a function that is not there is named.
+        ApiError: a function that is not there is named, two have the same name, or there are none.
     """
-    functions = [tool.function for tool in request.tools or ()]
+    functions = tuple(tool.function for tool in request.tools or ())
     choice = request.tool_choice
     if not functions:
         if choice not in (None, "none", "auto"):
             raise ApiError("tool_choice needs tools", param="tool_choice")
-        return []
+        return ToolUse()
+    if len({one.name for one in functions}) < len(functions):
+        raise ApiError("two tools have the same name", param="tools")
     if isinstance(choice, NamedTool):
-        named = [one for one in functions if one.name == choice.function.name]
+        named = tuple(one for one in functions if one.name == choice.function.name)
         if not named:
             raise ApiError("tool_choice names a function that is not among the tools", param="tool_choice")
-        return named[:1]
-    if choice == "none":
-        return []
-    if choice == "required":
-        if len({one.name for one in functions}) < len(functions):
-            raise ApiError("two tools have the same name", param="tools")
-        return functions
-    raise ApiError(
-        "this model was not trained to choose tools: with tool_choice 'required', or a named function, it always "
-        "calls one; with 'none' it answers without them",
-        param="tool_choice",
-        code="unsupported_value",
-    )
+        return ToolUse(named, must=True, named=True)
+    return ToolUse() if choice == "none" else ToolUse(functions, must=choice == "required")
 
 
-def call_schema(functions: list[FunctionDefinition]) -> dict[str, Any]:
+def call_schema(functions: Sequence[FunctionDefinition]) -> dict[str, Any]:
     """The JSON schema of one call: ``{"name": …, "arguments": {…}}``; definitions move to its top."""
     definitions: dict[str, Any] = {}
     calls = []
@@ -70,19 +80,32 @@ def call_schema(functions: list[FunctionDefinition]) -> dict[str, Any]:
     return {**schema, "$defs": definitions} if definitions else schema
 
 
-def describe(functions: list[FunctionDefinition]) -> str:
+def describe(use: ToolUse) -> str:
     """What a model is told of them."""
-    told = [json.dumps(one.model_dump(exclude_none=True), ensure_ascii=False) for one in functions]
+    told = [json.dumps(one.model_dump(exclude_none=True), ensure_ascii=False) for one in use.functions]
     form = '{"name": …, "arguments": {…}}'
-    return "\n".join([f"Call one of these functions. Answer with JSON of the form {form} only.", *told])
+    asked = (
+        f"Call one of these functions. Answer with JSON of the form {form} only."
+        if use.must
+        else f"You may call one of these functions: then answer with JSON of the form {form} only."
+    )
+    return "\n".join([asked, *told])
 
 
-def as_tool_call(text: str) -> ToolCall | None:
-    """The call in an answer, or None if it was cut off."""
+def may_be_call(text: str) -> bool:
+    """Whether a text that has begun so can still become a call."""
+    text = text.lstrip()
+    return text.startswith(("{", TAG)) or TAG.startswith(text)
+
+
+def as_tool_call(text: str, names: Collection[str]) -> ToolCall | None:
+    """The call that an answer is, or None: it was cut off, or is something else."""
     try:
-        call = json.loads(text)
+        call = json.loads(text.strip().removeprefix(TAG).removesuffix(TAG.replace("<", "</")))
         name, arguments = call["name"], call["arguments"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if name not in names or not isinstance(arguments, dict):
         return None
     function = CalledFunction(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
     return ToolCall(id=f"call_{uuid.uuid4().hex[:24]}", type="function", function=function)

@@ -8,7 +8,7 @@ from typing import Any
 from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News
 from labkit.service.scheduler import Event
 from labkit.service.schemas import ChatRequest
-from labkit.service.tools import chosen_tools
+from labkit.service.tools import tool_use
 
 
 class ReplyTranslator:
@@ -16,9 +16,9 @@ class ReplyTranslator:
 
     def __init__(self, asked: ChatRequest):
         self._asked = asked
-        self._calls = bool(chosen_tools(asked))
+        self._tools = tool_use(asked)
         mode = HIDDEN if asked.thinks is False else APART if asked.splits_reasoning else INLINE
-        self._mode = HIDDEN if self._calls and mode == INLINE else mode
+        self._mode = HIDDEN if self._tools.functions and mode == INLINE else mode
         self._readers: dict[int, ChoiceReader] = {}
 
     def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -80,10 +80,7 @@ class ReplyTranslator:
         return self._named({**common, "choices": [made]})
 
     def _reader(self, index: int) -> ChoiceReader:
-        named = self._calls and not isinstance(self._asked.tool_choice, str)
-        return self._readers.setdefault(
-            index, ChoiceReader(index, reasoning=self._mode, calls=self._calls, named=named)
-        )
+        return self._readers.setdefault(index, ChoiceReader(index, reasoning=self._mode, tools=self._tools))
 
     @staticmethod
     def _event(choice: dict[str, Any], message: dict[str, Any], finish_reason: str | None) -> Event:

@@ -11,7 +11,7 @@ from labkit.service.narrow import narrowed
 from labkit.service.options import ServiceOptions
 from labkit.service.sampling import longest_answer
 from labkit.service.schemas import ChatRequest
-from labkit.service.tools import call_schema, chosen_tools, describe
+from labkit.service.tools import call_schema, describe, tool_use
 
 _AS_THEY_ARE = (
     "model",
@@ -36,7 +36,7 @@ def translated(
     """The body for vLLM: only fields that were checked, the lab's own ones translated.
 
     Raises:
-        ApiError: tools that the model may choose by itself.
+        ApiError: tools that do not go together.
     """
     body = {name: document[name] for name in _AS_THEY_ARE if document.get(name) is not None}
     body.setdefault("temperature", 0)
@@ -49,9 +49,11 @@ def translated(
     body["messages"] = _messages(document["messages"], fetched)
     thinking = options.thinking if asked.thinks is None else asked.thinks
     body["chat_template_kwargs"] = {**(asked.chat_template_kwargs or {}), "enable_thinking": thinking}
-    if functions := chosen_tools(asked):
-        body["messages"] = [{"role": "system", "content": describe(functions)}, *body["messages"]]
-        body["structured_outputs"] = {"json": narrowed(call_schema(functions), tokens)}
+    tools = tool_use(asked)
+    if tools.functions:
+        body["messages"] = [{"role": "system", "content": describe(tools)}, *body["messages"]]
+    if tools.must:
+        body["structured_outputs"] = {"json": narrowed(call_schema(tools.functions), tokens)}
     elif (wanted := asked.response_format) is not None:
         if wanted.type == "json_object":
             body["response_format"] = {"type": "json_object"}
