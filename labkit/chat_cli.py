@@ -1,6 +1,9 @@
 """``labkit chat``: its arguments, and what it does."""
 
 import argparse
+import contextlib
+import signal
+from collections.abc import Iterator
 
 from labkit.errors import LabError
 
@@ -48,6 +51,24 @@ def chat(options: argparse.Namespace) -> None:
         raise LabError("give a MODEL to start services for, or --url of running ones, not both")
     if len(plans) > 2 or len(options.url or []) > 2:
         raise LabError("the chat talks to one service or to two: give at most two plans or URLs")
+    with _ended_by_any_signal():
+        _open(options, plans)
+
+
+@contextlib.contextmanager
+def _ended_by_any_signal() -> Iterator[None]:
+    """A closed terminal, or a polite kill, ends the block as Ctrl-C does: what was started in it is stopped."""
+    names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(name, signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _open(options: argparse.Namespace, plans: list[str]) -> None:
+    """Start what is asked for, and show the window until it is ended."""
     from labkit.chat import Endpoint, build, local
 
     started = []

@@ -13,6 +13,8 @@ from labkit.loading import load
 from labkit.widgets.fields import STYLE, WIDE, SchemeOptions, live, message
 
 ONE, ALL = "this Linear", "the whole part"
+CHART_WIDTH = 450
+"""Pixels: charts that are drawn before they are shown cannot know their place."""
 SAMPLED = 400_000
 """Weights of a histogram at most; of larger matrices every n-th is taken."""
 
@@ -42,7 +44,7 @@ class Explore(ipywidgets.VBox):
         )
         charts = ipywidgets.VBox(
             [self.status, self.facts, self.weights, self.errors],
-            layout=ipywidgets.Layout(flex="1 1 340px", min_width="300px", overflow="hidden"),
+            layout=ipywidgets.Layout(flex=f"1 1 {CHART_WIDTH}px", overflow="hidden"),
         )
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%", grid_gap="14px")
         super().__init__([ipywidgets.Box([controls, charts, self.taps], layout=row)], layout=WIDE)
@@ -89,8 +91,8 @@ class Explore(ipywidgets.VBox):
         self.status, self.facts = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
         self.taps = ipywidgets.HTML(layout=ipywidgets.Layout(width="330px", flex="0 0 auto"))
         zeros = [[0.0, 0.0], [0.0, 0.0]]
-        self.weights = live(weight_plots.histogram(zeros, zeros), 280)
-        self.errors = live(weight_plots.heat(zeros, "error"), 260)
+        self.weights = live(weight_plots.histogram(zeros, zeros), 280, CHART_WIDTH)
+        self.errors = live(weight_plots.heat(zeros, "error"), 260, CHART_WIDTH)
 
     def _part_changed(self, _: Any) -> None:
         self._quiet = True

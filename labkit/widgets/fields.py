@@ -102,10 +102,10 @@ def option_help(command: str) -> dict[str, str]:
     return found
 
 
-def live(chart: Any, height: int) -> FigureWidget:
-    """A chart whose marks can be changed, as wide as the place it is in."""
-    figure = FigureWidget(chart.update_layout(height=height, autosize=True))
-    figure._config = {**figure._config, "responsive": True, "displaylogo": False}
+def live(chart: Any, height: int, width: int | None = None) -> FigureWidget:
+    """A chart whose marks can be changed. ``width`` in pixels; None: of the place it is in, as far as it knows."""
+    figure = FigureWidget(chart.update_layout(height=height, width=width, autosize=width is None))
+    figure._config = {**figure._config, "responsive": width is None, "displaylogo": False}
     return figure
 
 

@@ -49,7 +49,7 @@ class PlanEditor(ipywidgets.VBox):
         )
         self.save_button = ipywidgets.Button(description="Save", icon="save")
         self.status, self.bytes = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
-        self.chart = live(self._anatomy.plan_chart(["bf16"]), 260)
+        self.chart = live(self._anatomy.plan_chart(["bf16"]), 260, 560)
         for control in (self.name, self.default, self.stored):
             control.observe(self._rules_changed, names="value")
         self.yaml.observe(self._yaml_changed, names="value")
