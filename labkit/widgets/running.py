@@ -89,6 +89,7 @@ class ComparisonRun:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "120"},
                 start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )
 
     def stop(self, timeout_s: float = 20.0) -> None:
@@ -154,3 +155,8 @@ def _entries(path: Path) -> Any:
             yield json.loads(line)
         except ValueError:
             return
+
+
+def _heed_interrupts() -> None:
+    """A lab that was started in the background ignores interrupts, and its children would with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
