@@ -1,8 +1,9 @@
 """Quantize, measure and serve a multimodal phone model.
 
 ``labkit.load(model, plan)`` gives an engine, ``labkit.quantize_(module, plan)`` quantizes any torch module in
-place, ``labkit.quantize_to(model, plan, folder)`` and ``labkit.save(engine, folder)`` keep it for `load`, and
-``labkit.compare(model, plans)`` measures a model under many plans. Names load on first use, so that
+place, ``labkit.quantize_to(model, plan, folder)`` and ``labkit.save(engine, folder)`` keep it for `load`,
+``labkit.compare(model, plans)`` measures a model under many plans, and ``labkit.search_plan(model, memory=...)``
+finds the best plan for a size. Names load on first use, so that
 ``import labkit`` is quick and imports no torch.
 """
 
@@ -22,6 +23,7 @@ _HOME = {
     "Engine": "labkit.engine",
     "Generation": "labkit.engine",
     "LabError": "labkit.errors",
+    "Material": "labkit.material",
     "Measurement": "labkit.results",
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plan",
@@ -30,10 +32,12 @@ _HOME = {
     "get_spec": "labkit.models.spec",
     "list_models": "labkit.models.spec",
     "load": "labkit.loading",
+    "measure_sensitivity": "labkit.sensitivity",
     "parse_answer": "labkit.protocol",
     "quantize_": "labkit.apply",
     "quantize_to": "labkit.making",
     "save": "labkit.checkpoint.save",
+    "search_plan": "labkit.search",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -34,7 +34,7 @@ def run_plan(
 
     `request`: ``output, model, model_source, plan, source, definition, device, seed, split, items,
     enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, source, device=…,
-    progress=False)``, ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``,
+    work_folder=…, progress=False)``, ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``,
     which gives the fields of cost. That is measured before anything is evaluated, so that batches do not
     raise the peak of memory.
     """
@@ -51,7 +51,13 @@ def run_plan(
     cost = state["cost"]
     if cost is None or len(records) < len(wanted):
         emit({"event": "stage", "stage": "loading"})
-        engine = load(request["model_source"], request["source"], device=request["device"], progress=False)
+        engine = load(
+            request["model_source"],
+            request["source"],
+            device=request["device"],
+            work_folder=folder.work_path(plan),
+            progress=False,
+        )
         if cost is None:
             emit({"event": "stage", "stage": "measuring"})
             cost = measure(engine, wanted, enable_thinking=request["enable_thinking"])

@@ -2,28 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from labkit.calibrate import calibrate_
+from labkit.lockstep import checked_batches
 from labkit.plan import PlanError, QuantizationPlan
-from labkit.quantization import QuantizedLinear, Scheme
+from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
+from labkit.quantization.stored import StoredInt8
 from labkit.resolution import ResolvedPlan, default_dtype_of
-
-
-class FinishedModules(Protocol):
-    """Where finished modules are kept, so that an interrupted run continues (`labkit.checkpoint.steps`)."""
-
-    def load(
-        self, name: str, scheme: Scheme, linear: nn.Linear, device: Any, dtype: torch.dtype
-    ) -> nn.Module | None:
-        """The module that an earlier run put in the place of ``linear``, or None."""
-
-    def save(self, name: str, module: nn.Module) -> None:
-        """Keep the module that stands in the place ``name``."""
+from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
 
 
 @torch.no_grad()
@@ -33,63 +25,95 @@ def quantize_(
     calibration: Iterable[Any] | None = None,
     *,
     roles: Mapping[str, str] | None = None,
+    device: torch.device | str | None = None,
+    work_folder: str | Path | None = None,
     steps: FinishedModules | None = None,
     progress: bool = True,
 ) -> ResolvedPlan:
     """Replace the Linears of ``model`` as ``plan`` says, in place, and bring all else to its default dtype.
 
     Works on any torch module. Each original is freed as soon as its replacement stands, so the peak is the
-    model and one layer. Floating parameters and persistent buffers take the plan's default dtype; computed
-    buffers (rotary frequencies) stay as they are. The model is for inference afterwards: nothing requires
-    gradients. A module that is no transformers model casts its floating inputs to the default dtype from
-    then on.
+    model and one layer, and for schemes that require calibration the inputs of one layer. Floating parameters
+    and persistent buffers take the plan's default dtype; computed buffers (rotary frequencies) stay as they
+    are. The model is for inference afterwards: nothing requires gradients. A module that is no transformers
+    model casts its floating inputs to the default dtype from then on.
 
     Args:
-        model: on the device where it is to be quantized; not on the meta device.
+        model: on the device where it is to be quantized, or on the CPU with ``device``; not on the meta device.
         plan: a plan, a YAML file, or the name of a preset.
-        calibration: batches for schemes that require calibration; the others ignore it.
+        calibration: batches for schemes that require calibration, such as token ids [B, L] without padding,
+            or mappings of the model's arguments; the others ignore it.
         roles: module name -> role, for plans with ``role`` rules (default: found by the model's family).
-        steps: where finished modules are kept and found again.
+        device: where the model is afterwards and where calibration runs, if not where it is: each layer's
+            weights are moved when its turn comes.
+        work_folder: for plans that calibrate, a folder for what is finished: the same call again continues.
+        steps: instead of that, where all finished modules are kept and found again.
         progress: show a progress bar.
 
     Returns:
         what was done, with the predicted bytes.
 
     Raises:
-        PlanError: the plan does not fit the model (before anything is changed).
+        PlanError: the plan does not fit the model, or calibration is missing (before anything is changed).
         SchemeError: a weight cannot be quantized (not finite), naming the Linear.
+        LockstepError: calibration batches that do not run, or do not come to every Linear that needs them.
+        WorkFolderError: the work folder holds another run.
     """
     if not isinstance(plan, QuantizationPlan):
         plan = QuantizationPlan.from_yaml(plan)
-    resolved = plan.resolve(model, roles)
+    resolved = plan.resolve(model, roles, device)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise PlanError("the model is on the meta device and has no weights to quantize: load them first")
-    if calibration is None:
-        for name, scheme in resolved.schemes.items():
-            if scheme.requires_calibration:
-                number = resolved.rules[name]
-                raise PlanError(f"plan {plan.name}, rule {number}: {scheme.name} needs calibration batches")
+    calibrated = {name: scheme for name, scheme in resolved.schemes.items() if scheme.requires_calibration}
+    for name in calibrated if calibration is None else ():
+        raise PlanError(f"{_where(resolved, name)} needs calibration batches")
+    batches = checked_batches(calibration) if calibrated else []
+    work = steps
+    if work is None and work_folder is not None and calibrated:
+        work = WorkFolder(work_folder, fingerprint_of(model, resolved.schemes, plan.dtype, batches))
     places = find_places(model, set(resolved.schemes))
-    for name in tqdm(resolved.schemes, desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress):
-        linear = model.get_submodule(name)
-        scheme = resolved.schemes[name]
-        there = linear.weight.device
-        module = steps.load(name, scheme, linear, there, plan.dtype) if steps is not None else None
-        if module is None:
-            try:
-                module = scheme.quantize_linear(linear, dtype=plan.dtype)
-            except ValueError as error:
-                raise type(error)(f"{name}: {error}") from error
-            if steps is not None:
-                steps.save(name, module)
-        module.train(linear.training)
-        for parent, attribute in places[name]:
-            setattr(parent, attribute, module)
-        del linear
-    _convert_rest_(model, plan.dtype)
+    # what the walk replaces: the calibrated, and for references to the unquantized model all others too
+    walked = calibrated
+    if any(one.needs_reference for one in calibrated.values()):
+        walked = {
+            name: scheme
+            for name, scheme in resolved.schemes.items()
+            if isinstance(model.get_submodule(name), nn.Linear)
+        }
+
+    with tqdm(
+        total=len(resolved.schemes), desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress
+    ) as bar:
+
+        def replace(name: str, module: nn.Module) -> None:
+            for parent, attribute in places[name]:
+                setattr(parent, attribute, module)
+            bar.update()
+
+        for name, scheme in resolved.schemes.items():
+            if name in walked:
+                continue
+            original = model.get_submodule(name)
+            there = device or original.weight.device
+            module = work.load(name, scheme, original, there, plan.dtype) if work is not None else None
+            if module is None:
+                try:
+                    module = scheme.quantize_module(original, device=there, dtype=plan.dtype)
+                except ValueError as error:
+                    raise type(error)(f"{name}: {error}") from error
+                if work is not None:
+                    work.save(name, module)
+            module.train(original.training)
+            replace(name, module)
+            del original
+        _convert_rest_(model, plan.dtype, device, {model.get_submodule(name) for name in walked})
+        if not hasattr(
+            model, "get_input_embeddings"
+        ):  # transformers models look after their inputs themselves
+            model.register_forward_pre_hook(_CastInputs(plan.dtype), with_kwargs=True)
+        if walked:
+            calibrate_(model, walked, batches, replace, dtype=plan.dtype, device=device, work=work)
     model.requires_grad_(False)
-    if not hasattr(model, "get_input_embeddings"):  # transformers models look after their inputs themselves
-        model.register_forward_pre_hook(_CastInputs(plan.dtype), with_kwargs=True)
     return resolved
 
 
@@ -127,6 +151,12 @@ def weights_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
+def _where(resolved: ResolvedPlan, name: str) -> str:
+    """The rule that gave the Linear ``name`` its scheme, for errors."""
+    number = resolved.rules[name]
+    return f"plan {resolved.plan.name}, rule {number}: {resolved.schemes[name].name}"
+
+
 def find_places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Name -> every (parent, attribute) where that module hangs; holds no reference to the modules."""
     ids = {id(module): name for name, module in model.named_modules() if name in names}
@@ -138,18 +168,28 @@ def find_places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Mo
     return places
 
 
-def _convert_rest_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring what no scheme owns to the default dtype, keeping ties."""
+def _convert_rest_(
+    model: nn.Module, dtype: torch.dtype, device: torch.device | str | None, waiting: set[nn.Module]
+) -> None:
+    """Bring what no scheme owns to the default dtype and to ``device`` (None: it stays), keeping ties.
+
+    The Linears ``waiting`` for calibration keep their weights as they are.
+    """
+    for linear in waiting:  # of its own, should it be tied to what is converted below
+        linear.weight = nn.Parameter(linear.weight.data, requires_grad=False)
     for module in model.modules():
-        if isinstance(module, (QuantizedLinear, DenseLinear)):
+        if module in waiting:
+            continue
+        if isinstance(module, (QuantizedLinear, DenseLinear, StoredInt8)):
+            module.to(device)
             continue
         for parameter in module._parameters.values():
             if parameter is not None:
-                parameter.data = parameter.data.to(default_dtype_of(parameter, True, dtype))
+                parameter.data = parameter.data.to(device, default_dtype_of(parameter, True, dtype))
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 persistent = name not in module._non_persistent_buffers_set
-                module._buffers[name] = buffer.to(default_dtype_of(buffer, persistent, dtype))
+                module._buffers[name] = buffer.to(device, default_dtype_of(buffer, persistent, dtype))
 
 
 class _CastInputs:

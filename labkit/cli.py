@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from labkit import __version__
+from labkit.amounts import Amounts
+from labkit.arguments import add_machine, count, count_or_none, later
+from labkit.chat_cli import add_chat
 from labkit.errors import LabError
+from labkit.fit_cli import add_fit
+from labkit.search_cli import add_search, add_sensitivity
 from labkit.service.arguments import add_service_arguments
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,nf4,llm-int8"
@@ -71,6 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
             "  labkit plot results/first --output comparison.svg\n"
             "  labkit screen --seed 7 --output screen.png\n"
             '  labkit ask pocket --image screen.png "打开设置"\n'
+            "  labkit search pocket --memory 20MB\n"
+            "  labkit fit autoglm-phone-9b --memory 8GB\n"
             "  labkit serve pocket --plan int8 --port 8000\n"
             "\n`labkit COMMAND --help` explains one command."
         ),
@@ -83,14 +90,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_screen(commands)
     _add_plot(commands)
+    add_sensitivity(commands)
+    add_search(commands)
+    add_fit(commands)
     _add_serve(commands)
+    add_chat(commands)
     for name, run, text in (
         ("models", "models", "list the models that can be named"),
         ("plans", "plans", "list the quantization plans"),
         ("doctor", "doctor", "say what this machine can run, and what is missing"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=_later(run))
+        command.set_defaults(run=later(run))
         if name == "models":
             command.add_argument(
                 "folder",
@@ -130,7 +141,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         metavar="A,B,…",
         help=f"names from `labkit plans`, or YAML files ({PLANS}; a quantized folder has its own)",
     )
-    command.add_argument("--items", type=_count, default=200, metavar="N", help="how many test items (200)")
+    command.add_argument("--items", type=count, default=200, metavar="N", help="how many test items (200)")
     command.add_argument(
         "--split",
         default="all",
@@ -138,15 +149,15 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         help="typed, spoken, hard, or all: which items (all)",
     )
     command.add_argument(
-        "--seed", type=_seed, metavar="N", help="draw other test items than the standard set"
+        "--seed", type=count_or_none, metavar="N", help="draw other test items than the standard set"
     )
     command.add_argument(
         "--output", metavar="FOLDER", help="where results.json and report.html go (results/MODEL)"
     )
-    command.add_argument("--batch-size", type=_count, default=8, metavar="N", help="answers at a time (8)")
-    _add_machine(command)
+    command.add_argument("--batch-size", type=count, default=8, metavar="N", help="answers at a time (8)")
+    add_machine(command)
     _add_thinking(command)
-    command.set_defaults(run=_later("compare"))
+    command.set_defaults(run=later("compare"))
 
 
 def _add_ask(commands: argparse._SubParsersAction) -> None:
@@ -169,15 +180,15 @@ def _add_ask(commands: argparse._SubParsersAction) -> None:
         "--plan", help="a name from `labkit plans`, or a YAML file (bf16; a quantized folder has its own)"
     )
     command.add_argument(
-        "--max-new-tokens", type=_count, default=512, metavar="N", help="longest answer (512)"
+        "--max-new-tokens", type=count, default=512, metavar="N", help="longest answer (512)"
     )
     command.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)"
     )
-    command.add_argument("--seed", type=_seed, metavar="N", help="makes sampling repeatable")
-    _add_machine(command)
+    command.add_argument("--seed", type=count_or_none, metavar="N", help="makes sampling repeatable")
+    add_machine(command)
     _add_thinking(command)
-    command.set_defaults(run=_later("ask"))
+    command.set_defaults(run=later("ask"))
 
 
 def _add_quantize(commands: argparse._SubParsersAction) -> None:
@@ -203,20 +214,20 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--output", required=True, metavar="FOLDER", help="the folder to make")
     command.add_argument(
         "--calibration-items",
-        type=_count,
-        default=32,
+        type=count,
+        default=Amounts.calibration,
         metavar="N",
-        help="how many calibration items plans are shown that look at activations (32)",
+        help=f"how many calibration items plans are shown that look at activations ({Amounts.calibration})",
     )
     command.add_argument(
         "--calibration-text", metavar="FILE", help="show them a text instead, for models that see no screens"
     )
     command.add_argument(
-        "--calibration-seed", type=_seed, metavar="N", help="draw other items than the standard set"
+        "--calibration-seed", type=count_or_none, metavar="N", help="draw other items than the standard set"
     )
     _add_force(command, "and drop an unfinished one of another plan")
-    _add_machine(command)
-    command.set_defaults(run=_later("quantize"))
+    add_machine(command)
+    command.set_defaults(run=later("quantize"))
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -248,7 +259,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         help="parts (vision, projector, …) or names of Linears to write unquantized, as they multiply",
     )
     _add_force(command)
-    command.set_defaults(run=_later("export"))
+    command.set_defaults(run=later("export"))
 
 
 def _add_screen(commands: argparse._SubParsersAction) -> None:
@@ -257,9 +268,9 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
         help="draw a phone screen of the benchmark",
         description="Draw a PhoneTap screen. The same seed always draws the same one.",
     )
-    command.add_argument("--seed", type=_seed, required=True, metavar="N", help="which screen")
+    command.add_argument("--seed", type=count_or_none, required=True, metavar="N", help="which screen")
     command.add_argument("--output", required=True, metavar="FILE", help="a .png file")
-    command.set_defaults(run=_later("screen"))
+    command.set_defaults(run=later("screen"))
 
 
 def _add_plot(commands: argparse._SubParsersAction) -> None:
@@ -270,7 +281,7 @@ def _add_plot(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("results", metavar="RESULTS", help="results.json, or the folder it is in")
     command.add_argument("--output", required=True, metavar="FILE", help="an .svg file")
-    command.set_defaults(run=_later("plot"))
+    command.set_defaults(run=later("plot"))
 
 
 def _add_serve(commands: argparse._SubParsersAction) -> None:
@@ -294,19 +305,14 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--plan", help="a name from `labkit plans`, or a YAML file (bf16; a quantized folder has its own)"
     )
-    _add_machine(command)
+    add_machine(command)
     add_service_arguments(command)
-    command.set_defaults(run=_later("serve"))
+    command.set_defaults(run=later("serve"))
 
 
 def _add_force(command: argparse.ArgumentParser, more: str = "") -> None:
     told = f"replace what the lab wrote there before{', ' + more if more else ''}"
     command.add_argument("--force", action="store_true", help=told)
-
-
-def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    command.add_argument("--threads", type=_count, metavar="N", help="CPU threads (all cores)")
 
 
 def _add_thinking(command: argparse.ArgumentParser) -> None:
@@ -316,35 +322,3 @@ def _add_thinking(command: argparse.ArgumentParser) -> None:
         default=False,
         help="let the model think before it answers (--no-thinking)",
     )
-
-
-def _count(text: str) -> int:
-    value = _whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _whole_number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return value
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
-
-
-def _later(name: str):
-    """The command's function, imported when it is run: help and wrong arguments need nothing heavy."""
-
-    def run(options: argparse.Namespace) -> int | None:
-        from labkit import commands
-
-        return getattr(commands, name)(options)
-
-    return run

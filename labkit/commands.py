@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
 from labkit.formats import format_bytes, format_rate_per_s, format_seconds
-
-WIDTH_WITHOUT_TERMINAL = 120
+from labkit.terminal import console as _console
+from labkit.terminal import make_table as _table
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -266,32 +265,3 @@ def _describe_checkpoint(folder: Path) -> None:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    class LabConsole(Console):
-        def on_broken_pipe(self) -> None:  # rich's own exits with code 1; `labkit.cli.main` knows better
-            raise BrokenPipeError
-
-    return LabConsole() if sys.stdout.isatty() else LabConsole(width=WIDTH_WITHOUT_TERMINAL)
-
-
-def _table(
-    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()
-) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from labkit.tables import ARTICLE_ROW
-
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for index, header in enumerate(headers):
-        text = index == 0 or index in text_columns
-        table.add_column(header, justify="left" if text else "right", no_wrap=index == 0, overflow="fold")
-    for row in rows:
-        style = "italic dim" if row[0] == ARTICLE_ROW else ""
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    return table

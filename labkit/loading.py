@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from labkit.apply import FinishedModules, quantize_
+from labkit.apply import quantize_
+from labkit.calibration import DEFAULT_COUNT, default_calibration
 from labkit.checkpoint.fingerprint import Fingerprinted
 from labkit.checkpoint.manifest import CheckpointError, Manifest
 from labkit.checkpoint.restore import resolve_stored, restore, stored_plan
@@ -26,6 +28,7 @@ from labkit.models.spec import ModelSpec, get_spec
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES
 from labkit.resolution import ResolvedPlan
+from labkit.workfolder import FinishedModules
 
 
 def load(
@@ -34,6 +37,7 @@ def load(
     device: str | torch.device = "auto",
     *,
     calibration: Any = None,
+    work_folder: str | Path | None = None,
     dtype: str | None = None,
     steps: FinishedModules | None = None,
     progress: bool = True,
@@ -48,7 +52,10 @@ def load(
         plan: a preset's name, the path of a plan file, or a plan (default: ``"bf16"``; of a quantized folder
             its own, and no other).
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        calibration: batches for schemes that need them (see :mod:`labkit.calibration`).
+        calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
+            the standard ones are used if a plan needs some and none are given (see :mod:`labkit.calibration`).
+        work_folder: where layers solved on calibration are kept, so that the same call continues after an
+            interruption.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
         steps: where finished modules are kept and found again (`labkit.checkpoint.steps`).
         progress: show progress bars.
@@ -66,7 +73,7 @@ def load(
     skeleton = checkpoint.skeleton()
     roles = find_roles(skeleton)
     predicted = plan.resolve(skeleton, roles=roles, device=target)
-    check_calibration(predicted, calibration)
+    check_calibration(predicted, calibration, checkpoint.family.modalities)
     check_memory(predicted.predicted_bytes, target, spec, plan)
     staging = staging_device(checkpoint.stored_bytes(skeleton), target, spec.name)
     del skeleton
@@ -74,8 +81,18 @@ def load(
     started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
     processor = checkpoint.processor(plan.dtype)
     loaded = checkpoint.weights(staging, progress)
-    calibration = Fingerprinted.of(calibration) if plan.requires_calibration else None
-    resolved = quantize_(loaded, plan, calibration, roles=roles, steps=steps, progress=progress)
+    batches = _batches(predicted, calibration, processor, checkpoint)
+    batches = None if batches is None else Fingerprinted.of(batches)
+    resolved = quantize_(
+        loaded,
+        plan,
+        batches,
+        roles=roles,
+        device=target,
+        work_folder=work_folder,
+        steps=steps,
+        progress=progress,
+    )
     loaded.to(target)
     return Engine(
         loaded,
@@ -85,7 +102,7 @@ def load(
         resolved=resolved,
         roles=roles,
         load_s=time.perf_counter() - started,
-        provenance={"calibration": calibration.facts() if calibration is not None else None},
+        provenance={"calibration": batches.facts() if batches is not None else None},
     )
 
 
@@ -181,11 +198,37 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device("cuda", chosen.index or 0)
 
 
-def check_calibration(resolved: ResolvedPlan, calibration: Any) -> None:
-    """Refuse a plan whose schemes look at activations when there is nothing for them to look at."""
+def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Collection[str]) -> None:
+    """Refuse a plan whose schemes look at activations when there is nothing for them to look at.
+
+    Raises:
+        LoadError: no batches are given, and the model takes no images, which PhoneTap's items are.
+    """
     for name, scheme in resolved.schemes.items():
-        if calibration is None and scheme.requires_calibration:
-            raise LoadError(f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches")
+        if not scheme.requires_calibration:
+            continue
+        if "image" not in modalities and (calibration is None or isinstance(calibration, int)):
+            raise LoadError(
+                f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches, and PhoneTap's are "
+                "screenshots, which this model does not take: pass calibration=[token ids, ...]"
+            )
+        if isinstance(calibration, int) and (isinstance(calibration, bool) or calibration < 1):
+            raise LoadError(
+                f"calibration must be batches or a number of items from 1 on, not {calibration!r}"
+            )
+        return
+
+
+def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:
+    """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
+    if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
+        return None
+    if calibration is not None and not isinstance(calibration, int):
+        return calibration
+    modalities = getattr(processor, "modalities", checkpoint.family.modalities)
+    return default_calibration(
+        processor, modalities, calibration or DEFAULT_COUNT, model=checkpoint.model_class
+    )
 
 
 def staging_device(stored: int, target: torch.device, name: str) -> torch.device:

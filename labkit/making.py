@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from labkit.calibration import calibration_batches
+from labkit.amounts import Amounts
+from labkit.calibration import default_calibration
 from labkit.checkpoint.fingerprint import Fingerprinted
 from labkit.checkpoint.manifest import CheckpointError
 from labkit.checkpoint.save import check_space, check_target, save
@@ -33,7 +34,9 @@ TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that
 class CalibrationSettings:
     """What a plan that looks at activations is shown: PhoneTap's calibration items, or a text."""
 
-    items: int = field(default=32, metadata={"help": "how many calibration items, or sequences of the text"})
+    items: int = field(
+        default=Amounts.calibration, metadata={"help": "how many calibration items, or sequences of the text"}
+    )
     seed: int | None = field(default=None, metadata={"help": "draw other items than the standard set"})
     text: str | None = field(default=None, metadata={"help": "a text file, for models that see no screens"})
 
@@ -60,10 +63,14 @@ class CalibrationSettings:
                 f"{checkpoint.spec.name} takes no images, and calibration items are screens: "
                 "give --calibration-text FILE"
             )
-        split = "all" if "audio" in senses else "typed"
         which = "standard set" if self.seed is None else f"seed {self.seed}"
-        items = calibration_batches(processor, self.items, split=split, seed=self.seed, device=device)
-        return Fingerprinted(items, f"{self.items} PhoneTap calibration items ({split}), {which}")
+        items = default_calibration(
+            processor, senses, self.items, seed=self.seed, device=device, model=checkpoint.model_class
+        )
+        heard = "" if "audio" in senses else ", none spoken"
+        return Fingerprinted(
+            items, f"{len(items)} PhoneTap calibration items with their answers{heard}, {which}"
+        )
 
 
 @dataclass(frozen=True)

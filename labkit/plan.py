@@ -14,6 +14,13 @@ that matches wins. What no rule matches, and everything that is no Linear, keeps
       - match: "re:model\\.visual\\..*"   # a regular expression for the whole name, a glob, or a name
         scheme: int8-dynamic
         optional: true           # no error if the model has no such Linear
+      - role: vision
+        linear: [gate_proj, up_proj]   # of these only the Linears so called: the last part of their names
+        depth: [0, 0.5]          # and only in the first half of their stack of layers, whatever its height
+        scheme: int8
+      - role: embedding
+        modules: embedding       # rules are about Linears unless they say embedding, conv, or a list of kinds
+        scheme: int8
     default: bf16
     runtime:
       kv_cache: bf16
@@ -29,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from labkit.depth import kind_of
 from labkit.errors import LabError
 from labkit.files import atomic_path
 from labkit.quantization import DTYPES, Scheme, SchemeError, get_scheme
@@ -41,7 +49,8 @@ if TYPE_CHECKING:
 
 ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
 KV_CACHE_DTYPES = ("fp32", "fp16", "bf16", "int8")
-_RULE_KEYS = ("role", "match", "scheme", "on_unsupported", "optional")
+MODULE_KINDS = ("linear", "embedding", "conv")
+_RULE_KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupported", "optional")
 
 
 class PlanError(LabError):
@@ -78,6 +87,10 @@ class Rule:
         scheme: what the matched Linears get.
         roles: roles it applies to.
         match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
+        modules: the kinds of modules it is about, of `MODULE_KINDS`.
+        linears: of those, only the Linears of these own names (`labkit.depth.kind_of`); empty: all.
+        depth: of those, only the ones from this relative depth on and below that (`labkit.depth`); a Linear
+            in no stack of layers has none. None: any.
         on_unsupported: the scheme for a matched Linear that ``scheme`` cannot take; None: that is an error.
         optional: a model without such a Linear is no error.
     """
@@ -87,9 +100,16 @@ class Rule:
     match: str | None = None
     on_unsupported: Scheme | None = None
     optional: bool = False
+    linears: tuple[str, ...] = ()
+    depth: tuple[float, float] | None = None
+    modules: tuple[str, ...] = ("linear",)
 
-    def matches(self, name: str, role: str | None) -> bool:
-        """Whether this rule is about the Linear ``name`` that plays ``role``."""
+    def matches(self, name: str, role: str | None, depth: float | None = None) -> bool:
+        """Whether this rule is about the Linear ``name`` that plays ``role`` at relative ``depth``."""
+        if self.linears and kind_of(name) not in self.linears:
+            return False
+        if self.depth is not None and (depth is None or not self.depth[0] <= depth < self.depth[1]):
+            return False
         if self.match is None:
             return role in self.roles
         if self.match.startswith("re:"):
@@ -102,6 +122,10 @@ class Rule:
 
     def __str__(self) -> str:
         what = f"match {self.match}" if self.match is not None else f"role {', '.join(self.roles)}"
+        if self.linears:
+            what += f", linear {', '.join(self.linears)}"
+        if self.depth is not None:
+            what += f", depth {self.depth[0]:g} to {self.depth[1]:g}"
         return f"({what} -> {self.scheme.name})"
 
     @classmethod
@@ -124,13 +148,28 @@ class Rule:
         optional = data.get("optional", False)
         if not isinstance(optional, bool):
             raise PlanError(f"{where}: optional must be true or false, not {optional!r}")
-        return cls(scheme, _roles(data, where), _match(data, where), fallback, optional)
+        return cls(
+            scheme,
+            _roles(data, where),
+            _match(data, where),
+            fallback,
+            optional,
+            _linears(data, where),
+            _depth(data, where),
+            _modules(data, where),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping `from_dict` reads."""
         head: dict[str, Any] = {"match": self.match}
         if self.match is None:
             head = {"role": self.roles[0] if len(self.roles) == 1 else list(self.roles)}
+        if self.linears:
+            head["linear"] = self.linears[0] if len(self.linears) == 1 else list(self.linears)
+        if self.depth is not None:
+            head["depth"] = list(self.depth)
+        if self.modules != ("linear",):
+            head["modules"] = self.modules[0] if len(self.modules) == 1 else list(self.modules)
         data = {**head, "scheme": self.scheme.name, **self.scheme.options()}
         if self.on_unsupported is not None:
             data["on_unsupported"] = self.on_unsupported.name
@@ -139,13 +178,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """Rules, the dtype of everything else, and runtime options."""
+    """Rules, the dtype of everything else, and runtime options.
+
+    ``evidence`` is what a search found out about its plan: it is kept in the file and changes nothing.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
     default: str = "bf16"
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    evidence: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.default not in DTYPES:
@@ -181,6 +224,9 @@ class QuantizationPlan:
         options = [item.name for item in fields(RuntimeOptions)]
         if not isinstance(runtime, Mapping) or any(key not in options for key in runtime):
             raise PlanError(f"{where}: runtime takes {' and '.join(options)}; this is {runtime!r}")
+        evidence = data.get("evidence") or {}
+        if not isinstance(evidence, Mapping):
+            raise PlanError(f"{where}: evidence is a mapping of what was measured, not {evidence!r}")
         fallback = data.get("on_unsupported")
         rules = [
             Rule.from_dict(rule, f"{where}: rule {number}", fallback)
@@ -193,6 +239,7 @@ class QuantizationPlan:
                 description=str(data.get("description") or ""),
                 default=data.get("default", "bf16"),
                 runtime=RuntimeOptions(**runtime),
+                evidence=dict(evidence),
             )
         except PlanError as error:
             raise PlanError(f"{where}: {error}") from error
@@ -229,17 +276,18 @@ class QuantizationPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping `from_dict` reads, every option written out."""
-        return {
+        data = {
             "name": self.name,
             "description": self.description,
             "rules": [rule.to_dict() for rule in self.rules],
             "default": self.default,
             "runtime": {item.name: getattr(self.runtime, item.name) for item in fields(self.runtime)},
         }
+        return {**data, "evidence": dict(self.evidence)} if self.evidence else data
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the plan to ``path``; the file appears whole or not at all."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        text = yaml.dump(self.to_dict(), Dumper=_PlanDumper, sort_keys=False, allow_unicode=True, width=110)
         with atomic_path(Path(path)) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
@@ -269,6 +317,7 @@ def plans_folder() -> Path:
 def presets() -> list[str]:
     """Names of the plans that come with the lab: the usual ones first, then by name."""
     usual = ["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8"]
+    usual += ["hqq", "awq", "gptq", "article", "article-hybrid", "article-code"]
     found = sorted(path.stem for path in plans_folder().glob("*.yaml"))
     return [name for name in usual if name in found] + [name for name in found if name not in usual]
 
@@ -297,6 +346,37 @@ def _match(data: Mapping, where: str) -> str | None:
     return pattern
 
 
+def _linears(data: Mapping, where: str) -> tuple[str, ...]:
+    if "linear" not in data:
+        return ()
+    names = data["linear"] if isinstance(data["linear"], list) else [data["linear"]]
+    if not names or not all(isinstance(name, str) and name and "." not in name for name in names):
+        raise PlanError(f"{where}: linear is a Linear's own name such as down_proj, or a list of such names")
+    return tuple(names)
+
+
+def _modules(data: Mapping, where: str) -> tuple[str, ...]:
+    if "modules" not in data:
+        return ("linear",)
+    kinds = data["modules"] if isinstance(data["modules"], list) else [data["modules"]]
+    for kind in kinds:
+        if kind not in MODULE_KINDS:
+            raise PlanError(f"{where}: unknown kind of modules {kind!r}; known are {', '.join(MODULE_KINDS)}")
+    if not kinds:
+        raise PlanError(f"{where}: the list of modules is empty")
+    return tuple(kinds)
+
+
+def _depth(data: Mapping, where: str) -> tuple[float, float] | None:
+    depth = data.get("depth")
+    if depth is None:
+        return None
+    right = isinstance(depth, list) and len(depth) == 2 and all(type(end) in (int, float) for end in depth)
+    if not right or not 0 <= depth[0] < depth[1] <= 1:
+        raise PlanError(f"{where}: depth is [from, to] with 0 <= from < to <= 1, not {depth!r}")
+    return float(depth[0]), float(depth[1])
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key given twice, of which YAML would silently keep the last."""
 
@@ -310,3 +390,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _PlanDumper(yaml.SafeDumper):
+    """Writes lists of plain values, such as depths and names, in one line."""
+
+    def represent_list(self, values):
+        plain = all(isinstance(value, str | int | float) for value in values)
+        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain or None)
+
+
+_PlanDumper.add_representer(list, _PlanDumper.represent_list)

@@ -74,7 +74,7 @@ def prepare(
     if seed is not None and (type(seed) is not int or seed < 0):
         raise LabError(f"the seed must be a whole number from 0 on, not {seed!r}")
     if threads is None:
-        threads = _usable_cores()
+        threads = usable_cores()
     check_count("threads", threads)
     if isinstance(plans, str | os.PathLike):
         plans = [plans]
@@ -110,7 +110,7 @@ def prepare(
     if stored is not None:
         _check_stored(checkpoint, device)
     settings = {
-        "version": _lab_version(),
+        "version": lab_version(),
         "packages": environment()["packages"],
         "model": spec.name,
         "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
@@ -170,7 +170,8 @@ def check_count(what: str, value: Any) -> None:
         raise LabError(f"{what} must be a whole number of at least 1, not {value!r}")
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -261,7 +262,7 @@ def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) 
         except LabError as error:
             known = "" if plan.name in str(error) else f"plan {plan.name}: "
             raise LabError(f"{known}{error}") from None
-        check_calibration(resolved, None)
+        check_calibration(resolved, None, checkpoint.family.modalities)
         check_memory(resolved.predicted_bytes, torch.device(device), spec, plan)
 
 
@@ -276,7 +277,8 @@ def _check_items(split: str, count: int, seed: int | None, model: str, modalitie
     return chosen
 
 
-def _lab_version() -> str:
+def lab_version() -> str:
+    """This lab's version, for settings."""
     from labkit import __version__
 
     return __version__

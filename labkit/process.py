@@ -54,7 +54,7 @@ def run_worker(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=_environment(request["threads"]),
+            env=worker_environment(request["threads"]),
             encoding="utf-8",
             start_new_session=True,
         )
@@ -75,13 +75,13 @@ def run_worker(
         except BrokenPipeError:
             process.wait()
         finally:
-            _end(process)
+            end_process(process)
         bar.set_description(f"{title}: {'done' if finished else 'failed'}")
     if not finished:
-        raise WorkerFailedError(failure or _died(process.returncode, log))
+        raise WorkerFailedError(failure or told_death(process.returncode, log))
 
 
-def _environment(threads: int) -> dict[str, str]:
+def worker_environment(threads: int) -> dict[str, str]:
     """Our own environment, with the thread count and the folder this package was imported from."""
     package_parent = str(Path(__file__).resolve().parent.parent)
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -101,7 +101,7 @@ def _show(bar: Any, event: Mapping[str, Any]) -> None:
         bar.set_postfix_str(f"right steps {event['hits'] / event['done']:.1%}", refresh=False)
 
 
-def _end(process: subprocess.Popen) -> None:
+def end_process(process: subprocess.Popen) -> None:
     """Leave no process behind."""
     if process.poll() is None:
         process.terminate()
@@ -113,7 +113,7 @@ def _end(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-def _died(code: int, log: Path) -> str:
+def told_death(code: int, log: Path) -> str:
     reason = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
     if code == -9:
         reason += " (often: out of memory)"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit import plots, tables, traces
+from labkit import disagreements, plots, tables, traces
 from labkit.files import atomic_path
 from labkit.formats import format_bytes, format_rate
 from labkit.results import Measurement
@@ -95,6 +95,7 @@ def report_html(environment: Mapping[str, Any], measurements: Sequence[Measureme
         tables_html(measurements),
         *(_chart(kind, measurements) for kind in CHARTS if _drawable(kind, measurements)),
         _splits(measurements),
+        disagreements.section(measurements),
         _claims(),
         _conditions(environment, measurements),
     ]

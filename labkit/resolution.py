@@ -3,18 +3,21 @@
 Works on the meta device: only names, classes and shapes are looked at.
 """
 
+import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from labkit.depth import kind_of, relative_depths
 from labkit.plan import PlanError, QuantizationPlan, Rule
 from labkit.quantization import QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
+from labkit.quantization.stored import StoredInt8, module_kind
 
 if TYPE_CHECKING:
     import pandas
@@ -90,6 +93,24 @@ class ResolvedPlan:
             )
         return rows
 
+    def linears(self) -> list[dict[str, object]]:
+        """One entry per Linear, and per other module that is quantized: ``linear, role, kind, depth, scheme,
+        parameters, bytes``; for `labkit.plan_plots.plan_map`."""
+        depths = relative_depths(part.module for part in self.parts if part.is_linear)
+        return [
+            {
+                "linear": part.module,
+                "role": part.role,
+                "kind": kind_of(part.module),
+                "depth": depths.get(part.module),
+                "scheme": part.scheme,
+                "parameters": part.parameters,
+                "bytes": part.bytes,
+            }
+            for part in self.parts
+            if part.is_linear or part.module in self.schemes
+        ]
+
     def table(self) -> "pandas.DataFrame":
         """`rows` as a DataFrame."""
         import pandas
@@ -104,18 +125,25 @@ def resolve(
     device: torch.device | str | None = None,
 ) -> ResolvedPlan:
     """See `QuantizationPlan.resolve`."""
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    if any(isinstance(module, (QuantizedLinear, StoredInt8)) for module in model.modules()):
         raise PlanError("the model is quantized already: load it anew and apply one plan")
     roles = _roles_of(plan, model) if roles is None else roles
     linears, fixed = replaceable_linears(model)
     if device is None:
         device = next((p.device for p in model.parameters() if not p.is_meta), None)
     schemes, rule_numbers, notes = {}, {}, [f"{name} is left alone: {why}" for name, why in fixed.items()]
-    tied = tied_linears(model, linears)
+    modules = linears | replaceable_others(model, {kind for rule in plan.rules for kind in rule.modules})
+    tied = tied_linears(model, modules)
+    depths = relative_depths(modules)
+
+    def matches(rule: Rule, name: str) -> bool:
+        right = module_kind(modules[name]) in rule.modules
+        return right and rule.matches(name, roles.get(name), depths.get(name))
+
     shadowed: Counter[int] = Counter()
     degraded: dict[int, list[str]] = {}
-    for name, linear in linears.items():
-        matching = [i for i, rule in enumerate(plan.rules) if rule.matches(name, roles.get(name))]
+    for name, module in modules.items():
+        matching = [i for i, rule in enumerate(plan.rules) if matches(rule, name)]
         shadowed.update(matching)
         if name in tied:
             exact = [i for i in matching if plan.rules[i].names_exactly(name)]
@@ -126,7 +154,7 @@ def resolve(
             matching = exact
         if matching:
             number = matching[0] + 1
-            schemes[name], note = _scheme_for(plan, number, name, linear, device)
+            schemes[name], note = _scheme_for(plan, number, name, module, device)
             rule_numbers[name] = number
             if note:
                 degraded.setdefault(number, []).append(note)
@@ -134,7 +162,7 @@ def resolve(
         notes.extend(reasons)
         more = f", and {len(reasons) - 1} more Linears" if len(reasons) > 1 else ""
         warnings.warn(f"plan {plan.name}, rule {number}: {reasons[0]}{more}", stacklevel=3)
-    _refuse_idle_rules(plan, rule_numbers, shadowed, linears, tied, roles)
+    _refuse_idle_rules(plan, rule_numbers, shadowed, modules, tied, roles, matches)
     if "" in schemes:
         raise PlanError(
             "the model itself is one Linear and cannot be replaced in place: wrap it in nn.Sequential"
@@ -172,8 +200,19 @@ def replaceable_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[st
     return linears, fixed
 
 
-def tied_linears(model: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, str]:
-    """Linears whose weight another module holds too, with the reason in words."""
+def replaceable_others(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Module]:
+    """Embeddings and convolutions, as far as they are among ``kinds``, whose weight can be stored otherwise."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if module_kind(module) in set(kinds) - {"linear"}
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and getattr(module, "max_norm", None) is None
+    }
+
+
+def tied_linears(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Of these Linears (or embeddings), those whose weight another module holds too, with the reason in words."""
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -205,52 +244,67 @@ def _roles_of(plan: QuantizationPlan, model: nn.Module) -> Mapping[str, str]:
 
 
 def _scheme_for(
-    plan: QuantizationPlan, number: int, name: str, linear: nn.Linear, device
+    plan: QuantizationPlan, number: int, name: str, module: nn.Module, device
 ) -> tuple[Scheme, str | None]:
     rule = plan.rules[number - 1]
-    sizes = linear.in_features, linear.out_features
     try:
-        rule.scheme.validate(*sizes, device)
+        rule.scheme.validate_module(module, device)
         return rule.scheme, None
     except SchemeError as error:
         where = f"plan {plan.name}, rule {number} {rule}: {name}: {error}"
         if rule.on_unsupported is None:
             raise PlanError(f"{where} (or set on_unsupported: int8)") from error
         try:
-            rule.on_unsupported.validate(*sizes, device)
+            rule.on_unsupported.validate_module(module, device)
         except SchemeError as second:
             raise PlanError(f"{where}; nor can {rule.on_unsupported.name}: {second}") from error
         note = f"{name} gets {rule.on_unsupported.name} instead of {rule.scheme.name}: {error}"
         return rule.on_unsupported, note
 
 
-def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles) -> None:
+def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles, matches) -> None:
     """Raises PlanError for a rule that no Linear gets."""
     for number, rule in enumerate(plan.rules, 1):
         if number in used.values() or rule.optional:
             continue
         where = f"plan {plan.name}, rule {number} {rule}"
-        if (
-            all(name in tied for name in linears if rule.matches(name, roles.get(name)))
-            and shadowed[number - 1]
-        ):
-            only = ", ".join(name for name in linears if rule.matches(name, roles.get(name)))
+        matched = [name for name in linears if matches(rule, name)]
+        if matched and all(name in tied for name in matched):
+            only = ", ".join(matched)
             raise PlanError(f"{where} matches only tied Linears ({only}): name it exactly to quantize it")
         if shadowed[number - 1]:
             raise PlanError(f"{where} has no effect: earlier rules match all its Linears")
-        raise PlanError(f"{where} matches no Linear; {_what_there_is(rule, linears, roles)}")
+        what = "Linear" if "linear" in rule.modules else " or ".join(rule.modules)
+        raise PlanError(f"{where} matches no {what}; {_what_there_is(rule, linears, roles)}")
 
 
-def _what_there_is(rule: Rule, linears: Mapping[str, nn.Linear], roles: Mapping[str, str]) -> str:
+def _what_there_is(rule: Rule, modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> str:
+    if "linear" not in rule.modules:
+        return f"modules of these kinds are {_listed([n for n, m in modules.items() if not _is_linear(m)])}"
+    linears = [name for name, module in modules.items() if _is_linear(module)]
+    wider = dataclasses.replace(rule, linears=(), depth=None)
+    there = [name for name in linears if wider.matches(name, roles.get(name))]
+    if there and (rule.linears or rule.depth):
+        kinds = dict.fromkeys(map(kind_of, there))
+        return f"{len(there)} Linears match without linear and depth; their own names are {', '.join(kinds)}"
     if rule.roles:
         count = Counter(roles[name] for name in linears if name in roles)
         if not count:
             return "no roles are known for this model: use match, or pass roles="
         return f"Linears by role: {', '.join(f'{role} {n}' for role, n in count.items())}"
-    names = list(linears)
-    if not names:
+    if not linears:
         return "the model has no Linear that can be replaced"
-    return f"Linears are {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
+    return f"Linears are {_listed(linears)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    return f"{', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return module_kind(module) == "linear"
 
 
 def _account(
@@ -261,12 +315,10 @@ def _account(
     parts, seen = [], set()
     for name, module in model.named_modules():
         if name in schemes:
-            has_bias = module.bias is not None
-            size = schemes[name].predict_bytes(
-                module.out_features, module.in_features, has_bias, dtype=plan.dtype
-            )
-            parameters = module.out_features * (module.in_features + has_bias)
-            parts.append(Part(name, role_of(name), schemes[name].name, parameters, size, True))
+            size = schemes[name].predict_module_bytes(module, dtype=plan.dtype)
+            parameters = sum(tensor.numel() for tensor in module.parameters(recurse=False))
+            linear = isinstance(module, nn.Linear)
+            parts.append(Part(name, role_of(name), schemes[name].name, parameters, size, linear))
             continue
         parameters = size = 0
         computed = module._non_persistent_buffers_set

@@ -7,12 +7,14 @@ results/first/
   plans/int4.json           one finished measurement
   plans/int4.partial.jsonl  the cost and the answers of a plan that is not finished
   plans/int4.log            what the measuring process printed
+  plans/gptq.work/          the layers solved so far of a plan that calibrates and is not finished
 ```
 Appended lines are flushed one by one, so a process that is killed loses at most the answers in flight.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,9 @@ class RunFolder:
     def log_path(self, plan: str) -> Path:
         return self.path / "plans" / f"{plan}.log"
 
+    def work_path(self, plan: str) -> Path:
+        return self.path / "plans" / f"{plan}.work"
+
     def check_writable(self) -> None:
         """Raise `RunFolderError` unless the folder is there, or can be made, and takes files."""
         try:
@@ -74,7 +79,7 @@ class RunFolder:
                 raise ResultsError(f"{path}: damaged: expected an object")
             differing = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
             if differing:
-                told = _tell_differences(differing, kept, settings)
+                told = tell_differences(differing, kept, settings)
                 raise RunFolderError(
                     f"{self.path} holds another comparison: {told}; "
                     "give another --output, or delete that folder to measure anew"
@@ -93,6 +98,7 @@ class RunFolder:
         with atomic_path(self.finished_path(measurement.plan)) as temporary:
             temporary.write_text(json.dumps(measurement.to_dict(), ensure_ascii=False), encoding="utf-8")
         self.partial_path(measurement.plan).unlink(missing_ok=True)
+        shutil.rmtree(self.work_path(measurement.plan), ignore_errors=True)
 
     def load_finished(self, plan: str, definition: Mapping[str, Any]) -> Measurement | None:
         """The finished measurement of `plan`, or None. Refuses one that was made with another definition."""
@@ -152,7 +158,7 @@ def _check_definition(path: Path, plan: str, kept: Mapping[str, Any], now: Mappi
         )
 
 
-def _tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """``seed was 3, now 4``; a fingerprint only where nothing readable explains it."""
     readable = [name for name in names if not name.endswith("_fingerprint")]
     if readable:

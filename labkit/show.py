@@ -58,6 +58,26 @@ def tap(
     return canvas
 
 
+def taps(
+    screen: Screen | Image.Image,
+    answers: Sequence[tuple[Any, str]],
+    target: str | tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """The screen with the taps of several answers, each in its colour: a ring, a diamond, a ring …; blue box: target.
+
+    answers: an answer as `tap` takes it, and a colour.
+    """
+    canvas = _enlarged(screen)
+    if target is not None:
+        _box(canvas, _pixels(_target_box(screen, target), canvas.size), RIGHT)
+    for number, (answer, colour) in enumerate(answers):
+        action = _action(answer)
+        if action is not None and action.point is not None:
+            draw = _diamond if number % 2 else _ring
+            draw(canvas, _point(action.point, canvas.size), colour=colour)
+    return canvas
+
+
 def item(question: Item, answer: Any = None) -> Image.Image:
     """The screen of a PhoneTap item with its true target, and the tap of an answer if one is given."""
     return tap(question.screen, answer, question.box)
@@ -250,11 +270,19 @@ def _box(canvas: Image.Image, box: Sequence[float], colour: str) -> None:
     draw.rectangle([box[0], box[1], box[2] - 1, box[3] - 1], outline=colour, width=3)
 
 
-def _ring(canvas: Image.Image, centre: tuple[float, float], radius: int = 17) -> None:
+def _ring(canvas: Image.Image, centre: tuple[float, float], radius: int = 17, colour: str = GIVEN) -> None:
     draw, (x, y) = ImageDraw.Draw(canvas), centre
-    for reach, width, colour in ((radius + 3, 11, "white"), (radius, 5, GIVEN)):
-        draw.ellipse([x - reach, y - reach, x + reach, y + reach], outline=colour, width=width)
-    draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=GIVEN, outline="white", width=1)
+    for reach, width, shade in ((radius + 3, 11, "white"), (radius, 5, colour)):
+        draw.ellipse([x - reach, y - reach, x + reach, y + reach], outline=shade, width=width)
+    draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour, outline="white", width=1)
+
+
+def _diamond(canvas: Image.Image, centre: tuple[float, float], radius: int = 20, colour: str = GIVEN) -> None:
+    draw, (x, y) = ImageDraw.Draw(canvas), centre
+    corners = [(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y), (x, y - radius)]
+    for width, shade in ((11, "white"), (5, colour)):
+        draw.line([*corners, corners[1]], fill=shade, width=width, joint="curve")
+    draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour, outline="white", width=1)
 
 
 def _data_url(picture: Image.Image) -> str:

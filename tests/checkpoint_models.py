@@ -12,6 +12,32 @@ PLANS = {
     **{name: QuantizationPlan.preset(name) for name in ("fp32", "fp16", "bf16", "int8", "int8-dynamic")},
     **{name: QuantizationPlan.preset(name) for name in ("nf4", "llm-int8")},
     **{f"int{bits}": QuantizationPlan.uniform("int4", num_bits=bits) for bits in (2, 3, 4, 8)},
+    "hqq": QuantizationPlan.uniform("hqq", num_bits=3),
+    "gptq": QuantizationPlan.preset("gptq"),
+    "awq": QuantizationPlan.uniform("awq", num_bits=8, symmetric=True),
+    "calibrated": QuantizationPlan.from_dict(
+        {
+            "name": "calibrated",
+            "rules": [
+                {"role": "decoder", "linear": "down_proj", "scheme": "awq"},
+                {"role": "decoder", "scheme": "gptq", "num_bits": 3},
+                {"role": "vision", "scheme": "int8-dynamic", "smoothing": "rms", "optional": True},
+                {
+                    "role": ["speech", "projector"],
+                    "scheme": "hqq",
+                    "optional": True,
+                    "on_unsupported": "int8",
+                },
+                {"role": "embedding", "modules": "embedding", "scheme": "int8", "optional": True},
+                {
+                    "role": ["vision", "speech", "projector"],
+                    "modules": "conv",
+                    "scheme": "int8",
+                    "optional": True,
+                },
+            ],
+        }
+    ),
     "nf4-plain": QuantizationPlan.uniform("nf4", double_quant=False, default="fp32"),
     "parts": QuantizationPlan.from_dict(
         {
@@ -42,6 +68,11 @@ PLANS = {
         }
     ),
 }
+
+
+def calibration_for(which):
+    """For a model of these: two of PhoneTap's items, or tokens for one that sees no screens."""
+    return [torch.arange(3, 67)[None]] if which == "llama" else 2
 
 
 def save_llama(folder, **changes):

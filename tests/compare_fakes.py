@@ -127,7 +127,9 @@ def main():
         print("a library that prints to standard output")
         pause_s = float(os.environ.get("FAKE_PAUSE_S", "0"))
         return {
-            "load": lambda model, source, device, progress: FakeEngine(HITS.get(plan, 10), pause_s),
+            "load": lambda model, source, device, work_folder, progress: FakeEngine(
+                HITS.get(plan, 10), pause_s
+            ),
             "items": fake_items,
             "measure": fake_measure(plan),
             "score": fake_score,

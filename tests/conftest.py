@@ -1,11 +1,16 @@
 """What all tests share: no proxy before this machine, GPU tests only on a GPU, and slow ones first."""
 
 import os
+import signal
 
 import pytest
 
 for name in ("NO_PROXY", "no_proxy"):  # services that tests start are asked directly
     os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
+
+# A run in the background ignores interrupts, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

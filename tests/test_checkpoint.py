@@ -6,7 +6,16 @@ import shutil
 
 import pytest
 import torch
-from checkpoint_models import HELLO, PLANS, logits, question, save_glm4v, save_llama, save_pocket
+from checkpoint_models import (
+    HELLO,
+    PLANS,
+    calibration_for,
+    logits,
+    question,
+    save_glm4v,
+    save_llama,
+    save_pocket,
+)
 from safetensors.torch import load_file
 
 import labkit
@@ -38,7 +47,7 @@ def tensors_of(folder):
 @pytest.mark.parametrize("which", MAKERS)
 @pytest.mark.filterwarnings("ignore:plan ")
 def test_every_scheme_is_restored_bit_for_bit(folders, tmp_path, which, plan):
-    engine = load(folders[which], PLANS[plan], "cpu", progress=False)
+    engine = load(folders[which], PLANS[plan], "cpu", calibration=calibration_for(which), progress=False)
     folder = save(engine, tmp_path / "quantized", progress=False)
     restored = load(folder, device="cpu", progress=False)
     assert torch.equal(logits(restored), logits(engine))
@@ -245,7 +254,9 @@ def test_a_generation_config_is_restored(tmp_path):
 @pytest.mark.filterwarnings("ignore:plan ")
 def test_a_file_made_on_one_device_loads_on_the_other(folders, tmp_path, plan):
     for here, there in (("cpu", "cuda"), ("cuda", "cpu")):
-        engine = load(folders["llama"], PLANS[plan], here, progress=False)
+        engine = load(
+            folders["llama"], PLANS[plan], here, calibration=calibration_for("llama"), progress=False
+        )
         folder = save(engine, tmp_path / here, progress=False)
         moved = load(folder, device=there, progress=False)
         assert moved.device.type == there

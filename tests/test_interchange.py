@@ -6,7 +6,7 @@ import os
 import pytest
 import tiny_models
 import torch
-from checkpoint_models import PLANS, save_glm4v, save_llama
+from checkpoint_models import PLANS, calibration_for, save_glm4v, save_llama, save_pocket
 from safetensors.torch import load_file
 
 from labkit.checkpoint import CheckpointError
@@ -32,7 +32,7 @@ def made(llama, tmp_path_factory):
 
     def make(plan):
         if plan.name not in done:
-            engine = load(llama, plan, "cpu", progress=False)
+            engine = load(llama, plan, "cpu", calibration=calibration_for("llama"), progress=False)
             done[plan.name] = engine, save(engine, top / plan.name, progress=False)
         return done[plan.name]
 
@@ -203,10 +203,12 @@ def test_gptqs_exceptions_stand_in_dynamic(made, tmp_path):
 @pytest.mark.parametrize(
     ("plan", "format", "told"),
     [
-        ("nf4", "compressed-tensors", "nf4 of model.layers.0.self_attn.q_proj and 14 more Linears: its weight is "
+        ("nf4", "compressed-tensors", "nf4 of model.layers.0.self_attn.q_proj and 14 more: its weight is "
          "no integer times a scale; nearest: int4 with group_size 64"),
         ("llm-int8", "compressed-tensors", "nearest: int8-dynamic, or int8"),
         ("int3", "compressed-tensors", "the format's versions pack 3 bits differently; nearest: int4 with num_bits 4"),
+        ("hqq", "gptq", "its zero points are real numbers; nearest: gptq, or int4"),
+        ("awq", "compressed-tensors", "it also holds input_scale; nearest: gptq, or int4"),
         ("nf4", "gptq", "nearest: int4 with group_size 64"),
         ("llm-int8", "gptq", "nearest: int8."),
         ("int8-dynamic", "gptq", "the format quantizes weights only; nearest: int8, or --format compressed-tensors"),
@@ -233,7 +235,7 @@ def test_all_refusals_come_at_once_and_parts_can_be_written_unquantized(made, tm
         }
     )
     engine, folder = made(plan)
-    with pytest.raises(ExportError, match=r"llm-int8 of .* and 1 more Linears.*\. Nor nf4 of lm_head"):
+    with pytest.raises(ExportError, match=r"llm-int8 of .* and 1 more.*\. Nor nf4 of lm_head"):
         export(folder, tmp_path / "out", progress=False)
     with pytest.raises(
         ExportError, match=r"nothing quantized is called 'head'; parts .* are decoder, lm_head"
@@ -275,6 +277,48 @@ def test_zero_points_that_are_real_numbers_are_refused(tmp_path):
     engine.model.get_submodule(LAYER).scale_zero[0, :, 1] *= 1.25
     with pytest.raises(ExportError, match=rf"int4 of {LAYER}: its zero points are real numbers"):
         export(save(engine, tmp_path / "q", progress=False), progress=False)
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq"])
+def test_weights_solved_on_calibration_are_written_as_they_were_solved(made, tmp_path, format):
+    engine, folder = made(PLANS["gptq"])
+    stored = tensors_of(export(folder, tmp_path / "out", format=format, progress=False).folder)
+    module = engine.model.get_submodule(LAYER)
+    if format == "gptq":
+        codes = unpack_words(stored[f"{LAYER}.qweight"].T.contiguous(), 4, module.in_features)
+    else:
+        codes = unpack_words(stored[f"{LAYER}.weight_packed"], 4, module.in_features)
+    assert torch.equal(codes, module.codes)
+
+
+def test_smoothed_inputs_and_stored_embeddings_are_refused_or_written_as_they_compute(tmp_path):
+    folder = save_pocket(tmp_path / "pocket")
+    engine = load(folder, PLANS["calibrated"], "cpu", calibration=2, progress=False)
+    made = save(engine, tmp_path / "q", progress=False)
+    with pytest.raises(ExportError) as caught:
+        export(made, format="compressed-tensors", progress=False)
+    told = str(caught.value)
+    assert "it also holds input_scale; nearest: int8-dynamic without smoothing" in told
+    assert "the format quantizes Linears only; nearest: unquantized" in told
+    plan = QuantizationPlan.from_dict(
+        {
+            "name": "stored",
+            "rules": [
+                {"role": "decoder", "scheme": "int4", "symmetric": True},
+                {"role": "embedding", "modules": "embedding", "scheme": "int8"},
+                {"role": "speech", "modules": "conv", "scheme": "int8"},
+            ],
+        }
+    )
+    engine = load(folder, plan, "cpu", progress=False)
+    made = save(engine, tmp_path / "stored", progress=False)
+    done = export(made, dequantize=["embedding", "speech"], progress=False)
+    stored = tensors_of(done.folder)
+    names = [name for name in engine.resolved.schemes if "embed_tokens" in name or "conv_layers" in name]
+    assert len(names) > 1
+    for name in names:
+        assert torch.equal(stored[f"{name}.weight"], engine.model.get_submodule(name).weight)
+        assert not any(key.startswith(f"{name}.weight_int8") for key in stored)
 
 
 def test_a_tie_that_was_cut_is_cut_in_the_configuration(tmp_path):

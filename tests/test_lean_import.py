@@ -9,6 +9,8 @@ import labkit
 
 HEAVY = ("torch", "transformers", "bitsandbytes", "pandas", "plotly", "rich", "gradio", "fastapi")
 NO_TORCH = (
+    "labkit.chat",
+    "labkit.chat.window",
     "labkit.checkpoint",
     "labkit.cli",
     "labkit.client",
@@ -18,6 +20,9 @@ NO_TORCH = (
     "labkit.launch.__main__",
     "labkit.media",
     "labkit.phone",
+    "labkit.method_plots",
+    "labkit.layer_plots",
+    "labkit.plan_plots",
     "labkit.phonetap",
     "labkit.plots",
     "labkit.process",
@@ -69,6 +74,7 @@ def test_only_public_names_are_listed():
         "Engine",
         "Generation",
         "LabError",
+        "Material",
         "Measurement",
         "ModelSpec",
         "QuantizationPlan",
@@ -78,10 +84,12 @@ def test_only_public_names_are_listed():
         "get_spec",
         "list_models",
         "load",
+        "measure_sensitivity",
         "parse_answer",
         "quantize_",
         "quantize_to",
         "save",
+        "search_plan",
     }
     assert set(labkit.__all__) <= set(dir(labkit))
 

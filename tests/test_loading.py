@@ -280,6 +280,35 @@ def test_nobody_at_an_address_is_found_out_at_once():
         _ask_for("http://127.0.0.1:9/x")
 
 
+def test_a_plan_that_calibrates_takes_phonetaps_items_by_itself(pocket_folder, glm4v_folder, tmp_path):
+    for folder in (pocket_folder, glm4v_folder):
+        engine = load(folder, "gptq", "cpu", calibration=4, progress=False)
+        assert {scheme.name for scheme in engine.resolved.schemes.values()} == {"gptq"}
+        assert weights_bytes(engine.model) == engine.resolved.predicted_bytes
+        assert engine.generate(HELLO, max_new_tokens=3).completion_tokens <= 3
+    work = tmp_path / "work"
+    first = load(glm4v_folder, "gptq", "cpu", calibration=4, work_folder=work, progress=False)
+    assert len(list(work.glob("*.safetensors"))) == len(first.resolved.schemes)
+
+
+def test_a_text_model_is_calibrated_on_given_tokens_only(llama_folder):
+    with pytest.raises(
+        LoadError, match=r"gptq \(model.* needs calibration batches, and PhoneTap's are screens"
+    ):
+        load(llama_folder, "gptq", "cpu", progress=False)
+    with pytest.raises(LoadError, match="PhoneTap's are screenshots"):
+        load(llama_folder, "gptq", "cpu", calibration=8, progress=False)
+    tokens = [torch.arange(40)[None], torch.arange(60, 90)[None]]
+    engine = load(llama_folder, "gptq", "cpu", calibration=tokens, progress=False)
+    assert engine.generate(HELLO, max_new_tokens=3).completion_tokens <= 3
+
+
+@pytest.mark.parametrize("count", [0, -1, True])
+def test_a_number_of_calibration_items_is_one_or_more(glm4v_folder, count):
+    with pytest.raises(LoadError, match="a number of items from 1 on"):
+        load(glm4v_folder, "gptq", "cpu", calibration=count, progress=False)
+
+
 def test_an_unknown_model_is_refused():
     with pytest.raises(ModelNotFoundError, match="Did you mean pocket"):
         load("pokcet", "fp32")

@@ -227,17 +227,22 @@ def test_a_process_killed_anywhere_leaves_whole_files_and_all_finished_modules(
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_random_moments_ends_with_the_same_checkpoint(model, tmp_path, expected):
+@pytest.mark.parametrize("plan", ["int4", "gptq"])
+def test_a_process_killed_at_random_moments_ends_with_the_same_checkpoint(model, tmp_path, plan):
+    text = tmp_path / "text.txt"
+    text.write_text((ROOT / "LICENSE").read_text(encoding="utf-8"), encoding="utf-8")
+    calibration = CalibrationSettings(items=12, text=str(text))
+    whole = quantize_to(
+        model, plan, tmp_path / "whole", "cpu", calibration=calibration, progress=False
+    ).folder
     target, partial = tmp_path / "q", tmp_path / "q.partial"
-    command = [sys.executable, "-m", "labkit", "quantize", str(model), "--plan", "int4", "--device", "cpu"]
+    command = [sys.executable, "-m", "labkit", "quantize", str(model), "--plan", plan, "--device", "cpu"]
+    command += ["--calibration-text", str(text), "--calibration-items", "12", "--output", str(target)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     moments, finished = random.Random(0), 0
     for _ in range(4):
         process = subprocess.Popen(
-            [*command, "--output", str(target)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None and not partial.exists():
             time.sleep(0.01)
@@ -250,18 +255,18 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_checkpoint(model,
         if target.exists():
             break
     if not target.exists():
-        quantize_to(model, "int4", target, "cpu", progress=False)
-    assert sha256_of(target / "packed.safetensors") == expected
+        made = quantize_to(model, plan, target, "cpu", calibration=calibration, progress=False)
+        assert made.continued == finished
+    assert sha256_of(target / "packed.safetensors") == sha256_of(whole / "packed.safetensors")
 
 
-def test_calibration_is_fingerprinted_when_a_scheme_looks_at_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(Int4, "requires_calibration", True)
+def test_calibration_is_fingerprinted_when_a_scheme_looks_at_it(tmp_path):
     model, facts = save_glm4v(tmp_path / "glm4v"), []
     for number, items in enumerate((2, 2, 3)):
         settings = CalibrationSettings(items=items)
-        made = quantize_to(model, "int4", tmp_path / str(number), "cpu", calibration=settings, progress=False)
+        made = quantize_to(model, "gptq", tmp_path / str(number), "cpu", calibration=settings, progress=False)
         facts.append(Manifest.read(made.folder).calibration)
-    assert facts[0]["source"] == "2 PhoneTap calibration items (typed), standard set"
+    assert facts[0]["source"] == "2 PhoneTap calibration items with their answers, none spoken, standard set"
     assert [one["batches"] for one in facts] == [2, 2, 3]
     assert facts[0] == facts[1]
     assert facts[0]["sha256"] != facts[2]["sha256"]
@@ -271,9 +276,8 @@ def test_calibration_is_fingerprinted_when_a_scheme_looks_at_it(tmp_path, monkey
     assert "2 batches, SHA-256" in (tmp_path / "0/README.md").read_text()
 
 
-def test_language_models_are_calibrated_on_text(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Int4, "requires_calibration", True)
-    common = ("quantize", model, "--plan", "int4", "--device", "cpu", "--output", tmp_path / "q")
+def test_language_models_are_calibrated_on_text(model, tmp_path, capsys):
+    common = ("quantize", model, "--plan", "gptq", "--device", "cpu", "--output", tmp_path / "q")
     code, _, err = run(capsys, *common)
     assert (
         code,

@@ -1,12 +1,13 @@
 """PhoneTap's items: the same for a seed, never in training, with right answers that score as right."""
 
+import math
 import random
 
 import pytest
 
 from labkit import phonetap
 from labkit.phonetap import instructions, words
-from labkit.phonetap.items import SPLITS
+from labkit.phonetap.items import SPLITS, box_of
 from labkit.protocol import Action, format_action
 
 
@@ -67,15 +68,29 @@ def test_targets_are_unique_on_their_screen(some):
 def test_hard_screens_are_dense_small_and_have_lookalikes():
     hard, typed = phonetap.items("hard", 60), phonetap.items("typed", 60)
     count = lambda items: sum(len(i.screen.elements) for i in items) / len(items)  # noqa: E731
-    assert count(hard) >= 20
-    assert count(hard) > 1.4 * count(typed)
+    assert count(hard) >= 22
+    assert count(hard) > 1.6 * count(typed)
     assert sum(item.task == "what" for item in hard) >= 6
     alike = 0
     for item in hard:
         labels = {e.label for e in item.screen.elements}
         rng = random.Random(0)
         alike += bool(labels & set(words.lookalikes(rng, item.target, item.lang, "test")))
-    assert alike >= 15
+    assert alike >= 25
+
+
+def test_hard_items_want_a_fine_aim_at_the_middle_and_others_take_the_whole_target():
+    for item in phonetap.items("hard", 40):
+        x0, y0, x1, y1 = item.box
+        whole = box_of(item.screen.find(item.target), item.screen.size)
+        assert x1 - x0 == pytest.approx(min(70, whole[2] - whole[0]))
+        assert y1 - y0 == pytest.approx(min(10, whole[3] - whole[1]))
+        assert (x0 + x1, y0 + y1) == pytest.approx((whole[0] + whole[2], whole[1] + whole[3]))
+        beside = Action("Tap", {"element": (int(x0 + x1) // 2, math.ceil(y1) + 1)})
+        assert not phonetap.score(item, answer(beside)).success
+    for item in phonetap.items("typed", 40):
+        if item.target_kind == "text":
+            assert item.box == box_of(item.screen.find(item.target), item.screen.size)
 
 
 def test_spoken_items_show_what_their_recording_asks_for():

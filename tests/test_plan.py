@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import nn
 
+from labkit.depth import relative_depths
 from labkit.plan import PlanError, QuantizationPlan, presets
 from labkit.quantization import known_schemes
 
@@ -49,6 +50,78 @@ def test_presets_are_there_valid_and_round_trip(name, tmp_path):
     assert QuantizationPlan.from_yaml(name) == preset
 
 
+def skeleton(model):
+    from labkit.models import get_spec
+    from labkit.models.checkpoint import Checkpoint
+
+    return Checkpoint(get_spec(model)).skeleton()
+
+
+@pytest.fixture(scope="module")
+def nine_billion():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        return skeleton("autoglm-phone-9b")
+
+
+def schemes_by_role(resolved):
+    found = {}
+    for part in resolved.parts:
+        if part.module in resolved.schemes and (part.is_linear or part.role == "embedding"):
+            found.setdefault(part.role, set()).add(part.scheme)
+    assert all(len(names) == 1 for names in found.values())
+    return {role: names.pop() for role, names in found.items()}
+
+
+ARTICLE = {"decoder": "gptq", "lm_head": "int8", "embedding": "int8"}
+RECIPES = {
+    "article": {**ARTICLE, "vision": "int8-dynamic", "projector": "int8-dynamic"},
+    "article-hybrid": {**ARTICLE, "vision": "llm-int8", "projector": "llm-int8"},
+    "article-code": {"decoder": "nf4", "vision": "nf4", "projector": "nf4", "lm_head": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_articles_recipes_fit_the_9b_model(nine_billion, name):
+    resolved = QuantizationPlan.preset(name).resolve(nine_billion)
+    assert schemes_by_role(resolved) == RECIPES[name]
+    assert 6.5e9 < resolved.predicted_bytes < 7.5e9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_articles_recipes_fit_the_pocket_model(name):
+    import tiny_models
+
+    resolved = QuantizationPlan.preset(name).resolve(tiny_models.pocket()[0])
+    more = {
+        "article": {"speech": "int8-dynamic", "cross_modal": "fp16"},
+        "article-hybrid": {"speech": "llm-int8", "cross_modal": "fp16"},
+        "article-code": {"speech": "nf4", "cross_modal": "nf4"},
+    }
+    assert schemes_by_role(resolved) == RECIPES[name] | more[name]
+    smoothed = [
+        scheme for scheme in resolved.schemes.values() if getattr(scheme, "smoothing", "none") == "rms"
+    ]
+    assert bool(smoothed) == (name == "article")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.filterwarnings("ignore:plan ")
+def test_the_articles_recipes_degrade_what_int4_cannot_take_to_int8(name):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    resolved = QuantizationPlan.preset(name).resolve(model)
+    assert resolved.schemes["model.layers.0.self_attn.q_proj"].name == "int8"
+    assert resolved.schemes["model.layers.0.mlp.down_proj"].name == RECIPES[name]["decoder"]
+    assert any("q_proj gets int8 instead of" in note for note in resolved.notes)
+
+
 def test_presets_are_listed_usual_ones_first():
     assert presets()[:8] == PRESETS
     assert set(PRESETS) <= set(known_schemes())
@@ -79,6 +152,77 @@ def test_glob_and_exact_names_match():
         rules: [{match: "*.0", scheme: int8}, {match: head, scheme: fp32}]
     """).resolve(Small(), {})
     assert list(resolved.schemes) == ["eye.0", "body.0", "head"]
+
+
+class Stack(nn.Module):
+    """A stack of layers, each with two Linears, and one Linear in no stack."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(64, 64), "down": nn.Linear(64, 64)}) for _ in range(layers)
+        )
+        self.head = nn.Linear(64, 64)
+
+
+DEPTHS = """
+    name: p
+    rules:
+      - {match: "*", linear: up, depth: [0, 0.5], scheme: int4}
+      - {match: "re:layers.*", depth: [0.5, 1], scheme: int8}
+      - {match: "*", linear: [down, head], scheme: bf16}
+"""
+
+
+@pytest.mark.parametrize("layers", [2, 4, 10])
+def test_depth_means_the_same_part_of_a_stack_of_any_height(layers):
+    schemes = {name: scheme.name for name, scheme in plan(DEPTHS).resolve(Stack(layers), {}).schemes.items()}
+    half = layers // 2
+    assert {name for name, scheme in schemes.items() if scheme == "int4"} == {
+        f"layers.{i}.up" for i in range(half)
+    }
+    assert {name for name, scheme in schemes.items() if scheme == "int8"} == {
+        f"layers.{i}.{kind}" for i in range(half, layers) for kind in ("up", "down")
+    }
+    assert schemes["head"] == schemes["layers.0.down"] == "bf16"
+
+
+def test_depths_of_an_odd_stack_leave_no_layer_out():
+    assert relative_depths([f"a.layers.{i}.fc" for i in range(3)] + ["head"]) == {
+        "a.layers.0.fc": 1 / 6,
+        "a.layers.1.fc": 0.5,
+        "a.layers.2.fc": 5 / 6,
+    }
+    assert len(plan(DEPTHS).resolve(Stack(3), {}).schemes) == 7
+
+
+def test_depth_and_linear_round_trip_and_are_told_in_errors(tmp_path):
+    made = plan(DEPTHS)
+    made.to_yaml(tmp_path / "p.yaml")
+    assert QuantizationPlan.from_yaml(tmp_path / "p.yaml") == made
+    wrong = plan("{name: p, rules: [{match: '*', linear: gate, depth: [0, 0.5], scheme: int4}]}")
+    with pytest.raises(
+        PlanError,
+        match=r"\(match \*, linear gate, depth 0 to 0\.5 -> int4\) matches no Linear; 5 Linears .* are up, down, head",
+    ):
+        wrong.resolve(Stack(2), {})
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("depth: [0.5, 0.5]", "0 <= from < to <= 1"),
+        ("depth: [0, 1.5]", "0 <= from < to <= 1"),
+        ("depth: 0.5", "depth is"),
+        ("depth: [no, 1]", "depth is"),
+        ("linear: []", "a Linear's own name"),
+        ("linear: mlp.up", "a Linear's own name"),
+        ("linear: 3", "a Linear's own name"),
+    ],
+)
+def test_wrong_depths_and_names_are_refused(rule, message):
+    with pytest.raises(PlanError, match=message):
+        plan(f"{{name: p, rules: [{{match: '*', {rule}, scheme: int4}}]}}")
 
 
 def test_predicted_bytes_on_the_meta_device_are_those_of_the_arithmetic():
@@ -252,3 +396,23 @@ def test_uniform_plans_take_options():
 def test_the_plans_folder_holds_what_is_listed():
     folder = Path(__file__).parents[1] / "assets" / "plans"
     assert sorted(presets()) == sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def test_a_plans_map_shows_the_scheme_and_bits_of_every_linear():
+    import tiny_models
+
+    from labkit.plan_plots import plan_map
+
+    plan = QuantizationPlan.from_dict(
+        {"name": "p", "rules": [{"match": "*", "linear": "down_proj", "scheme": "int8"}]}
+    )
+    resolved = plan.resolve(tiny_models.llama())
+    found = resolved.linears()
+    assert len(found) == sum(part.is_linear for part in resolved.parts)
+    assert {one["scheme"] for one in found if one["kind"] == "down_proj"} == {"int8"}
+    [drawn] = plan_map(found).data
+    row = drawn.y.index("decoder · down_proj")
+    assert len(drawn.z[row]) == 2
+    assert all(8 <= bits < 8.5 for bits in drawn.z[row])
+    assert drawn.z[drawn.y.index("lm_head · lm_head")] == [16.0, None]
+    assert "int8" in drawn.text[row][1]

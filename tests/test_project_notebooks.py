@@ -84,12 +84,27 @@ def test_has_a_question_with_a_hidden_answer_and_a_recap(path):
 
 
 @each
+def test_has_an_exercise_that_a_cell_checks_and_a_link_to_the_next(path):
+    code = "\n".join(cell.source for cell in cells(path, "code"))
+    assert f'course.check("{path.name[:2]}-' in code
+    last = cells(path, "markdown")[-1].source
+    following = NAMES[NAMES.index(path.name) + 1 :][:1] or ["README.md"]
+    assert f"]({following[0]})" in last
+
+
+@each
 def test_links_lead_somewhere(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-def test_the_readme_lists_every_notebook_in_order():
+def test_the_readme_lists_every_notebook_in_order_with_its_minutes():
     listed = (ROOT / "notebooks/README.md").read_text(encoding="utf-8")
-    assert re.findall(r"\((\d\d_\w+\.ipynb)\)", listed) == NAMES
+    rows = re.findall(r"^\| \[.*?\]\((\d\d_\w+\.ipynb)\) \| ([^|]+) \| (\d+) \| ([^|]+) \|$", listed, re.M)
+    assert [name for name, *_ in rows] == NAMES
+    for name, learned, minutes, needs in rows:
+        title = nbformat.read(ROOT / "notebooks" / name, as_version=4).cells[0].source
+        assert re.search(r"\*\*Minutes:\*\* (\d+)", title)[1] == minutes, name
+        assert len(learned) > 20
+        assert needs.strip()

@@ -47,8 +47,9 @@ def test_the_page_shows_the_model_and_answers_a_prompt_with_a_screen(service, tm
         tab.fill("#prompt", "点击屏幕中间")
         tab.press("#prompt", "Enter")
         tab.wait_for_selector("#send:enabled")
-        tab.wait_for_selector("#answers:text-matches('[2-9]')", timeout=10_000)
-        assert tab.evaluate("document.getElementById('screen').toDataURL()") != blank
+        tab.wait_for_selector("#answers:text-matches('[2-9]')", timeout=30_000)
+        drawn = "was => document.getElementById('screen').toDataURL() != was"
+        tab.wait_for_function(drawn, arg=blank, timeout=30_000)
         assert wrong == []
         assert all(url.startswith((service.url, "data:", "blob:")) for url in asked)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
+from labkit.workfolder import hash_of
 
 
 class Fingerprinted:
@@ -32,7 +32,7 @@ class Fingerprinted:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         digest, count = hashlib.sha256(), 0
         for batch in self.batches:
-            _hash_batch(digest, batch)
+            digest.update(hash_of(batch).encode())
             count += 1
             yield batch
         if not self._complete:
@@ -44,20 +44,3 @@ class Fingerprinted:
             for _ in self:
                 pass
         return {"source": self.source, "batches": self.count, "sha256": self._digest.hexdigest()}
-
-
-def _hash_batch(digest: Any, batch: Any) -> None:
-    """Names, dtypes, shapes and values of one batch, tensors in any nesting of mappings and sequences."""
-    if isinstance(batch, torch.Tensor):
-        values = batch.detach().cpu().contiguous()
-        digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
-    elif isinstance(batch, Mapping):
-        for name in sorted(batch):
-            digest.update(f"{name}:".encode())
-            _hash_batch(digest, batch[name])
-    elif isinstance(batch, (list, tuple)):
-        for one in batch:
-            _hash_batch(digest, one)
-    else:
-        digest.update(repr(batch).encode())

@@ -12,7 +12,8 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.plan import PlanError, QuantizationPlan
 from labkit.quantization import SchemeError, get_scheme
-from labkit.resolution import ResolvedPlan, replaceable_linears, resolved_as
+from labkit.quantization.stored import KINDS
+from labkit.resolution import ResolvedPlan, replaceable_linears, replaceable_others, resolved_as
 
 
 def stored_plan(manifest: Manifest) -> QuantizationPlan:
@@ -37,17 +38,17 @@ def resolve_stored(
     """
     plan = stored_plan(manifest)
     linears, _ = replaceable_linears(skeleton)
+    replaceable = linears | replaceable_others(skeleton, KINDS)
     schemes, rules = {}, {}
     for name, facts in manifest.modules.items():
-        if name not in linears:
+        if name not in replaceable:
             raise CheckpointError(
                 f"{folder} quantizes {name}, which the model of its config.json does not have "
                 f"({_versions(manifest)})"
             )
-        linear = linears[name]
         try:
             scheme = get_scheme(facts["scheme"], **facts["options"])
-            scheme.validate(linear.in_features, linear.out_features, device)
+            scheme.validate_module(replaceable[name], device)
         except SchemeError as error:
             raise CheckpointError(f"{folder}: {name}: {error}") from error
         schemes[name], rules[name] = scheme, facts["rule"]
@@ -71,14 +72,8 @@ def restore(
     folder = checkpoint.spec.folder
     places = find_places(skeleton, set(resolved.schemes))
     for name, scheme in resolved.schemes.items():
-        linear = skeleton.get_submodule(name)
-        module = scheme.empty_linear(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            device="meta",
-            dtype=resolved.plan.dtype,
-        )
+        original = skeleton.get_submodule(name)
+        module = scheme.empty_module(original, device="meta", dtype=resolved.plan.dtype)
         for parent, attribute in places[name]:
             setattr(parent, attribute, module)
     try:

@@ -55,26 +55,25 @@ class Steps:
             raise CheckpointError(f"{self.folder} cannot be written: {error.strerror or error}") from None
 
     def load(
-        self, name: str, scheme: Scheme, linear: nn.Linear, device: Any, dtype: torch.dtype
+        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
     ) -> nn.Module | None:
-        """The module that stands in the place of ``linear``, on ``device``; None if it is not finished."""
+        """What stands in the place of ``module``, on ``device``; None if it is not finished."""
         path = self._path(name)
         if not path.is_file():
             return None
-        sizes = linear.in_features, linear.out_features, linear.bias is not None
-        module = scheme.empty_linear(*sizes, device=device, dtype=dtype)
+        made = scheme.empty_module(module, device=device, dtype=dtype)
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError):
             return None  # what a power cut left: it is made again
-        places = module_tensors(module)
+        places = module_tensors(made)
         if {key: (one.shape, one.dtype) for key, one in tensors.items()} != {
             key: (one.shape, one.dtype) for key, one in places.items()
         }:
             return None
-        assign_tensors(module, {key: one.to(device, copy=True) for key, one in tensors.items()})
+        assign_tensors(made, {key: one.to(device, copy=True) for key, one in tensors.items()})
         self.found += 1
-        return module
+        return made
 
     def save(self, name: str, module: nn.Module) -> None:
         """Write a finished module.

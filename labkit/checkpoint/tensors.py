@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.checkpoint.manifest import CheckpointError
+from labkit.quantization import QuantizedLinear
+from labkit.quantization.stored import StoredInt8
 
 SHARD_BYTES = 2_000_000_000
 STEM = "packed"  # not "model": libraries that cannot read packed tensors must find no weights here
@@ -163,7 +165,7 @@ def _plan_shards(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
 
 def _check_fits(entry: Entry, tensor: Tensor, path: Path) -> None:
     place = entry.tensor
-    quantized = hasattr(entry.module, "packed_name")
+    quantized = isinstance(entry.module, (QuantizedLinear, StoredInt8))
     if tensor.shape != place.shape or (quantized and tensor.dtype != place.dtype):
         raise CheckpointError(
             f"{path}: {entry.key} is {tuple(tensor.shape)} {tensor.dtype}, "

@@ -27,6 +27,7 @@ NEAREST = {
     "llm-int8": "int8-dynamic, or int8",
     "awq": "gptq, or int4",
     "hqq": "gptq, or int4",
+    "int8-dynamic": "int8-dynamic without smoothing",
     "*": "int4 with num_bits 4, or int8",
 }
 BITS = (2, 4, 8)

@@ -66,7 +66,7 @@ def cannot_be_integers(module: nn.Module) -> str | None:
         return "its weight is no integer times a scale"
     if more := sorted(set(module._buffers) - buffers):
         return f"it also holds {', '.join(more)}"
-    if isinstance(module, Int4Linear) and not _has_integer_zero_points(module):
+    if isinstance(module, Int4Linear) and not _zero_points_fit(module):
         return "its zero points are real numbers"
     return None
 
@@ -107,7 +107,7 @@ def refuse(format: str, refused: Mapping[str, tuple[Scheme, Refusal]]) -> None:
         grouped.setdefault((scheme.name, refusal), []).append(name)
     told = []
     for (scheme, refusal), names in grouped.items():
-        more = f" and {len(names) - 1} more Linears" if len(names) > 1 else ""
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         told.append(f"{scheme} of {names[0]}{more}: {refusal.reason}; nearest: {refusal.nearest}")
     raise ExportError(
         f"{format} cannot express {'. Nor '.join(told)}. Quantize with the nearest, or write these parts "
@@ -115,10 +115,8 @@ def refuse(format: str, refused: Mapping[str, tuple[Scheme, Refusal]]) -> None:
     )
 
 
-def _has_integer_zero_points(module: Int4Linear) -> bool:
-    """Whether ``zero`` is ``(middle - zero_point) * scale`` for integers in range, up to its rounding."""
+def _zero_points_fit(module: Int4Linear) -> bool:
+    """Whether every zero point is an integer in the range of the codes."""
     zero_point = module.zero_point
-    if zero_point.min() < 0 or zero_point.max() >= 2**module.num_bits:
-        return False
-    exact = (module.middle - zero_point) * module.scale.float()
-    return torch.equal(exact.to(module.scale_zero.dtype), module.scale_zero[..., 1].T)
+    in_range = zero_point.min() >= 0 and zero_point.max() < 2**module.num_bits
+    return bool(in_range) and module.has_integer_zero_points

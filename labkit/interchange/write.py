@@ -31,6 +31,7 @@ from labkit.interchange.integers import (
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import get_spec
 from labkit.quantization import QuantizedLinear
+from labkit.quantization.stored import StoredInt8
 from labkit.resolution import ResolvedPlan
 
 FORMATS: dict[str, ModuleType] = {"compressed-tensors": compressed_tensors, "gptq": gptq}
@@ -142,7 +143,10 @@ def _kinds(
     kinds, refused = {}, {}
     for name, scheme in resolved.schemes.items():
         module = model.get_submodule(name)
-        if name in unquantized or not isinstance(module, QuantizedLinear):
+        if name in unquantized or not isinstance(module, (QuantizedLinear, StoredInt8)):
+            continue
+        if isinstance(module, StoredInt8):
+            refused[name] = scheme, Refusal("the format quantizes Linears only", "unquantized")
             continue
         if (reason := cannot_be_integers(module)) is not None:
             refused[name] = scheme, Refusal(reason, rules.NEAREST.get(scheme.name, rules.NEAREST["*"]))
@@ -187,6 +191,10 @@ def _parts(
             else:
                 tensors = {"weight": module.dequantize(resolved.plan.dtype)}
             if module.bias is not None:
+                tensors["bias"] = module.bias.detach()
+        elif isinstance(module, StoredInt8):
+            tensors = {"weight": module.weight.to(resolved.plan.dtype)}
+            if module._parameters.get("bias") is not None:
                 tensors["bias"] = module.bias.detach()
         else:
             computed = module._non_persistent_buffers_set

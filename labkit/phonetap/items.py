@@ -4,7 +4,8 @@
   icon, swipes, launches, typing, back, home, waiting, questions.
 - `spoken`: the same, asked by a shipped recording of a speaker that training never heard, on a screen that shows what
   it asks for.
-- `hard`: small labels, twenty and more elements, look-alike names, pop-ups, requests that say what instead of where.
+- `hard`: small labels, twenty and more elements, look-alike names, pop-ups, requests that say what instead of where;
+  and the aim must be fine: what is to be hit is no larger than `FINE_TARGET` around the element's middle.
 
 The right answer to a tap is a box; `action` taps its centre. Boxes and points are in thousandths of the screen.
 """
@@ -26,6 +27,9 @@ SPLITS = ("typed", "spoken", "hard")
 PARTS = ("train", "calibration", "test")
 SIZE = (224, 476)
 STANDARD_SEED = 0
+FINE_TARGET = (70.0, 10.0)
+"""Width and height in thousandths of the screen that a hard target has at most: 0.07 % of the screen, the mean target
+of ScreenSpot-Pro (Li et al., 2025), and as tall as a line of small print on a real phone (24 of 2,400 pixels)."""
 _SCREENS_FOR = {
     "app": ("home", "menu"), "setting": ("settings", "menu"), "contact": ("contacts", "messages"),
     "menu": ("menu", "settings"), "chip": ("search",), "button": ("dialog", "detail"), "tab": ("menu",),
@@ -73,6 +77,13 @@ def box_of(element: Element, size: tuple[int, int]) -> tuple[float, float, float
     """An element's tap box in thousandths of the screen."""
     x0, y0, x1, y1 = element.box
     return (x0 / size[0] * 1000, y0 / size[1] * 1000, x1 / size[0] * 1000, y1 / size[1] * 1000)
+
+
+def fine_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """The middle of a tap box, cut to at most `FINE_TARGET`; all in thousandths."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    wide, tall = (min(a, b) for a, b in zip((box[2] - box[0], box[3] - box[1]), FINE_TARGET, strict=True))
+    return (x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2)
 
 
 def tap_action(element: Element, size: tuple[int, int]) -> Action:
@@ -136,6 +147,7 @@ def _screen_seed(rng: random.Random) -> int:
 
 
 def _item(name, split, asked, screen, element=None, recording=None) -> Item:
+    box = box_of(element, screen.size) if element else None
     return Item(
         id=name, split=split, lang=asked.lang, task=asked.task,
         target=element.label if element else None,
@@ -144,7 +156,7 @@ def _item(name, split, asked, screen, element=None, recording=None) -> Item:
         recording=recording.id if recording else None, group=recording.group if recording else None,
         screen=screen,
         action=tap_action(element, screen.size) if element else asked.action,
-        box=box_of(element, screen.size) if element else None,
+        box=fine_box(box) if box and split == "hard" else box,
     )  # fmt: skip
 
 
@@ -189,7 +201,7 @@ def _hard(rng: random.Random, name: str, part: str, size: tuple[int, int]) -> It
         return None
     labels = {e.label for e in texts}
     alike = [e for e in texts if labels & set(words.lookalikes(rng, e.label, e.lang, part))]
-    element = rng.choice(alike if alike and rng.random() < 0.7 else texts)
+    element = rng.choice(alike if alike and rng.random() < 0.9 else texts)
     return _item(name, "hard", instructions.tap(rng, element.label, element.lang, part), screen, element)
 
 

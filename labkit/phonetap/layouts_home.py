@@ -8,6 +8,14 @@ from labkit.phonetap.scene import Scene
 from labkit.phonetap.themes import INK, LEAST_PIXELS, WHITE
 from labkit.phonetap.wallpapers import WALLPAPERS, wallpaper_colours
 
+# How many apps may lie side by side, by language, usual and hard.
+_COLUMNS = {
+    ("zh", False): (4, 4, 4, 5, 3),
+    ("en", False): (3, 3, 4),
+    ("zh", True): (5, 5, 6),
+    ("en", True): (4,),
+}
+
 
 def home(scene: Scene) -> None:
     """Draw a home screen."""
@@ -43,7 +51,7 @@ def home(scene: Scene) -> None:
     text_height = scene.size * (1.12 * lines + 0.35)
     least = side + text_height + 4
     rows = max(1, int((dock_top - 8 - top) / least))
-    wanted = min(rows * columns, max(len(scene.must), scene.count(5, 11, 21)))
+    wanted = min(rows * columns, max(len(scene.must), scene.count(5, 11, 26)))
     labels = scene.labels("app", wanted, width=pitch_x - 2, lines=lines)
     used_rows = min(rows, max(-(-len(labels) // columns), rng.randint(1, rows)))
     pitch_y = min((dock_top - 8 - top) / used_rows, least * rng.uniform(1.0, 1.35))
@@ -66,7 +74,7 @@ def home(scene: Scene) -> None:
 def grid_columns(scene: Scene, edge: float) -> int:
     """How many apps lie side by side; Chinese labels shrink so that four characters fit, while legible."""
     rng, hard = scene.rng, scene.hard
-    columns = rng.choice((4, 4, 4, 5, 3) if scene.lang == "zh" else (3, 3, 4))
+    columns = rng.choice(_COLUMNS[scene.lang, hard])
     if scene.density == "high" and rng.random() < 0.7:
         columns = max(columns, 4)
     least = LEAST_PIXELS[scene.lang, hard] / scene.canvas.scale

@@ -69,8 +69,8 @@ def row_settings(scene: Scene, variant: str, y: float) -> None:
     room = int(space / tall)
     wanted = min(room, max(len(scene.must), scene.count(5, 9, 16)))
     if scene.hard:
-        tall = max(scene.size * (2.6 if twofold else 1.85), min(tall, space / rng.randint(14, 19)))
-        wanted = min(int(space / tall), max(len(scene.must), rng.randint(13, 20)))
+        tall = max(scene.size * (2.6 if twofold else 1.85), min(tall, space / rng.randint(17, 23)))
+        wanted = min(int(space / tall), max(len(scene.must), rng.randint(16, 24)))
     labels = scene.labels("setting", wanted, width=118)
     pictures = rng.choice(("none", "none", "tile", "bare"))
     trail = rng.choice(("chevron", "mixed", "mixed", "toggle", "none"))
@@ -196,7 +196,7 @@ def contacts(scene: Scene) -> None:
         field_line(scene)
     tall = max(theme.row * rng.uniform(0.95, 1.15), scene.size * 1.9)
     if scene.hard:
-        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / rng.randint(13, 18)))
+        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / rng.randint(16, 22)))
     shape, number = rng.choice(("circle", "circle", "square")), rng.random() < 0.3 and tall > scene.size * 2.4
     calls = "phone" not in scene.icons and rng.random() < 0.35
     index = not calls and rng.random() < 0.3
@@ -242,7 +242,7 @@ def messages(scene: Scene) -> None:
         field_line(scene)
     tall = max(theme.row * rng.uniform(1.1, 1.35), scene.size * 2.75)
     if scene.hard:
-        tall = max(scene.size * 2.65, min(tall, (scene.bottom - scene.top) / 12))
+        tall = max(scene.size * 2.65, min(tall, (scene.bottom - scene.top) / rng.randint(13, 16)))
     shape, side = rng.choice(("circle", "square")), min(tall * 0.76, 32.0)
     strong = rng.random() < 0.5
 

@@ -8,6 +8,8 @@ from labkit.phonetap.layouts_lists import chevron, end_page, field_line, floatin
 from labkit.phonetap.scene import Scene
 from labkit.phonetap.themes import readable_on
 
+# How many tiles may lie side by side, by language, usual and hard.
+_COLUMNS = {("zh", False): (3, 4), ("en", False): (3,), ("zh", True): (4, 5), ("en", True): (3, 4)}
 LOADING = {
     "zh": ("加载中…", "正在加载…", "请稍候…", "努力加载中"),
     "en": ("Loading…", "Please wait…", "Just a moment…"),
@@ -58,7 +60,8 @@ def entry_grid(scene: Scene, variant: str) -> None:
     """Tiles with a picture and a caption; "pairs" are two wide cards a row, "bands" rows of tinted cells."""
     rng, canvas, theme = scene.rng, scene.canvas, scene.theme
     lines = 2 if scene.lang == "en" else 1
-    columns = 2 if variant == "pairs" else rng.choice((3, 4) if scene.lang == "zh" else (3,))
+    choices = _COLUMNS[scene.lang, scene.hard]
+    columns = 2 if variant == "pairs" else rng.choice(choices)
     margin = theme.margin
     pitch = (scene.width - 2 * margin) / columns
     side = min(rng.uniform(14, 20) if scene.hard else rng.uniform(18, 30), pitch * 0.62)
@@ -66,7 +69,7 @@ def entry_grid(scene: Scene, variant: str) -> None:
     tall = max(side + 8, scene.size * 2.6) if beside else side + scene.size * (1.12 * lines + 0.7) + 5
     space = scene.bottom - scene.top - 4
     rows = max(1, int(space / tall))
-    wanted = min(rows * columns, max(len(scene.must), scene.count(4, 9, 18)))
+    wanted = min(rows * columns, max(len(scene.must), scene.count(4, 9, 22)))
     width = pitch - side - 12 if beside else pitch - 3
     labels = scene.labels("menu", wanted, width=width, lines=2 if beside and scene.lang == "en" else lines)
     used = -(-len(labels) // columns)
@@ -121,9 +124,9 @@ def entry_list(scene: Scene) -> None:
     rng, canvas, theme = scene.rng, scene.canvas, scene.theme
     tall = max(theme.row, scene.size * 1.9)
     if scene.hard:
-        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / rng.randint(12, 17)))
+        tall = max(scene.size * 1.8, min(tall, (scene.bottom - scene.top) / rng.randint(15, 21)))
     room = int((scene.bottom - scene.top - 2) / tall)
-    labels = scene.labels("menu", min(room, max(len(scene.must), scene.count(4, 8, 15))), width=125)
+    labels = scene.labels("menu", min(room, max(len(scene.must), scene.count(4, 8, 18))), width=125)
     glyphs, arrows = rng.random() < 0.6, rng.random() < 0.6
     for i, label in enumerate(labels):
         y = scene.top + 2 + i * tall

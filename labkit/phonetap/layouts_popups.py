@@ -93,7 +93,7 @@ def cross(scene: Scene, x: float, y: float) -> None:
 def sheet(scene: Scene, grid: bool) -> None:
     """Choices that rose from the bottom edge: rows, or a grid of tiles."""
     rng, canvas, theme = scene.rng, scene.canvas, scene.theme
-    count = max(len(scene.must), rng.randint(3, 6) if not scene.hard else rng.randint(5, 8))
+    count = max(len(scene.must), rng.randint(3, 6) if not scene.hard else rng.randint(7, 12))
     if grid:
         return sheet_grid(scene, count)
     labels = scene.labels("menu", count, width=150)

@@ -119,7 +119,7 @@ class Scene:
         if not self.fits(label, width, lines, size) or not self.claim(label):
             return
         chosen.append(label)
-        if self.hard and self.rng.random() < 0.45:
+        if self.hard and self.rng.random() < 0.75:
             others = self.words.lookalikes(self.rng, label, self.lang, self.part)
             self.rng.shuffle(others)
             for other in others[: self.rng.randint(1, 3)]:

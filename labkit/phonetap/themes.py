@@ -80,14 +80,14 @@ OPTIONS: Mapping[str, Options] = {
 LABEL_SIZES: Mapping[tuple[str, bool], Range] = {
     ("zh", False): (11.0, 13.5),
     ("en", False): (10.0, 12.5),
-    ("zh", True): (9.5, 11.0),
-    ("en", True): (8.5, 10.0),
+    ("zh", True): (8.2, 9.5),
+    ("en", True): (7.2, 8.5),
 }
 LEAST_PIXELS: Mapping[tuple[str, bool], float] = {
     ("zh", False): 10.5,
     ("en", False): 9.5,
-    ("zh", True): 9.5,
-    ("en", True): 8.5,
+    ("zh", True): 8.4,
+    ("en", True): 7.4,
 }
 # Glyphs that suit some well-known labels; others get any glyph that is no tap target of its own.
 _SUITABLE = {

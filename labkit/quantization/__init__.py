@@ -7,7 +7,10 @@
 | `linear.py` | the module that stands in a Linear's place |
 | `dense.py` | fp32, fp16, bf16 |
 | `int8.py`, `int8_dynamic.py`, `int4.py` | the lab's own schemes |
+| `gptq.py`, `awq.py` | int4's storage, solved on calibration (`statistics.py`, `ranges.py`) |
+| `hqq.py` | int4's storage, fitted without calibration |
 | `nf4.py`, `llm_int8.py` | bitsandbytes' schemes |
+| `stored.py` | embeddings and convolutions whose weight is stored in 8 bits |
 | `kernels/` | the products, chosen by device |
 """
 
@@ -17,6 +20,9 @@ from labkit.quantization import dense as dense
 from labkit.quantization import int8 as int8
 from labkit.quantization import int8_dynamic as int8_dynamic
 from labkit.quantization import int4 as int4
+from labkit.quantization import gptq as gptq
+from labkit.quantization import awq as awq
+from labkit.quantization import hqq as hqq
 from labkit.quantization import nf4 as nf4
 from labkit.quantization import llm_int8 as llm_int8
 

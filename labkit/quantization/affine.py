@@ -52,11 +52,19 @@ def choose_qparams(
     A group of zeros gets scale 1. Raises ValueError if G does not divide K.
     """
     groups = _groups(weight.float(), group_size)
+    return qparams_of_range(groups.amin(-1), groups.amax(-1), num_bits, symmetric, scale_dtype)
+
+
+def qparams_of_range(
+    low: Tensor, high: Tensor, num_bits: int, symmetric: bool, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The scale and zero point whose codes span ``low`` ... ``high`` and 0, all of one shape; see
+    `choose_qparams`."""
     top = 2**num_bits - 1
     if symmetric:
-        scale = groups.abs().amax(-1) / (2 ** (num_bits - 1) - 1)
+        scale = torch.maximum(low.abs(), high.abs()) / (2 ** (num_bits - 1) - 1)
     else:
-        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        low, high = low.clamp(max=0), high.clamp(min=0)
         scale = (high - low) / top
     scale = scale.to(scale_dtype)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -65,6 +73,25 @@ def choose_qparams(
     else:
         zero_point = (-low / scale.float()).round().clamp(0, top).to(torch.int32)
     return scale, zero_point
+
+
+def stored_zero(scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
+    """What the middle code means, (middle - zero_point) * scale, in the dtype of ``scale``: the form in
+    which group-wise modules keep their zero points (see `int4.py`)."""
+    return ((2 ** (num_bits - 1) - zero_point) * scale.float()).to(scale.dtype)
+
+
+def round_to_codes(
+    values: Tensor, scale: Tensor, zero: Tensor, num_bits: int, symmetric: bool = False
+) -> Tensor:
+    """The nearest codes to ``values``, as floating-point numbers, given the stored zero; shapes broadcast."""
+    codes = ((values - zero) / scale).add_(2 ** (num_bits - 1)).round_()
+    return codes.clamp_(1 if symmetric else 0, 2**num_bits - 1)
+
+
+def value_of_codes(codes: Tensor, scale: Tensor, zero: Tensor, num_bits: int) -> Tensor:
+    """What codes mean, given the stored zero: (code - middle) * scale + zero; shapes broadcast."""
+    return (codes - 2 ** (num_bits - 1)) * scale + zero
 
 
 def quantize(

@@ -27,7 +27,7 @@ class _Dense(Scheme):
         module = DenseLinear(in_features, out_features, has_bias, device="meta", dtype=self.weight_dtype)
         return module.to_empty(device=device or "cpu").requires_grad_(False)
 
-    def quantize_linear(self, linear: nn.Linear, *, device=None, dtype=None) -> nn.Module:
+    def quantize_linear(self, linear: nn.Linear, *, device=None, dtype=None, statistics=None) -> nn.Module:
         if linear.weight.is_meta:
             raise SchemeError("the model is on the meta device and has no weights: load them first")
         device = device or linear.weight.device

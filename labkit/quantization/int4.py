@@ -64,14 +64,21 @@ class Int4Linear(QuantizedLinear):
             self.set_codes(codes, scale, zero_point, part)
         self.settle()
 
-    @torch.no_grad()
     def set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor, part: slice = slice(None)) -> None:
         """Store codes [n, K] uint8, scale and zero_point [n, K/G] of the channels ``part``, in plain order;
         call `settle` when all are there."""
+        scale = scale.to(self.scale_zero.dtype)
+        self.set_codes_and_zero(codes, scale, affine.stored_zero(scale, zero_point, self.num_bits), part)
+
+    @torch.no_grad()
+    def set_codes_and_zero(
+        self, codes: Tensor, scale: Tensor, zero: Tensor, part: slice = slice(None)
+    ) -> None:
+        """The same with the value [n, K/G] that the middle code means, which need be no multiple of scale."""
         self._set_layout("plain")
         self.packed[part] = affine.pack(codes, self.num_bits)
         self.scale_zero[:, part, 0] = scale.T
-        self.scale_zero[:, part, 1] = ((self.middle - zero_point) * scale.float()).T.to(self.scale_zero.dtype)
+        self.scale_zero[:, part, 1] = zero.T
 
     @property
     def middle(self) -> int:
@@ -85,9 +92,16 @@ class Int4Linear(QuantizedLinear):
 
     @property
     def zero_point(self) -> Tensor:
-        """[N, K/G] int32: the code that means 0.0, recovered from ``zero``."""
+        """[N, K/G] int32: the code that means 0.0, recovered from ``zero``; where 0.0 lies between two codes
+        (see `has_integer_zero_points`), the nearer one."""
         scale, zero = self.scale_zero.float().unbind(-1)
         return (self.middle - zero / scale).round().to(torch.int32).T
+
+    @property
+    def has_integer_zero_points(self) -> bool:
+        """Whether every group has a code that means 0.0, as formats with integer zero points demand."""
+        zero = affine.stored_zero(self.scale, self.zero_point, self.num_bits)
+        return torch.equal(zero, self.scale_zero[..., 1].T)
 
     @property
     def codes(self) -> Tensor:

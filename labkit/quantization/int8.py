@@ -53,10 +53,8 @@ class Int8Linear(QuantizedLinear):
 class Int8Scheme(Scheme):
     """What the schemes that store an int8 weight per channel have in common."""
 
-    module: type[Int8Linear] = Int8Linear
-
     def empty_linear(self, in_features, out_features, has_bias, *, device=None, dtype=torch.bfloat16):
-        return self.module(in_features, out_features, has_bias, device, dtype)
+        return Int8Linear(in_features, out_features, has_bias, device, dtype)
 
     def predict_bytes(self, out_features, in_features, has_bias, *, dtype=torch.bfloat16) -> int:
         return out_features * (in_features + 2) + bias_bytes(out_features, has_bias, dtype)
@@ -66,3 +64,5 @@ class Int8Scheme(Scheme):
 @dataclass(frozen=True)
 class Int8(Int8Scheme):
     """8-bit weights, symmetric, one scale per output channel; activations keep their dtype."""
+
+    module_kinds = ("linear", "embedding", "conv")

@@ -112,6 +112,24 @@ class QuantizedLinear(nn.Module):
         )
 
 
+class ScaledInput:
+    """Mixed into a `QuantizedLinear`: inputs are multiplied by input_scale [K] bf16 before the product.
+
+    The weight is stored of W / input_scale, so that the answer is that of W: what is divided out of large
+    input channels is put into the weight's columns, and the other way round.
+    """
+
+    def __init__(self, in_features: int, *args: Any, device: Any = None, **options: Any) -> None:
+        super().__init__(in_features, *args, device=device, **options)
+        self.register_buffer("input_scale", torch.empty(in_features, dtype=torch.bfloat16, device=device))
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        return super().multiply(rows * self.input_scale.to(rows.dtype))
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        return (super().dequantize(torch.float32) * self.input_scale.float()).to(dtype or self.dtype)
+
+
 class _Multiply(torch.autograd.Function):
     """`QuantizedLinear.multiply` with the gradient of its input, for adapters trained on top."""
 

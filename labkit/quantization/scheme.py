@@ -6,12 +6,16 @@ To add a scheme: one file in this folder with a dataclass derived from `Scheme`,
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from labkit.errors import LabError
+from labkit.quantization.stored import empty_stored, module_kind, stored_bytes
+
+if TYPE_CHECKING:
+    from labkit.quantization.statistics import InputStatistics
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,6 +38,11 @@ class Scheme:
 
     name: ClassVar[str]
     requires_calibration: ClassVar[bool] = False
+    module_kinds: ClassVar[tuple[str, ...]] = (
+        "linear",
+    )  # what it replaces: see `labkit.quantization.stored`
+    needs_full_moment: ClassVar[bool] = True  # of calibrated schemes: the matrix, or its diagonal alone
+    needs_reference: ClassVar[bool] = False  # of calibrated schemes: also the unquantized model's inputs
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -53,6 +62,59 @@ class Scheme:
     def validate(self, in_features: int, out_features: int, device: torch.device | str | None = None) -> None:
         """Raises SchemeError, naming what is wrong and what would be right, for a Linear of these sizes."""
         self.validate_environment(device)
+
+    def validate_module(self, module: nn.Module, device: torch.device | str | None = None) -> None:
+        """`validate` for a module of any kind. Raises SchemeError for a kind that this scheme does not replace."""
+        kind = module_kind(module)
+        if kind not in self.module_kinds:
+            able = [name for name, cls in _REGISTRY.items() if kind in cls.module_kinds]
+            raise SchemeError(
+                f"{self.name} does not replace a module of the kind {kind}; {', '.join(able) or 'none'} can"
+            )
+        if kind == "linear":
+            self.validate(module.in_features, module.out_features, device)
+        else:
+            self.validate_environment(device)
+
+    def empty_module(
+        self,
+        module: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> nn.Module:
+        """`empty_linear` for a module of any kind; ``module`` may be on the meta device."""
+        if module_kind(module) == "linear":
+            sizes = module.in_features, module.out_features, module.bias is not None
+            return self.empty_linear(*sizes, device=device, dtype=dtype)
+        return empty_stored(module, device, dtype)
+
+    def quantize_module(
+        self,
+        module: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        statistics: "InputStatistics | None" = None,
+    ) -> nn.Module:
+        """`quantize_linear` for a module of any kind."""
+        if module_kind(module) == "linear":
+            return self.quantize_linear(module, device=device, dtype=dtype, statistics=statistics)
+        device = device or module.weight.device
+        self.validate_module(module, device)
+        weight = checked_weight(module)
+        stored = empty_stored(module, device, dtype or weight.dtype)
+        stored.set_weight(weight.to(device))
+        if stored._parameters.get("bias") is not None:
+            stored.bias.data.copy_(module.bias.detach())
+        return stored
+
+    def predict_module_bytes(self, module: nn.Module, *, dtype: torch.dtype = torch.bfloat16) -> int:
+        """`predict_bytes` for a module of any kind."""
+        if module_kind(module) == "linear":
+            sizes = module.out_features, module.in_features, module.bias is not None
+            return self.predict_bytes(*sizes, dtype=dtype)
+        return stored_bytes(module, dtype)
 
     def empty_linear(
         self,
@@ -75,10 +137,14 @@ class Scheme:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        statistics: "InputStatistics | None" = None,
     ) -> nn.Module:
         """A drop-in module for ``linear`` on ``device`` (default: where it is), its bias in ``dtype``
-        (default: as it is). ``linear`` itself is not changed. Raises SchemeError (see `validate`)."""
+        (default: as it is). ``linear`` itself is not changed. ``statistics`` of its inputs are what schemes
+        that require calibration go by; the others ignore them. Raises SchemeError (see `validate`)."""
         device = device or linear.weight.device
+        if self.requires_calibration and statistics is None:
+            raise SchemeError(f"{self.name} needs calibration: statistics of this Linear's inputs")
         self.validate(linear.in_features, linear.out_features, device)
         weight = checked_weight(linear)
         module = self.empty_linear(
@@ -88,7 +154,10 @@ class Scheme:
             device=device,
             dtype=dtype or weight.dtype,
         )
-        self.fill(module, weight.to(device))
+        if self.requires_calibration:
+            self.fill_calibrated(module, weight.to(device), statistics)
+        else:
+            self.fill(module, weight.to(device))
         if linear.bias is not None:
             module.bias.data.copy_(linear.bias.detach())
         return module
@@ -96,6 +165,10 @@ class Scheme:
     def fill(self, module: nn.Module, weight: Tensor) -> None:
         """Quantize ``weight`` [N, K] into the buffers of a module made by `empty_linear`."""
         module.set_weight(weight)
+
+    def fill_calibrated(self, module: nn.Module, weight: Tensor, statistics: "InputStatistics") -> None:
+        """As `fill`, given what is known of the inputs; for schemes that require calibration."""
+        raise NotImplementedError
 
     def predict_bytes(
         self, out_features: int, in_features: int, has_bias: bool, *, dtype: torch.dtype = torch.bfloat16

@@ -29,6 +29,8 @@ class PocketProcessor:
     image_grid_thw [n, 3]; with recordings input_features [n, samples] and audio_lengths [n].
     """
 
+    marks_prompt = True  # the model takes `prompt_mask` where an answer follows the prompt in the same call
+
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, config: PocketConfig, image_processor=None
     ) -> None:

@@ -1,0 +1,112 @@
+"""Measures sensitivities in a process of its own: ``python -m labkit._sensitivity_worker``.
+
+A request (one JSON object) comes in on standard input: ``folder, stream, model_source, device, threads, dtype,
+candidates, material, linears, parts``. Records go to the folder one by one (`labkit.recordfolder`), and an event
+``{"event": "record"}`` for each to standard output; then ``{"event": "finished"}``, or ``{"event": "error",
+"message": str, "known": bool}``. Records that are there already are not made again.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.recordfolder import RecordFolder
+
+
+def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+    """Measure the Linears and the parts that the request names."""
+    from labkit.candidates import parse_candidates
+    from labkit.divergence import Probe
+    from labkit.loading import load
+    from labkit.material import Material
+
+    folder = RecordFolder(request["folder"], "sensitivities")
+    candidates = parse_candidates(request["candidates"])
+    material = Material(**request["material"])
+    probe = Probe.load(folder.path / "probe.safetensors")
+    done = {tuple(key) for key in request["done"]}
+
+    def keep(record: Mapping[str, Any]) -> None:
+        folder.append(record, request["stream"])
+        emit({"event": "record"})
+
+    if request["linears"]:
+        from labkit.bench import Bench
+
+        engine = load(request["model_source"], request["dtype"], request["device"], progress=False)
+        batches = material.calibration_batches(engine.processor, engine.modalities, engine.model)
+        bench = Bench(engine.model, engine.roles, probe, batches, request["linears"])
+        for record in bench.measure(candidates, done):
+            keep(record)
+        del engine, bench
+    for role, label in request["parts"]:
+        keep(measure_part(request, role, label, candidates[label], material, probe))
+
+
+def measure_part(
+    request: Mapping[str, Any], role: str, label: str, scheme: Any, material: Any, probe: Any
+) -> dict[str, Any]:
+    """A record of one whole part under one scheme: ``role, scheme, bytes, kl, agreement`` and, for models that
+    see, ``items, click_accuracy, step_success_rate, parse_rate``."""
+    from labkit.divergence import divergence
+    from labkit.evaluation import evaluate, summarize
+    from labkit.loading import load
+    from labkit.plan import QuantizationPlan, Rule
+    from labkit.quantization import get_scheme
+
+    rule = Rule(scheme, roles=(role,), on_unsupported=get_scheme("int8"))
+    plan = QuantizationPlan(f"{role} {label}", (rule,), default=request["dtype"])
+    calibration = None
+    if plan.requires_calibration:
+        from labkit.models.checkpoint import Checkpoint
+        from labkit.models.spec import get_spec
+
+        checkpoint = Checkpoint(get_spec(request["model_source"]))
+        processor = checkpoint.processor()
+        senses = getattr(processor, "modalities", checkpoint.family.modalities)
+        calibration = material.calibration_batches(processor, senses, checkpoint.model_class)
+    engine = load(request["model_source"], plan, request["device"], calibration=calibration, progress=False)
+    found = divergence(engine.model, probe)
+    size = sum(part.bytes for part in engine.resolved.parts if part.role == role and part.is_linear)
+    record = {"part": role, "scheme": label, "bytes": size, "kl": found.kl, "agreement": found.agreement}
+    if material.text is None and material.validation:
+        records = evaluate(engine, material.items("validation", engine.modalities))
+        summary = summarize(records)
+        names = ("items", "click_accuracy", "step_success_rate", "parse_rate")
+        record |= {name: summary[name] for name in names}
+    return record
+
+
+def main() -> int:
+    """Read the request, keep standard output for events only, and turn errors into an event."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: dict[str, Any]) -> None:
+        print(json.dumps(event, ensure_ascii=False), file=channel, flush=True)
+
+    try:
+        request = json.loads(sys.stdin.read())
+        import torch
+
+        torch.set_num_threads(request["threads"])
+        run_tasks(request, emit)
+        emit({"event": "finished"})
+    except LabError as error:
+        emit({"event": "error", "message": str(error), "known": True})
+        return 2
+    except BrokenPipeError:  # whoever asked has gone away: what is on disk is kept
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Which scheme for which Linears: the least predicted loss within a number of bytes, as an integer program.
+
+A unit is a set of Linears that get the same scheme: those of one part, of kinds that belong together (q, k and v
+share their input, gate and up too: engines multiply them as one), at one depth. Losses of units add up: KL
+divergences of single changes are small, and small changes hardly meet.
+
+The program has one 0/1 variable for each unit and choice, one choice a unit, and the bytes as a limit; scipy's
+HiGHS solves it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.errors import LabError
+
+TOGETHER = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+)
+"""Kinds of Linears that engines multiply as one and that therefore get one scheme."""
+TIE_BREAK = 1e-6  # of the largest loss, for all bytes: of plans as good as each other, the smallest
+
+
+class AllocationError(LabError):
+    """No plan fits the budget."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice for a unit: its bytes and its predicted loss."""
+
+    scheme: str
+    bytes: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Linears that get the same scheme.
+
+    Attributes:
+        role: the part, or None.
+        kinds: own names of its Linears.
+        depth: relative depth, None outside a stack of layers.
+        module: ``linear``, or the kind of the part's embeddings or convolutions, which form one unit.
+        parameters: values in its Linears.
+        options: the choices.
+    """
+
+    role: str | None
+    kinds: tuple[str, ...]
+    depth: float | None
+    parameters: int
+    options: tuple[Option, ...]
+    module: str = "linear"
+
+    @property
+    def key(self) -> tuple[str | None, tuple[str, ...], float | None]:
+        return self.role, self.kinds, self.depth
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A choice for every unit, in their order, and what it makes."""
+
+    choices: tuple[Option, ...]
+    bytes: int
+    loss: float
+
+
+def units_of(records: Sequence[Mapping[str, Any]], unquantized: str, itemsize: int) -> list[Unit]:
+    """Units and their options from records of `labkit.sensitivity`; leaving a unit as it is (``unquantized``, of
+    ``itemsize`` bytes a value) is always one of them. A scheme that a Linear of a unit cannot take is none."""
+    groups: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
+    for one in records:
+        module = one.get("module", "linear")
+        key = one["role"], _kinds(one["kind"]) if module == "linear" else (), one["depth"], module
+        groups.setdefault(key, {}).setdefault(one["linear"], []).append(one)
+    units = []
+    for (role, _, depth, module), linears in groups.items():
+        kinds = tuple(dict.fromkeys(found[0]["kind"] for found in linears.values()))
+        parameters = sum(found[0]["parameters"] for found in linears.values())
+        options = [Option(unquantized, parameters * itemsize, 0.0)]
+        for scheme in dict.fromkeys(one["scheme"] for found in linears.values() for one in found):
+            taken = [one for found in linears.values() for one in found if one["scheme"] == scheme]
+            if len(taken) == len(linears) and all("kl" in one for one in taken):
+                size, loss = sum(one["bytes"] for one in taken), sum(max(one["kl"], 0.0) for one in taken)
+                options.append(Option(scheme, size, loss))
+        units.append(Unit(role, kinds, depth, parameters, tuple(options), module))
+    return units
+
+
+def allocate(
+    units: Sequence[Unit], budget: float, weights: Mapping[tuple[str | None, str], float] | None = None
+) -> Allocation:
+    """The choices with the least predicted loss whose bytes are at most ``budget``.
+
+    ``weights`` multiply the losses of a part under a scheme, (role, scheme) -> factor: what measuring found
+    predictions to be wrong by.
+
+    Raises:
+        AllocationError: even the smallest choices take more, with that number.
+    """
+    import numpy as np
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    smallest = sum(min(option.bytes for option in unit.options) for unit in units)
+    if smallest > budget:
+        raise AllocationError(
+            f"the smallest choices of all Linears take {smallest / 1e6:.2f} MB, more than {budget / 1e6:.2f} MB: "
+            "allow more bytes, or schemes with fewer bits"
+        )
+    options = [(index, option) for index, unit in enumerate(units) for option in unit.options]
+    losses = np.array([_loss(units[index], option, weights) for index, option in options])
+    sizes = np.array([option.bytes for _, option in options], dtype=float)
+    scale = losses.max() or 1.0
+    cost = losses / scale + TIE_BREAK * sizes / max(sizes.sum(), 1.0)
+    columns = np.arange(len(options))
+    rows = np.array([index for index, _ in options])
+    one_each = csr_array((np.ones(len(options)), (rows, columns)), shape=(len(units), len(options)))
+    result = milp(
+        cost,
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint((sizes / 1e6)[None], -np.inf, budget / 1e6),
+        ],
+        integrality=np.ones(len(options)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 1e-6, "time_limit": 60},
+    )
+    if result.x is None:
+        raise AllocationError(f"no plan was found for {budget / 1e6:.2f} MB: {result.message}")
+    chosen = tuple(option for (_, option), taken in zip(options, result.x) if taken > 0.5)
+    loss = sum(_loss(unit, option, weights) for unit, option in zip(units, chosen))
+    return Allocation(chosen, sum(option.bytes for option in chosen), float(loss))
+
+
+def front(
+    units: Sequence[Unit], points: int = 25, weights: Mapping[tuple[str | None, str], float] | None = None
+) -> list[Allocation]:
+    """The best allocations for budgets from the smallest to where nothing is lost any more."""
+    smallest = sum(min(option.bytes for option in unit.options) for unit in units)
+    largest = sum(max(option.bytes for option in unit.options) for unit in units)
+    budgets = [smallest * (largest / smallest) ** (step / (points - 1)) for step in range(points)]
+    budgets[0], budgets[-1] = smallest, largest
+    found = {}
+    for budget in budgets:
+        allocation = allocate(units, budget, weights)
+        found[allocation.bytes] = allocation
+    return [found[size] for size in sorted(found)]
+
+
+def _kinds(kind: str) -> tuple[str, ...]:
+    return next((kinds for kinds in TOGETHER if kind in kinds), (kind,))
+
+
+def _loss(unit: Unit, option: Option, weights: Mapping[tuple[str | None, str], float] | None) -> float:
+    return option.loss * (weights or {}).get((unit.role, option.scheme), 1.0)

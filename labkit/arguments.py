@@ -1,0 +1,42 @@
+"""What the commands' arguments have in common: numbers that are checked, the machine, late imports."""
+
+import argparse
+from importlib import import_module
+
+
+def add_machine(command: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--threads``."""
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    command.add_argument("--threads", type=count, metavar="N", help="CPU threads (all cores)")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = _whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def count_or_none(text: str) -> int:
+    """A whole number of at least 0."""
+    value = _whole_number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
+def later(name: str, module: str = "labkit.commands"):
+    """The command's function, imported when it is run: help and wrong arguments need nothing heavy."""
+
+    def run(options: argparse.Namespace) -> int | None:
+        return getattr(import_module(module), name)(options)
+
+    return run
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None

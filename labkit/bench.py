@@ -1,0 +1,216 @@
+"""One model on the bench: each Linear replaced alone, and what that does to the model's answers.
+
+Embeddings and convolutions, where a candidate stores them otherwise, are treated alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.depth import kind_of, relative_depths
+from labkit.divergence import Probe, divergence_of
+from labkit.lockstep import run_model, to_device
+from labkit.quantization import Scheme, SchemeError
+from labkit.quantization.affine import sqnr_db
+from labkit.quantization.statistics import InputStatistics
+from labkit.quantization.stored import KINDS, module_kind
+from labkit.replay import Replay
+from labkit.resolution import replaceable_linears, replaceable_others, tied_linears
+
+SAMPLED_ROWS = 8  # input rows of a batch on which a layer's output is compared
+STATISTICS_BYTES = 2 * 2**30  # what second moments may take at a time
+
+
+class Bench:
+    """An unquantized model whose Linears are replaced one at a time.
+
+    Args:
+        model: in evaluation mode.
+        roles: module name -> role.
+        probe: what its answers are compared on.
+        calibration: batches for schemes that look at activations.
+        linears: names of the modules that will be measured (default: all Linears that can be).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        roles: Mapping[str, str],
+        probe: Probe,
+        calibration: Sequence[Any],
+        linears: Sequence[str] | None = None,
+    ) -> None:
+        self.model, self.roles, self.probe, self.calibration = model, roles, probe, calibration
+        self.depths = relative_depths(measurable_linears(model))
+        self.linears = list(linears if linears is not None else measurable_linears(model))
+        targets = [name for name in self.linears if self._is_linear(name)]
+        self._replay = Replay(
+            model, lambda index: probe.log_probs_of(model, index), len(probe.inputs), targets
+        )
+
+    @torch.no_grad()
+    def measure(
+        self, candidates: Mapping[str, Scheme], done: Iterable[tuple[str, str]] = ()
+    ) -> Iterator[dict]:
+        """One record for each Linear and candidate that is not ``done``, as they are found.
+
+        A record holds ``linear, module, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db,
+        measure_s``, or ``unsupported`` with the reason in place of the last five. ``module`` is its kind
+        (`labkit.quantization.stored.KINDS`); others than Linears have no depth, only candidates that can store them,
+        and the signal-to-noise ratio of their weight.
+        """
+        done = set(done)
+        for name in self.linears:
+            if not self._is_linear(name):
+                for label, scheme in candidates.items():
+                    if (name, label) not in done and can_store(scheme, self.model.get_submodule(name)):
+                        yield self._record_stored(name, label, scheme)
+        waiting = [
+            name
+            for name in self.linears
+            if self._is_linear(name) and any((name, label) not in done for label in candidates)
+        ]
+        for chunk in _chunks(self.model, waiting):
+            gathered = self._gather(chunk)
+            for name in chunk:
+                for label, scheme in candidates.items():
+                    if (name, label) not in done:
+                        yield self._record(name, label, scheme, *gathered[name])
+
+    def _record(
+        self, name: str, label: str, scheme: Scheme, statistics: InputStatistics, rows: list[Tensor]
+    ) -> dict[str, Any]:
+        linear = self.model.get_submodule(name)
+        sizes = linear.out_features, linear.in_features, linear.bias is not None
+        record = {
+            "linear": name,
+            "module": "linear",
+            "role": self.roles.get(name),
+            "kind": kind_of(name),
+            "depth": self.depths.get(name),
+            "scheme": label,
+            "parameters": linear.out_features * (linear.in_features + sizes[2]),
+        }
+        began = time.perf_counter()
+        try:
+            scheme.validate(linear.in_features, linear.out_features, linear.weight.device)
+            if scheme.requires_calibration and not statistics.rows:
+                raise SchemeError("no calibration item comes to it")
+            module = scheme.quantize_linear(linear, statistics=statistics)
+        except SchemeError as error:
+            return {**record, "unsupported": str(error)}
+        record["bytes"] = scheme.predict_bytes(*sizes)
+        inputs = torch.cat(rows) if rows else linear.weight.new_zeros(1, linear.in_features)
+        record["sqnr_db"] = round(min(sqnr_db(linear(inputs), module(inputs)), 999.0), 3)
+        parent, _, own = name.rpartition(".")
+        holder = self.model.get_submodule(parent)
+        setattr(holder, own, module)
+        try:
+            with self._replay.before(name):
+                found = divergence_of(self.probe, lambda index: self._log_probs(name, index))
+        finally:
+            setattr(holder, own, linear)
+        seconds = round(time.perf_counter() - began, 3)
+        return {**record, "kl": found.kl, "agreement": found.agreement, "measure_s": seconds}
+
+    def _record_stored(self, name: str, label: str, scheme: Scheme) -> dict[str, Any]:
+        """The record of an embedding or convolution; models may use its weight without calling it, so that the
+        whole model runs."""
+        original = self.model.get_submodule(name)
+        began = time.perf_counter()
+        module = scheme.quantize_module(original)
+        parent, _, own = name.rpartition(".")
+        holder = self.model.get_submodule(parent)
+        setattr(holder, own, module)
+        try:
+            found = divergence_of(self.probe, lambda index: self.probe.log_probs_of(self.model, index))
+        finally:
+            setattr(holder, own, original)
+        return {
+            "linear": name,
+            "module": module_kind(original),
+            "role": self.roles.get(name),
+            "kind": kind_of(name),
+            "depth": None,
+            "scheme": label,
+            "parameters": sum(one.numel() for one in original.parameters()),
+            "bytes": scheme.predict_module_bytes(original),
+            "sqnr_db": round(min(sqnr_db(original.weight, module.weight), 999.0), 3),
+            "kl": found.kl,
+            "agreement": found.agreement,
+            "measure_s": round(time.perf_counter() - began, 3),
+        }
+
+    def _is_linear(self, name: str) -> bool:
+        return isinstance(self.model.get_submodule(name), nn.Linear)
+
+    def _log_probs(self, name: str, index: int) -> Tensor | None:
+        """None where the batch does not come to the Linear: nothing has changed."""
+        return self._replay.run(index) if self._replay.comes_to(name, index) else None
+
+    def _gather(self, names: Sequence[str]) -> dict[str, tuple[InputStatistics, list[Tensor]]]:
+        """Second moments and sampled rows of the inputs of some Linears, with the model as it is."""
+        device = next(self.model.parameters()).device
+        gathered = {}
+        handles = []
+        for name in names:
+            linear = self.model.get_submodule(name)
+            gathered[name] = (InputStatistics(linear.in_features, device=device), [])
+            handles.append(linear.register_forward_pre_hook(_gatherer(*gathered[name])))
+        try:
+            for batch in self.calibration:
+                run_model(self.model, to_device(batch, device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return gathered
+
+
+def measurable_linears(model: nn.Module) -> list[str]:
+    """Names of the Linears that a plan can replace: not those tied to an embedding."""
+    linears, _ = replaceable_linears(model)
+    tied = tied_linears(model, linears)
+    return [name for name in linears if name not in tied]
+
+
+def measurable_others(model: nn.Module) -> list[str]:
+    """Names of the embeddings and convolutions whose weight can be stored otherwise, and is nobody else's."""
+    others = replaceable_others(model, KINDS)
+    tied = tied_linears(model, others)
+    return [name for name in others if name not in tied]
+
+
+def can_store(scheme: Scheme, module: nn.Module) -> bool:
+    """Whether the scheme replaces modules of this kind."""
+    return module_kind(module) in scheme.module_kinds
+
+
+def _gatherer(statistics: InputStatistics, rows: list[Tensor]):
+    def hook(_: nn.Module, arguments: tuple) -> None:
+        inputs = arguments[0]
+        statistics.add(inputs)
+        flat = inputs.detach().reshape(-1, inputs.shape[-1])
+        step = max(len(flat) // SAMPLED_ROWS, 1)
+        rows.append(flat[::step][:SAMPLED_ROWS].clone())
+
+    return hook
+
+
+def _chunks(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
+    """Runs of names whose second moments fit `STATISTICS_BYTES`, at least one each."""
+    chunk: list[str] = []
+    size = 0
+    for name in names:
+        needed = 4 * model.get_submodule(name).in_features ** 2
+        if chunk and size + needed > STATISTICS_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(name)
+        size += needed
+    if chunk:
+        yield chunk

@@ -1,0 +1,62 @@
+"""Schemes to choose from, written short: ``int8``, ``gptq-3bit``, ``awq-4bit:group_size=128``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from labkit.errors import LabError
+from labkit.quantization import Scheme, SchemeError, get_scheme
+
+
+class CandidateError(LabError):
+    """A candidate that names no scheme, or one that cannot be had so."""
+
+
+def parse_candidate(text: str) -> Scheme:
+    """The scheme that ``text`` names: a scheme's name, ``-Nbit`` for its num_bits, ``:option=value,…``."""
+    found = re.fullmatch(r"(?P<name>[a-z0-9-]+?)(?:-(?P<bits>\d+)bit)?(?::(?P<options>.+))?", text.strip())
+    if not found:
+        raise CandidateError(f"{text!r} names no scheme; write int8, gptq-3bit, or awq-4bit:group_size=128")
+    options: dict[str, Any] = {}
+    for pair in filter(None, (found["options"] or "").split(",")):
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise CandidateError(f"{text!r}: an option is written name=value, not {pair!r}")
+        options[key.strip()] = yaml.safe_load(value)
+    if found["bits"]:
+        options["num_bits"] = int(found["bits"])
+    try:
+        return get_scheme(found["name"], **options)
+    except SchemeError as error:
+        raise CandidateError(f"{text!r}: {error}") from None
+
+
+def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
+    """Label -> scheme, of a list or of a text with semicolons or commas between the candidates.
+
+    A comma before ``name=value`` belongs to the options of the candidate before it.
+    """
+    if isinstance(texts, str):
+        texts = re.split(r";|,(?![^,;:]*=)", texts)
+    schemes = [parse_candidate(text) for text in texts if text.strip()]
+    if not schemes:
+        raise CandidateError("no candidate scheme is given")
+    return {label_of(scheme): scheme for scheme in schemes}
+
+
+def label_of(scheme: Scheme) -> str:
+    """How a candidate is written: `parse_candidate` reads it back."""
+    options = scheme.options()
+    bits = options.pop("num_bits", None)
+    usual = {item.name: item.default for item in fields(scheme)}
+    told = ",".join(f"{key}={_told(value)}" for key, value in options.items() if value != usual[key])
+    return scheme.name + (f"-{bits}bit" if bits else "") + (f":{told}" if told else "")
+
+
+def _told(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

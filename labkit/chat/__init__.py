@@ -1,0 +1,33 @@
+"""The chat window: text, pictures and speech to one service or to two side by side. No torch.
+
+    from labkit import chat
+    chat.build().launch()                                  # in a notebook's cell, or with inbrowser=True in a tab
+    chat.build(["http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1"]).launch()     # A/B
+
+It talks to services through the OpenAI client only: the lab's own (``labkit serve``), or any base URL.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from labkit.chat.messages import data_url, user_message
+from labkit.chat.service import Endpoint, Reply, stream
+
+if TYPE_CHECKING:
+    import gradio
+
+__all__ = ["Endpoint", "Reply", "build", "data_url", "stream", "user_message"]
+
+
+def build(
+    services: Sequence[str | Endpoint] = ("http://127.0.0.1:8000/v1",), language: str = "en"
+) -> "gradio.Blocks":
+    """The window, to be shown by its ``.launch()``.
+
+    services: one base URL, or two for A/B; an `Endpoint` says model and key as well. language: ``en`` or ``zh``,
+    can be changed in the window. Raises LabError for another language or number of services.
+    """
+    from labkit.chat.window import build_window
+
+    endpoints = [one if isinstance(one, Endpoint) else Endpoint(one) for one in services]
+    return build_window(endpoints, language)

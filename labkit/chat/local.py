@@ -1,0 +1,28 @@
+"""Services of this machine, started for the chat: through `labkit.launch`, never in this process."""
+
+from typing import Any
+
+from labkit.chat.service import Endpoint, ServiceError
+
+PLANS = ["int4", "int8", "int8-dynamic", "nf4", "llm-int8", "bf16", "fp32"]
+"""Plans to choose from at first; the name of any other, or of a file, may be written."""
+
+
+def can_start() -> bool:
+    """Is `labkit.launch` there?"""
+    from importlib.util import find_spec
+
+    return find_spec("labkit.launch") is not None
+
+
+def start(model: str, plan: str, port: int = 0) -> tuple[Endpoint, Any]:
+    """Start ``labkit serve MODEL --plan PLAN`` on a free port and wait until it answers.
+
+    Returns where it is, and the service, whose ``stop()`` ends it. Raises LabError with its log's last words.
+    """
+    if not can_start():
+        raise ServiceError("services cannot be started from here: start one, and give its base URL")
+    from labkit import launch
+
+    service = launch.start(model, plan, port=port, show=None)
+    return Endpoint(service.base_url), service

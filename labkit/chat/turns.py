@@ -1,0 +1,176 @@
+"""One turn of a conversation: what was asked, what each service answered, and how that is shown and exported."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from labkit import show
+from labkit.chat.messages import without_media
+from labkit.chat.service import Endpoint, Reply
+from labkit.formats import format_bytes, format_seconds
+from labkit.phonetap import Screen
+from labkit.protocol import POINTS, Action, format_action
+
+
+@dataclass
+class Turn:
+    """A question and its answers.
+
+    Attributes:
+        message: the user message as it was sent.
+        text: what was written.
+        picture: the screen that was sent, or None.
+        target: the true target's box in thousandths, where it is known.
+        audio: the file of the recording, or None.
+        replies: the answer of A, and of B.
+        endpoints: who answered.
+        facts: what the services say of themselves.
+    """
+
+    message: dict[str, Any]
+    text: str
+    picture: Image.Image | None = None
+    target: tuple[float, ...] | None = None
+    audio: str | None = None
+    replies: list[Reply] = field(default_factory=list)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...] | None:
+    """The box that a request is about, in thousandths: of a drawn item's own request, or of the one label in it.
+
+    known: the item that was drawn with the screen, or None. None where the target is not known for certain.
+    """
+    if known is not None and text == known.instruction:
+        return known.box
+    if screen is None or not text:
+        return None
+    said = text.casefold()
+    named = [one for one in screen.elements if one.label and one.label.casefold() in said]
+    longest = max((len(one.label) for one in named), default=0)
+    named = [one for one in named if len(one.label) == longest]
+    if len(named) != 1:
+        return None
+    sides = screen.size * 2
+    return tuple(edge / side * 1000 for edge, side in zip(named[0].box, sides))
+
+
+def shown(turns: Sequence[Turn], which: int, words: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The conversation with service ``which`` (0 or 1) as a chat window takes it."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        messages += _asked(turn)
+        if which < len(turn.replies):
+            messages += _answered(turn, which, words)
+    return messages
+
+
+def history(turns: Sequence[Turn], which: int) -> list[dict[str, Any]]:
+    """The earlier turns as messages for service ``which``."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        if which < len(turn.replies) and turn.replies[which].error is None:
+            messages += [turn.message, {"role": "assistant", "content": turn.replies[which].content}]
+    return messages
+
+
+def export(turns: Sequence[Turn], folder: str | None = None) -> str:
+    """Write the conversation as JSON, pictures and recordings named only; the file's path."""
+    told = [
+        {
+            "question": without_media(turn.message),
+            "target": turn.target,
+            "answers": [
+                {
+                    "service": endpoint.base_url,
+                    "model": endpoint.model,
+                    "plan": facts.get("plan"),
+                    "weights_bytes": facts.get("weights_bytes"),
+                    **asdict(reply),
+                    "heard": reply.heard,
+                }
+                for endpoint, facts, reply in zip(turn.endpoints, turn.facts, turn.replies)
+            ],
+        }
+        for turn in turns
+    ]
+    path = Path(folder or tempfile.mkdtemp(prefix="labkit-chat-")) / "conversation.json"
+    path.write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
+    return str(path)
+
+
+def _asked(turn: Turn) -> list[dict[str, Any]]:
+    contents: list[Any] = []
+    if turn.audio is not None:
+        contents.append({"path": turn.audio})
+    if turn.text:
+        contents.append(turn.text)
+    return [{"role": "user", "content": content} for content in contents or ["…"]]
+
+
+def _answered(turn: Turn, which: int, words: Mapping[str, str]) -> list[dict[str, Any]]:
+    reply, answer = turn.replies[which], turn.replies[which].answer
+    messages: list[dict[str, Any]] = []
+
+    def say(content: Any, **metadata: Any) -> None:
+        messages.append({"role": "assistant", "content": content, "metadata": metadata})
+
+    if reply.thoughts:
+        say(reply.thoughts, title=words["thought"], status="done" if reply.content else "pending")
+    if reply.heard:
+        say(f"*{words['heard']}: “{_plain(reply.heard)}”*")
+    if answer.action is not None:
+        say(f"`{format_action(answer.action)}`\n\n{_plain(show.in_words(answer.action))}")
+    elif answer.text:
+        say(_plain(answer.text))
+    if reply.error:
+        say(f"⚠️ {_plain(reply.error)}")
+    if turn.picture is not None and reply.finished and _has_point(answer.action):
+        say({"path": _drawn(turn, which)})
+    if reply.finished and not reply.error:
+        say(_cost(turn, which, words))
+    return messages
+
+
+def _cost(turn: Turn, which: int, words: Mapping[str, str]) -> str:
+    reply, facts = turn.replies[which], turn.facts[which]
+    action = reply.answer.action
+    parts = []
+    if turn.target is not None and turn.picture is not None:
+        point = action.point if action else None
+        x0, y0, x1, y1 = turn.target
+        hit = point is not None and x0 <= point[0] <= x1 and y0 <= point[1] <= y1
+        parts.append(f"**{words['hit' if hit else 'miss']}**")
+    if reply.ttft_s is not None:
+        parts.append(f"{format_seconds(reply.ttft_s)} {words['first']}")
+    parts.append(f"{format_seconds(reply.total_s)} {words['whole']}")
+    if reply.tokens:
+        parts.append(f"{reply.tokens} tokens")
+    if facts.get("weights_bytes"):
+        plan = f" ({facts['plan']})" if facts.get("plan") else ""
+        parts.append(f"{format_bytes(facts['weights_bytes'])} {words['weights']}{plan}")
+    return " · ".join(parts)
+
+
+def _has_point(action: Action | None) -> bool:
+    """Is there something to draw?"""
+    return action is not None and any(name in action.arguments for name in POINTS)
+
+
+def _drawn(turn: Turn, which: int) -> str:
+    """The screen with tap and target, as a file; drawn once."""
+    picture = show.tap(turn.picture, turn.replies[which].content, turn.target)
+    with tempfile.NamedTemporaryFile(prefix="labkit-tap-", suffix=".png", delete=False) as file:
+        picture.save(file, format="PNG")
+    return file.name
+
+
+def _plain(text: str) -> str:
+    """Text that markdown leaves as it is."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+-.!|~$" else letter for letter in text)

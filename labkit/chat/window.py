@@ -1,0 +1,298 @@
+"""The chat's window, in Gradio. What is asked of services is in `service`, how turns look in `turns`."""
+
+import atexit
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from labkit import phonetap
+from labkit.chat import local
+from labkit.chat.messages import user_message
+from labkit.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
+from labkit.chat.turns import Turn, export, history, shown, target_of
+from labkit.chat.words import LANGUAGES, words_of
+from labkit.errors import LabError
+from labkit.media import load_audio, load_image
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
+MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+CSS = ".labkit-narrow {min-width: 250px !important}"
+
+
+class ChatBlocks(gr.Blocks):
+    """Blocks that are launched with the chat's looks, and serve several people at a time."""
+
+    def launch(self, *words: Any, **options: Any) -> Any:
+        """As `gradio.Blocks.launch`; needs no network."""
+        theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
+        self.queue(default_concurrency_limit=8)
+        return super().launch(*words, **{"theme": theme, "css": CSS, "footer_links": [], **options})
+
+
+class Window:
+    """The components, by name, and what happens when they are used."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], language: str) -> None:
+        self.endpoints, self.language = list(endpoints), language
+        self.words = words_of(language)
+        self.parts: dict[str, Any] = {}
+        self.services: list[Any] = []
+        with ChatBlocks(title="labkit chat", analytics_enabled=False, fill_width=True) as self.blocks:
+            self._lay_out()
+            self._connect()
+        atexit.register(self.stop_services)
+
+    # -- what there is ------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        words, parts = self.words, self.parts
+        with gr.Row():
+            parts["title"] = gr.Markdown(words["title"])
+            names = {code: name for name, code in LANGUAGES.items()}
+            parts["language"] = gr.Radio(
+                list(LANGUAGES), value=names[self.language], show_label=False, container=False, scale=0,
+                min_width=210,
+            )  # fmt: skip
+        parts["state"] = gr.Markdown()
+        self._lay_out_services()
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=250, elem_classes="labkit-narrow"):
+                self._lay_out_screen()
+            with gr.Column(scale=4):
+                with gr.Row():
+                    two = len(self.endpoints) > 1
+                    parts["chat_a"] = gr.Chatbot(label="A", height=520, buttons=["copy"])
+                    parts["chat_b"] = gr.Chatbot(label="B", height=520, buttons=["copy"], visible=two)
+                parts["ask"] = gr.MultimodalTextbox(
+                    placeholder=words["ask"], show_label=False, sources=["upload", "microphone"],
+                    file_types=["image", "audio"], autofocus=True,
+                )  # fmt: skip
+                with gr.Row():
+                    parts["stop"] = gr.Button(words["stop"], size="sm")
+                    parts["new"] = gr.Button(words["new"], size="sm")
+                    parts["export"] = gr.DownloadButton(words["export"], size="sm", interactive=False)
+        self.turns, self.item = gr.State([]), gr.State(None)
+
+    def _lay_out_services(self) -> None:
+        words, parts = self.words, self.parts
+        with gr.Accordion(words["services"], open=False) as parts["services"]:
+            parts["both"] = gr.Checkbox(label=words["both"], value=len(self.endpoints) > 1)
+            with gr.Row():
+                for letter, endpoint in zip("ab", [*self.endpoints, self.endpoints[0]]):
+                    visible = letter == "a" or len(self.endpoints) > 1
+                    with gr.Column(visible=visible, min_width=260) as parts[f"column_{letter}"]:
+                        parts[f"url_{letter}"] = gr.Textbox(
+                            endpoint.base_url, label=words[f"url_{letter}"], lines=1
+                        )
+                        with gr.Row():
+                            known = [endpoint.model] if endpoint.model else []
+                            parts[f"model_{letter}"] = gr.Dropdown(
+                                known, value=endpoint.model, label=words[f"model_{letter}"],
+                                allow_custom_value=True, min_width=150,
+                            )  # fmt: skip
+                            parts[f"key_{letter}"] = gr.Textbox(
+                                endpoint.api_key, label=words["key"], type="password", min_width=150
+                            )
+            parts["connect"] = gr.Button(words["connect"], size="sm")
+            with (
+                gr.Accordion(words["start"], open=False, visible=local.can_start()) as parts["start"],
+                gr.Row(),
+            ):
+                parts["local_model"] = gr.Textbox("pocket", label=words["local_model"], min_width=140)
+                parts["local_plan"] = gr.Dropdown(
+                    local.PLANS,
+                    value="int4",
+                    label=words["local_plan"],
+                    allow_custom_value=True,
+                    min_width=140,
+                )
+                parts["start_a"] = gr.Button(words["start_a"], scale=0, min_width=120)
+                parts["start_b"] = gr.Button(words["start_b"], scale=0, min_width=120)
+
+    def _lay_out_screen(self) -> None:
+        words, parts = self.words, self.parts
+        parts["screen"] = gr.Image(
+            label=words["screen"], type="pil", sources=["upload", "clipboard"], height=390, buttons=[]
+        )
+        parts["draw"] = gr.Button(words["draw"], variant="primary")
+        parts["clear_screen"] = gr.Button(words["clear_screen"], size="sm")
+        with gr.Accordion(words["options"], open=True) as parts["options"]:
+            parts["thinking"] = gr.Checkbox(label=words["thinking"])
+            parts["history"] = gr.Checkbox(label=words["history"])
+            parts["temperature"] = gr.Slider(0, 1.5, 0, step=0.1, label=words["temperature"])
+            parts["max_tokens"] = gr.Slider(16, 2048, 512, step=16, label=words["max_tokens"])
+
+    # -- what happens -------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        p = self.parts
+        chats = [p["chat_a"], p["chat_b"]]
+        urls = [p[f"{name}_{letter}"] for letter in "ab" for name in ("url", "model", "key")]
+        asking = p["ask"].submit(
+            self.answer,
+            [p["ask"], p["screen"], self.item, self.turns, p["both"], *urls, p["thinking"], p["history"],
+             p["temperature"], p["max_tokens"], p["language"]],
+            [p["ask"], p["screen"], self.turns, *chats],
+            show_progress="hidden",
+        )  # fmt: skip
+        exported = {"fn": lambda turns: gr.update(value=export(turns), interactive=True),
+                    "inputs": self.turns, "outputs": p["export"]}  # fmt: skip
+        asking.then(**exported)
+        p["stop"].click(**exported, cancels=[asking])
+        p["new"].click(
+            lambda: ([], [], [], gr.update(value=None, interactive=False)),
+            None,
+            [self.turns, *chats, p["export"]],
+            cancels=[asking],
+        )
+        p["draw"].click(self.draw, None, [p["screen"], self.item, p["ask"]])
+        p["clear_screen"].click(lambda: (None, None), None, [p["screen"], self.item])
+        p["screen"].upload(lambda: None, None, self.item)
+        p["both"].change(lambda both: [gr.update(visible=both)] * 2, p["both"], [p["column_b"], p["chat_b"]])
+        connected = [p["model_a"], p["model_b"], p["state"]]
+        p["connect"].click(self.connect, [p["both"], *urls, p["language"]], connected)
+        for letter in "ab":
+            p[f"start_{letter}"].click(
+                self.start,
+                [p["local_model"], p["local_plan"], p["language"]],
+                [p[f"url_{letter}"], p[f"model_{letter}"], p["state"]],
+            )
+        p["start_b"].click(lambda: True, None, p["both"])
+        named = [name for name in p if name in self.words or name in ("key_a", "key_b")]
+        p["language"].change(self.translate, p["language"], [p[name] for name in named])
+        self._named = named
+        self.blocks.load(self.connect, [p["both"], *urls, p["language"]], connected)
+
+    def answer(
+        self, asked: Any, screen: Any, item: Any, turns: list, both: bool, *rest: Any
+    ) -> Iterator[tuple]:
+        """Send what is asked to A, then to B, and show the answers as they grow."""
+        urls, (thinking, keep, temperature, max_tokens, language) = rest[:6], rest[6:]
+        words = words_of(LANGUAGES[language])
+        text = (asked.get("text") or "").strip()
+        try:
+            picture, recording, audio = _attached(asked.get("files") or [])
+            endpoints = _endpoints(urls, both)
+        except LabError as error:
+            raise gr.Error(str(error)) from None
+        if picture is not None:
+            screen, item = picture, None
+        if screen is None and not text and recording is None:
+            raise gr.Error(words["empty"])
+        message = user_message(text, screen, recording)
+        target = (
+            target_of(item.screen if item is not None else None, item, text) if screen is not None else None
+        )
+        facts = [facts_of(endpoint) for endpoint in endpoints]
+        turn = Turn(message, text, screen, target, audio, [], endpoints, facts)
+        earlier = list(turns) if keep else []
+        turns = [*turns, turn]
+        cleared = {"text": "", "files": []}
+        for which, endpoint in enumerate(endpoints):
+            turn.replies.append(Reply())
+            said = [*history(earlier, which), message]
+            for reply in stream(
+                endpoint, said, thinking=thinking, temperature=temperature, max_tokens=int(max_tokens)
+            ):
+                turn.replies[which] = reply
+                yield cleared, screen, turns, shown(turns, 0, words), shown(turns, 1, words)
+
+    def draw(self) -> tuple:
+        """A new test item: its screen, and its request as a suggestion."""
+        split = random.choice(("typed", "hard"))
+        item = phonetap.items(split, count=1, seed=random.randrange(1, 1_000_000))[0]
+        return item.screen.image, item, {"text": item.instruction, "files": []}
+
+    def connect(self, both: bool, *rest: Any) -> tuple:
+        """Ask the services for their models and what they are."""
+        urls, language = rest[:6], rest[6]
+        words = words_of(LANGUAGES[language])
+        told, models = [], [gr.update(), gr.update()]
+        for which, letter in enumerate("AB" if both else "A"):
+            try:
+                endpoint = _endpoint(*urls[3 * which : 3 * which + 3])
+                found = models_of(endpoint)
+                chosen = endpoint.model if endpoint.model in found else next(iter(found), None)
+                models[which] = gr.update(choices=found, value=chosen)
+                told.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen)}")
+            except LabError as error:
+                told.append(f"**{letter}** ⚠️ {error}")
+        return *models, "  \n".join(told)
+
+    def start(self, model: str, plan: str, language: str, progress: Any = gr.Progress()) -> tuple:  # noqa: B008
+        """Start a service on this machine."""
+        words = words_of(LANGUAGES[language])
+        progress(0.3, desc=words["starting"])
+        try:
+            endpoint, service = local.start(model, plan)
+            self.services.append(service)
+            found = models_of(endpoint)
+        except LabError as error:
+            raise gr.Error(str(error)) from None
+        told = f"{words['connected']}: {_in_words(endpoint, found[0])}"
+        return endpoint.base_url, gr.update(choices=found, value=found[0]), told
+
+    def translate(self, language: str) -> list:
+        """Every label in another language."""
+        words = words_of(LANGUAGES[language])
+        changed = []
+        for name in self._named:
+            part, text = self.parts[name], words["key" if name.startswith("key_") else name]
+            if isinstance(part, gr.Markdown | gr.Button):
+                changed.append(gr.update(value=text))
+            elif isinstance(part, gr.MultimodalTextbox):
+                changed.append(gr.update(placeholder=text))
+            else:
+                changed.append(gr.update(label=text))
+        return changed
+
+    def stop_services(self) -> None:
+        """End the services that were started here."""
+        while self.services:
+            self.services.pop().stop()
+
+
+def build_window(endpoints: Sequence[Endpoint], language: str) -> gr.Blocks:
+    """See `labkit.chat.build`."""
+    if not 1 <= len(endpoints) <= 2:
+        raise ServiceError(f"the chat talks to one service or to two, not to {len(endpoints)}")
+    return Window(endpoints, language).blocks
+
+
+def _endpoint(url: str, model: str | None, key: str | None) -> Endpoint:
+    return Endpoint((url or "").strip(), model or None, key or "EMPTY")
+
+
+def _endpoints(urls: Sequence[Any], both: bool) -> list[Endpoint]:
+    return [_endpoint(*urls[3 * which : 3 * which + 3]) for which in range(2 if both else 1)]
+
+
+def _attached(files: Sequence[Any]) -> tuple[Image.Image | None, Any, str | None]:
+    """The picture, the recording and the recording's file among what was added; the last of each counts."""
+    picture = recording = audio = None
+    for file in files:
+        path = str(file["path"] if isinstance(file, dict) else file)
+        if path.lower().endswith(PICTURES):
+            picture = load_image(path)
+        else:
+            recording, audio = load_audio(path), path
+    return picture, recording, audio
+
+
+def _in_words(endpoint: Endpoint, model: str | None) -> str:
+    """Model, plan and bytes, as far as the service says."""
+    from labkit.formats import format_bytes
+
+    facts = facts_of(endpoint)
+    told = [model or "–"]
+    if facts.get("plan"):
+        told.append(f"{facts.get('model', '')} in {facts['plan']}".strip())
+    if facts.get("weights_bytes"):
+        told.append(format_bytes(facts["weights_bytes"]))
+    if facts.get("device"):
+        told.append(str(facts["device"]))
+    return ", ".join(dict.fromkeys(told))

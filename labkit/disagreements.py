@@ -1,0 +1,146 @@
+"""The items on which plans disagree most: which they are, and their screens with both taps drawn. No torch.
+
+Of every plan the answers are compared with those of the unquantized row. First come items that one gets right and the
+other wrong, taps before what leaves nothing to draw; then those whose taps lie farthest apart.
+"""
+
+import html
+import io
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from labkit import phonetap, show, traces
+from labkit.errors import LabError
+from labkit.protocol import format_action, parse_answer
+from labkit.results import Measurement
+from labkit.tables import reference_of
+
+SHOWN = 10
+"""Items in a report at most."""
+QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One item on which a plan and the unquantized row differ.
+
+    Attributes:
+        plan: the plan that differs most from the reference on this item.
+        record, reference: what both answered (records of `labkit.evaluation`).
+        distance: between the two taps, 1.0 being the screen's side; None where one taps nothing.
+        answers: plan -> its record, of all plans.
+    """
+
+    plan: str
+    reference_plan: str
+    record: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    distance: float | None
+    answers: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def weight(self) -> tuple[bool, bool, float]:
+        """What items are sorted by: one right and one wrong, both tap, the distance."""
+        return (
+            self.record["success"] != self.reference["success"],
+            self.distance is not None,
+            self.distance or 0.0,
+        )
+
+
+def disagreements(measurements: Sequence[Measurement], count: int = SHOWN) -> list[Disagreement]:
+    """The ``count`` items on which plans disagree most with the unquantized row; fewer if there are no more."""
+    reference = reference_of(measurements)
+    if reference is None:
+        return []
+    records = {m.plan: {record["id"]: record for record in m.samples.get("items", [])} for m in measurements}
+    found = []
+    for id, right in records[reference.plan].items():
+        answers = {plan: known[id] for plan, known in records.items() if id in known}
+        others = [
+            Disagreement(plan, reference.plan, record, right, _distance(record, right), answers)
+            for plan, record in answers.items()
+            if plan != reference.plan and _action(record) != _action(right)
+        ]
+        if others:
+            found.append(max(others, key=lambda one: one.weight))
+    return sorted(found, key=lambda one: one.weight, reverse=True)[:count]
+
+
+def section(measurements: Sequence[Measurement]) -> str:
+    """The part of the report about them; empty if all plans answer alike."""
+    found = disagreements(measurements)
+    if not found:
+        return ""
+    first = measurements[0]
+    drawn = _items(first.split, first.items, first.seed)
+    figures = "".join(_figure(one, drawn.get(one.record["id"])) for one in found)
+    return (
+        "<h2>Where plans disagree most</h2><p>Items that the unquantized model and a plan answer differently: "
+        "first those that only one of them gets right, then those whose taps lie farthest apart. The blue box "
+        "is the target, the ring the unquantized model's tap, the diamond the plan's.</p>"
+        f"<div class='items'>{figures}</div>"
+    )
+
+
+def _figure(one: Disagreement, item: Any) -> str:
+    fits = item is not None and (item.instruction, format_action(item.action)) == (
+        one.record["instruction"],
+        one.record["expected"],
+    )
+    picture = _picture(one, item) if fits else ""
+    rows = "".join(
+        f"<tr><th scope='row'><i style='background:{traces.plan_colour(plan)}'></i>{html.escape(plan)}</th>"
+        f"<td>{'right' if record['success'] else 'wrong'}</td><td><code>{_answer(record)}</code></td></tr>"
+        for plan, record in one.answers.items()
+    )
+    asked = html.escape(str(one.record["instruction"]))
+    how = f"{one.record['split']}, {one.record['lang']}" + (
+        "" if fits else "; its screen is drawn otherwise today"
+    )
+    return (
+        f"<figure>{picture}<figcaption><strong>{asked}</strong><br><span>{html.escape(how)} · "
+        f"right: <code>{html.escape(str(one.record['expected']))}</code></span>"
+        f"<table><tbody>{rows}</tbody></table></figcaption></figure>"
+    )
+
+
+def _picture(one: Disagreement, item: Any) -> str:
+    taps = {
+        one.reference_plan: (one.reference["answer"], traces.plan_colour(one.reference_plan)),
+        one.plan: (one.record["answer"], traces.plan_colour(one.plan)),
+    }
+    buffer = io.BytesIO()
+    show.taps(item.screen, list(taps.values()), item.box).save(buffer, "WEBP", quality=QUALITY)
+    words = html.escape(f"the screen with the taps of {' and '.join(taps)}", quote=True)
+    return f"<img alt='{words}' src='data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}'>"
+
+
+@lru_cache(maxsize=2)
+def _items(split: str | None, count: int, seed: int | None) -> dict[str, Any]:
+    """Id -> item, of the items that were asked; empty if they cannot be drawn today."""
+    try:
+        return {item.id: item for item in phonetap.items(split or "all", count, seed)}
+    except LabError:
+        return {}
+
+
+def _action(record: Mapping[str, Any]) -> Any:
+    answer = parse_answer(record["answer"])
+    return answer.action or answer.text
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+    text = parse_answer(record["answer"]).text
+    return html.escape(text if len(text) <= 90 else text[:87] + "…")
+
+
+def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    points = [getattr(_action(record), "point", None) for record in (one, other)]
+    if None in points:
+        return None
+    (x0, y0), (x1, y1) = points
+    return (((x0 - x1) / 1000) ** 2 + ((y0 - y1) / 1000) ** 2) ** 0.5

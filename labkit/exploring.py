@@ -1,0 +1,141 @@
+"""One scheme on one Linear, or on a whole part, of a loaded model: what it does to weights, bytes and a tap.
+
+    look = exploring.look(engine, "lm_head", "int4")
+    look.sqnr_db, look.bytes_after
+    exploring.answer(engine, item, {"lm_head": look.module}).text
+
+The engine's model is left as it was: other modules stand in the Linears' places only while an answer is made.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.apply import find_places
+from labkit.engine import Engine
+from labkit.errors import LabError
+from labkit.quantization import Scheme, get_scheme, known_schemes
+from labkit.quantization.affine import sqnr_db
+from labkit.quantization.scheme import resident_bytes
+
+
+class ExploringError(LabError):
+    """A Linear, a part or a scheme that cannot be looked at."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a scheme makes of one Linear.
+
+    Attributes:
+        name: the Linear.
+        scheme: the scheme.
+        before: its weight [N, K] fp32.
+        after: the weight that is multiplied by afterwards [N, K] fp32.
+        bytes_before: of the Linear as it is loaded, bias included.
+        bytes_after: of the module that would stand in its place.
+        module: that module.
+    """
+
+    name: str
+    scheme: Scheme
+    before: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
+    bytes_before: int
+    bytes_after: int
+    module: nn.Module = field(repr=False)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantization-noise ratio of the weight."""
+        return sqnr_db(self.before, self.after)
+
+    @property
+    def largest_error(self) -> float:
+        """Largest |after - before|."""
+        return (self.after - self.before).abs().max().item()
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight, scales and bias included."""
+        return 8 * self.bytes_after / self.before.numel()
+
+
+def linears(engine: Engine) -> dict[str, list[str]]:
+    """Part -> names of its Linears, in the model's order. Raises ExploringError for a quantized model."""
+    found: dict[str, list[str]] = {}
+    for name, module in engine.model.named_modules():
+        if isinstance(module, nn.Linear):
+            found.setdefault(engine.roles.get(name, "other"), []).append(name)
+    if not found:
+        raise ExploringError(
+            f"{engine.spec.name} is quantized already: load it with the plan fp32 or bf16 to explore it"
+        )
+    return found
+
+
+def explorable_schemes() -> list[str]:
+    """Schemes that need no calibration, in the order in which they are listed."""
+    return [name for name, scheme in known_schemes().items() if not scheme.requires_calibration]
+
+
+@torch.no_grad()
+def look(engine: Engine, name: str, scheme: Scheme | str) -> Look:
+    """What ``scheme`` makes of the Linear ``name``. Raises SchemeError where it cannot take it."""
+    scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+    linear = _linear(engine, name)
+    module = scheme.quantize_linear(linear, dtype=linear.weight.dtype)
+    dequantize = getattr(module, "dequantize", None)
+    after = dequantize(torch.float32) if dequantize else module.weight
+    before = linear.weight.detach().float().cpu()
+    return Look(
+        name,
+        scheme,
+        before,
+        after.detach().float().cpu(),
+        resident_bytes(linear),
+        resident_bytes(module),
+        module,
+    )
+
+
+def look_at_all(engine: Engine, names: list[str], scheme: Scheme | str) -> dict[str, nn.Module]:
+    """Name -> the module that ``scheme`` puts in the place of each Linear."""
+    scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+    return {name: scheme.quantize_linear(_linear(engine, name)) for name in names}
+
+
+def answer(engine: Engine, item: Any, modules: Mapping[str, nn.Module], **options: Any) -> Any:
+    """The engine's `Generation` for a PhoneTap item while ``modules`` stand in their Linears' places."""
+    with replaced(engine.model, modules):
+        return engine.generate(item.messages(), **{"max_new_tokens": 64, **options})
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    """``model`` with other modules in some places; when the block ends, and if it fails, all is as before."""
+    places = find_places(model, set(modules))
+    originals = {name: model.get_submodule(name) for name in modules}
+    try:
+        for name, module in modules.items():
+            for parent, attribute in places[name]:
+                setattr(parent, attribute, module)
+        yield model
+    finally:
+        for name, original in originals.items():
+            for parent, attribute in places[name]:
+                setattr(parent, attribute, original)
+
+
+def _linear(engine: Engine, name: str) -> nn.Linear:
+    try:
+        module = engine.model.get_submodule(name)
+    except AttributeError:
+        raise ExploringError(f"{engine.spec.name} has no module {name!r}") from None
+    if not isinstance(module, nn.Linear):
+        raise ExploringError(f"{name} is a {type(module).__name__}, not an unquantized Linear")
+    return module

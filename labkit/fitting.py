@@ -1,0 +1,134 @@
+"""Will it fit? What a plan needs in memory on a device, from the model's configuration alone.
+
+    for need in needs("autoglm-phone-9b", ["bf16", "int4"], context=8192):
+        print(need.plan, need.total_bytes, need.fits(find_card("rtx-4060").memory_bytes))
+
+Four things share the memory: the weights, the KV cache of one conversation, the activations of the longest prompt,
+and room to work in. The first two are exact; the others are counted from shapes (see `activation_bytes` and
+`workspace_bytes`). The device's own context, a few hundred MB on CUDA, belongs to none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.anatomy import Anatomy, AnatomyError, PlanLike, dissect
+from labkit.models import ModelSpec
+from labkit.quantization import DTYPES
+
+SCREEN = (1080, 2400)
+"""Pixels of a usual phone's screenshot."""
+LIBRARY_BYTES = 32 << 20
+"""What cuBLAS keeps for itself on recent cards."""
+_WHOLE = ("fp32", "fp16", "bf16")
+_KEEPS_CODES = ("int8-dynamic", "llm-int8")  # multiply codes; nothing is unpacked for many rows
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one plan needs; see the module. Bytes, but for `read_bytes`: what decoding one token has to read."""
+
+    plan: str
+    weights_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+    read_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All four."""
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
+
+    def fits(self, memory_bytes: int) -> bool:
+        """Whether it fits in so much free memory."""
+        return self.total_bytes <= memory_bytes
+
+    def most_tokens_per_s(self, bandwidth_bytes_per_s: float) -> float:
+        """The decode speed that memory's bandwidth allows at best, one conversation at a time.
+
+        The roofline (Williams et al., 2009): a token reads every weight of the decoder and the head once, and the cache.
+        """
+        return bandwidth_bytes_per_s / self.read_bytes
+
+
+def needs(
+    model: str | Path | ModelSpec,
+    plans: Sequence[PlanLike],
+    *,
+    context: int = 4096,
+    screen: tuple[int, int] | None = SCREEN,
+    max_pixels: int | None = None,
+) -> list[Need]:
+    """What each plan needs for one conversation.
+
+    Args:
+        model: a name, a folder or a hub id.
+        plans: names, files or plans.
+        context: tokens of the conversation, prompt and answer; the cache holds them all.
+        screen: pixels (width, height) of the screenshot in the prompt; None for text alone.
+        max_pixels: the image processor's limit; see `Anatomy.image_tokens`.
+
+    Raises:
+        LabError: an unknown model or plan; a context below 1, or one that does not hold the screenshot.
+    """
+    if context < 1:
+        raise AnatomyError(f"a context of {context} tokens holds nothing; 1 or more")
+    anatomy = dissect(model, "bf16")
+    image = 0
+    if screen is not None and anatomy.parameters_by_role.get("vision"):
+        image = anatomy.image_tokens(*screen, max_pixels)
+        if image >= context:
+            raise AnatomyError(
+                f"a screenshot of {screen[0]} x {screen[1]} takes {image} tokens, and the context has {context}: "
+                "give more (--context), or fewer pixels (--max-pixels)"
+            )
+    return [_need(anatomy.under(plan), context, image) for plan in plans]
+
+
+def activation_bytes(anatomy: Anatomy, tokens: int, image_tokens: int) -> int:
+    """Bytes alive at the worst moment of a prompt's pass: in an MLP of the decoder, or in an attention of the eye.
+
+    The decoder's, a token: embedding, residual and its norm, [hidden] each; gate and up in one [2 F]; the activated gate and
+    the product, [F] each. The eye's, a patch: residual, norm and the projections of query, key and value, [5 hidden];
+    query and key once more in 32 bits, and what their rotation makes of them there, [6 hidden]; angles; the pixels. A token
+    is four patches. The two do not happen at the same time.
+    """
+    config = anatomy.skeleton.config
+    size = DTYPES[anatomy.resolved.plan.default].itemsize
+    text = config.get_text_config(decoder=True)
+    decoder = tokens * (3 * text.hidden_size + 4 * text.intermediate_size) * size
+    vision = getattr(config, "vision_config", None)
+    if not image_tokens or vision is None:
+        return decoder
+    head = vision.hidden_size // vision.num_heads
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    patch = vision.hidden_size * (5 * size + 6 * 4) + 4 * head * 4 + pixels * 4
+    return max(decoder, image_tokens * vision.spatial_merge_size**2 * patch)
+
+
+def workspace_bytes(anatomy: Anatomy) -> int:
+    """Room for the largest weight that a prompt's pass unpacks, in two steps, and for the library's own buffers."""
+    resolved, size = anatomy.resolved, DTYPES[anatomy.resolved.plan.default].itemsize
+    unpacked = [
+        part.parameters
+        for part in resolved.parts
+        if part.is_linear and part.scheme not in (*_WHOLE, *_KEEPS_CODES)
+    ]
+    return 2 * max(unpacked, default=0) * size + LIBRARY_BYTES
+
+
+def _need(anatomy: Anatomy, context: int, image_tokens: int) -> Need:
+    parts = anatomy.resolved.parts
+    cache = context * anatomy.kv_cache_bytes_per_token()
+    read = sum(part.bytes for part in parts if part.role in ("decoder", "lm_head")) + cache
+    return Need(
+        plan=anatomy.resolved.plan.name,
+        weights_bytes=anatomy.bytes,
+        cache_bytes=cache,
+        activation_bytes=activation_bytes(anatomy, context, image_tokens),
+        workspace_bytes=workspace_bytes(anatomy),
+        read_bytes=read,
+    )

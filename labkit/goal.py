@@ -1,0 +1,68 @@
+"""What a search is for: so many bytes, so many bits a value, or so little loss."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from labkit.errors import LabError
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class GoalError(LabError):
+    """No goal, more than one, or one that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One of three: ``memory`` in bytes, ``bits`` a value of the Linears on average, ``max_loss``."""
+
+    memory: int | None = None
+    bits: float | None = None
+    max_loss: float | None = None
+
+    @classmethod
+    def of(cls, memory: str | int | None, bits: float | None, max_loss: float | None) -> Goal:
+        """The goal that is given.
+
+        Raises:
+            GoalError: none or several are, or its number makes no sense.
+        """
+        given = [one for one in (memory, bits, max_loss) if one is not None]
+        if len(given) != 1:
+            raise GoalError("give one goal: memory (60MB), bits (4.5) or max-loss (0.5)")
+        if memory is not None:
+            return cls(memory=bytes_of(memory))
+        if bits is not None and not 1 <= bits <= 32:
+            raise GoalError(f"bits must be between 1 and 32, not {bits!r}")
+        if max_loss is not None and not 0 <= max_loss <= 100:
+            raise GoalError(f"max-loss must be between 0 and 100, not {max_loss!r}")
+        return cls(bits=bits, max_loss=max_loss)
+
+    @property
+    def label(self) -> str:
+        """``20MB``, ``4.5bit`` or ``loss-0.5``: part of names."""
+        if self.memory is not None:
+            power = "GB" if self.memory >= 10**9 else "MB"
+            return f"{self.memory / UNITS[power.lower()]:.4g}{power}"
+        return f"{self.bits:g}bit" if self.bits is not None else f"loss-{self.max_loss:g}"
+
+    def settings(self) -> dict[str, Any]:
+        """The goal that is set, as plain data."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def bytes_of(text: str | int) -> int:
+    """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and no unit is bytes.
+
+    Raises:
+        GoalError: it cannot be read, or is not positive.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
+    unit = UNITS.get(found[2].lower()) if found else None
+    size = round(float(found[1]) * unit) if unit else 0
+    if size < 1:
+        raise GoalError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
+    return size

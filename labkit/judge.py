@@ -1,0 +1,132 @@
+"""Plans measured one by one for a search, and what was found of each kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from functools import cached_property
+from typing import Any
+
+from labkit.apply import weights_bytes
+from labkit.divergence import Probe, divergence, perplexity
+from labkit.errors import LabError
+from labkit.evaluation import evaluate, summarize
+from labkit.loading import choose_device, load
+from labkit.material import Material
+from labkit.models import ModelSpec, find_roles
+from labkit.models.checkpoint import Checkpoint
+from labkit.plan import QuantizationPlan
+from labkit.recordfolder import RecordFolder
+
+KEPT = ("items", "click_accuracy", "step_success_rate", "parse_rate")
+
+
+class Judge:
+    """Loads a model under a plan and says how it does.
+
+    Args:
+        spec: the model.
+        material: what it is calibrated on and judged by.
+        probe: the file of the unquantized model's distributions.
+        device: where.
+        folder: where records are kept, and taken from.
+        dtype: of the unquantized model.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, material: Material, probe: str, device: str, folder: RecordFolder, dtype: str
+    ) -> None:
+        self.spec, self.material, self.folder, self.dtype = spec, material, folder, dtype
+        self.device = choose_device(device)
+        self.checkpoint = Checkpoint(spec)
+        self._probe_path = probe
+        self._records = {one["key"]: one for one in folder.records()}
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What plans are compared on."""
+        return Probe.load(self._probe_path)
+
+    @cached_property
+    def calibration(self) -> list[Any]:
+        """What plans are calibrated on."""
+        processor = self.checkpoint.processor()
+        senses = getattr(processor, "modalities", self.checkpoint.family.modalities)
+        return self.material.calibration_batches(processor, senses, self.checkpoint.model_class)
+
+    def predicted_bytes(self, plan: QuantizationPlan) -> int:
+        """Bytes of the whole model under a plan, from its skeleton."""
+        skeleton = self.checkpoint.skeleton()
+        return plan.resolve(skeleton, roles=find_roles(skeleton)).predicted_bytes
+
+    def measure(
+        self, plan: QuantizationPlan, predicted: float | None = None, *, judged: bool = True
+    ) -> dict[str, Any]:
+        """The record of a plan, measured now unless it was before.
+
+        ``plan, definition, searched, judged, bytes, predicted_kl, kl, agreement``; with ``judged`` also how it does
+        on validation items: ``items, click_accuracy, step_success_rate, parse_rate`` and ``right`` (item -> was the
+        step right?), or ``perplexity``. ``predicted`` is the divergence that a search predicts.
+        """
+        key = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        record = self._records.get(key)
+        if record is None or (judged and not record["judged"]):
+            record = self._measure(plan, key, predicted, judged)
+            self.folder.append(record)
+            self._records[key] = record
+        return record
+
+    def reference(self) -> dict[str, Any]:
+        """The record of the unquantized model."""
+        return self.measure(QuantizationPlan("unquantized", (), default=self.dtype))
+
+    def loss_of(self, record: dict[str, Any]) -> float:
+        """Points of right steps lost, or per cent of perplexity gained, against the unquantized model.
+
+        Raises:
+            LabError: nothing was judged.
+        """
+        reference = self.reference()
+        if "perplexity" in record:
+            return 100 * (record["perplexity"] / reference["perplexity"] - 1)
+        if "step_success_rate" not in record:
+            raise LabError("a largest loss is judged on validation items: ask for at least one")
+        return 100 * (reference["step_success_rate"] - record["step_success_rate"])
+
+    def _measure(
+        self, plan: QuantizationPlan, key: str, predicted: float | None, judged: bool
+    ) -> dict[str, Any]:
+        work = self.folder.path / "work" / key
+        calibration = self.calibration if plan.requires_calibration else None
+        engine = load(self.spec, plan, self.device, calibration=calibration, work_folder=work, progress=False)
+        found = divergence(engine.model, self.probe)
+        record = {
+            "key": key,
+            "plan": plan.name,
+            "definition": plan.to_dict(),
+            "searched": predicted is not None,
+            "judged": judged,
+            "bytes": weights_bytes(engine.model),
+            "predicted_kl": predicted,
+            "kl": found.kl,
+            "agreement": found.agreement,
+        }
+        if judged:
+            record |= self._judge(engine)
+        shutil.rmtree(work, ignore_errors=True)
+        return record
+
+    def _judge(self, engine: Any) -> dict[str, Any]:
+        if self.material.text is not None:
+            sequences = self.material.sequences(engine.tokenizer, "validation")
+            return {"perplexity": perplexity(engine.model, sequences)}
+        items = self.material.items("validation", engine.modalities)
+        if not items:
+            return {}
+        records = evaluate(engine, items)
+        summary = summarize(records)
+        return {
+            **{name: summary[name] for name in KEPT},
+            "right": {one["id"]: bool(one["success"]) for one in records},
+        }

@@ -1,0 +1,196 @@
+"""Charts of how plans are found: errors while columns are solved, sensitivities, the best plan for each size.
+
+Plain data in, plotly figures out; no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labkit import traces
+from labkit.formats import format_bytes
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SMALLEST_KL = 1e-8
+"""Divergences below this are drawn as this: they are rounding."""
+
+
+def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.Figure:
+    """Errors summed up while columns are solved: one line for each way of solving.
+
+    curves: label -> error of each column in the order of the steps (`labkit.quantization.gptq.Solution` gives
+    errors and steps by column: ``errors[order]``).
+    """
+    import plotly.graph_objects as go
+
+    chart = go.Figure()
+    for index, (label, errors) in enumerate(curves.items()):
+        total, sums = 0.0, []
+        for error in errors:
+            total += float(error)
+            sums.append(total)
+        chart.add_scatter(
+            x=list(range(1, len(sums) + 1)),
+            y=sums,
+            name=label,
+            mode="lines",
+            line={"color": traces.OTHER_COLOURS[index % len(traces.OTHER_COLOURS)], "width": 2},
+            hovertemplate=f"{label}<br>column %{{x}}<br>error so far %{{y:.4g}}<extra></extra>",
+        )
+    return styled(chart, title, "columns solved", "squared output error so far")
+
+
+def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl") -> go.Figure:
+    """Kinds of Linears (rows) by layers (columns), coloured by what one alone costs; a button for each scheme.
+
+    records: those of `labkit.sensitivity.Sensitivity.linears`. value: ``kl`` (colours by powers of ten) or
+    ``sqnr_db``. Linears outside a stack of layers stand in the first column.
+    """
+    import plotly.graph_objects as go
+
+    measured = [one for one in records if value in one]
+    schemes = list(dict.fromkeys(one["scheme"] for one in measured))
+    rows = list(dict.fromkeys((one["role"] or "other", row_of(one)) for one in measured))
+    layers = max((layer_of(one) for one in measured), default=0) + 1
+    shown = [_shade(one[value], value) for one in measured]
+    limits = {"zmin": min(shown, default=0), "zmax": max(shown, default=1)}
+    chart = go.Figure()
+    for scheme in schemes:
+        cells: list[list[float | None]] = [[None] * layers for _ in rows]
+        told = [[""] * layers for _ in rows]
+        for one in measured:
+            if one["scheme"] == scheme:
+                row = rows.index((one["role"] or "other", row_of(one)))
+                cells[row][layer_of(one)] = _shade(one[value], value)
+                told[row][layer_of(one)] = _tell(one)
+        chart.add_heatmap(
+            z=cells,
+            x=list(range(layers)),
+            y=[f"{role} · {kind}" for role, kind in rows],
+            text=told,
+            hovertemplate="%{text}<extra></extra>",
+            colorscale="Viridis" if value == "kl" else "Viridis_r",
+            colorbar=_colour_bar(value, **limits),
+            visible=scheme == schemes[0],
+            xgap=1,
+            ygap=1,
+            **limits,
+        )
+    styled(chart, "", "layer", "")
+    chart.update_yaxes(autorange="reversed")
+    chart.update_layout(height=90 + 22 * len(rows))
+    if len(schemes) > 1:
+        buttons = [
+            {"label": scheme, "method": "update", "args": [{"visible": [one == scheme for one in schemes]}]}
+            for scheme in schemes
+        ]
+        menu = {
+            "type": "buttons",
+            "direction": "right",
+            "x": 0,
+            "y": 1,
+            "xanchor": "left",
+            "yanchor": "bottom",
+        }
+        chart.update_layout(updatemenus=[{**menu, "buttons": buttons}], margin={"t": 60})
+    return chart
+
+
+def pareto_front(
+    front: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]] = (), title: str = ""
+) -> go.Figure:
+    """Bytes against divergence: the predicted best for each size as a line, measured plans as marks.
+
+    front: ``bytes, kl`` each; measured: ``plan, bytes, kl`` each, ``searched`` where the search made it, and
+    ``step_success_rate`` where taps were judged.
+    """
+    import plotly.graph_objects as go
+
+    chart = go.Figure()
+    ordered = sorted(front, key=lambda one: one["bytes"])
+    chart.add_scatter(
+        x=[one["bytes"] / 1e6 for one in ordered],
+        y=[max(one["kl"], SMALLEST_KL) for one in ordered],
+        mode="lines",
+        name="predicted, best plan of each size",
+        line={"color": "#7F7F7F", "dash": "dot"},
+        text=[format_bytes(one["bytes"]) for one in ordered],
+        hovertemplate="%{text}<br>predicted %{y:.3g} nats a token<extra></extra>",
+    )
+    for one in measured:
+        rate = one.get("step_success_rate")
+        told = f"{one['plan']}<br>{format_bytes(one['bytes'])}<br>{one['kl']:.3g} nats a token"
+        chart.add_scatter(
+            x=[one["bytes"] / 1e6],
+            y=[max(one["kl"], SMALLEST_KL)],
+            mode="markers+text",
+            name=one["plan"],
+            text=[one["plan"]],
+            textposition="top center",
+            marker={
+                "size": 13 if one.get("searched") else 9,
+                "symbol": "star" if one.get("searched") else "circle",
+                "color": traces.plan_colour(one["plan"]),
+            },
+            hovertemplate=told
+            + (f"<br>{rate:.1%} right steps" if rate is not None else "")
+            + "<extra></extra>",
+            showlegend=False,
+        )
+    styled(chart, title, "MB of weights", "KL divergence, nats a token")
+    chart.update_yaxes(type="log")
+    return chart
+
+
+def row_of(record: Mapping[str, Any]) -> str:
+    """The kind, with the Linear's whole name where it stands in no stack."""
+    return record["kind"] if record["depth"] is not None else record["linear"].removeprefix("model.")
+
+
+def layer_of(record: Mapping[str, Any]) -> int:
+    """The layer's number, 0 for a Linear that stands in no stack."""
+    import re
+
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", record["linear"]) if record["depth"] is not None else None
+    return int(found[1]) if found else 0
+
+
+def _shade(value: float, kind: str) -> float:
+    return math.log10(max(value, SMALLEST_KL)) if kind == "kl" else value
+
+
+def _tell(record: Mapping[str, Any]) -> str:
+    return (
+        f"<b>{record['linear']}</b><br>{record['scheme']}, {format_bytes(record['bytes'])}<br>"
+        f"KL {record['kl']:.3g} nats a token<br>output {record['sqnr_db']:.1f} dB"
+    )
+
+
+def _colour_bar(value: str, zmin: float, zmax: float) -> dict[str, Any]:
+    if value != "kl":
+        return {"title": {"text": "dB"}}
+    ticks = list(range(math.floor(zmin), math.ceil(zmax) + 1))
+    return {
+        "title": {"text": "KL, nats a token"},
+        "tickvals": ticks,
+        "ticktext": [f"10<sup>{power}</sup>" for power in ticks],
+    }
+
+
+def styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
+    """Axes, colours and margins that these charts share; readable in light and dark themes."""
+    axis = {"gridcolor": traces.GRID, "zeroline": False}
+    chart.update_layout(
+        title={"text": title},
+        font={"color": traces.TEXT},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        xaxis={**axis, "title": {"text": x}},
+        yaxis={**axis, "title": {"text": y}},
+        margin={"l": 20, "r": 20, "t": 40, "b": 40},
+    )
+    return chart

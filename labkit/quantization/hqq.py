@@ -1,0 +1,121 @@
+"""hqq: scales and zeros fitted so that most weights are near their codes, without calibration.
+
+Memory, kernels and module are those of `int4`. Rounding errors of a few large weights dominate a squared
+error; half-quadratic splitting makes the p-th power of the error small instead, p < 1, which lets few weights
+be far off and brings the many near. The problem falls into two easy ones: how much of each error to accept (a
+shrinkage), and which scale and zero then fit best (a line through codes and weights); they alternate a few
+times, from the whole range and from a clipped one. The zero is a real number: a group need have no code that
+means 0.0 exactly (`Int4Linear.has_integer_zero_points` says so).
+
+Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023). There the zero
+alone is fitted; errors are measured here in steps of the grid, so that the shrinkage means the same for any
+weight.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit.quantization import affine
+from labkit.quantization.int4 import Int4, Int4Linear
+from labkit.quantization.kernels.reference import row_slices
+from labkit.quantization.scheme import option, register
+
+SLICE_ELEMENTS = 2**18
+BETA, GROWTH = 10.0, 1.01  # weight of the split, in steps of the grid, and its growth from round to round
+STARTS = (1.0, 0.9)  # shares of the whole range from which the fit begins
+LINE_BITS = (
+    4  # from here on scales are fitted too; coarser grids clipped so lose large weights, which matter more
+)
+
+
+@dataclass
+class _Fit:
+    """Codes [n, K/G, G] with scale, zero and mean squared error [n, K/G]."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    loss: Tensor
+
+    def keep_better(self, other: "_Fit") -> None:
+        """Take from ``other`` the groups that are nearer there."""
+        better = other.loss < self.loss
+        self.codes = torch.where(better[..., None], other.codes, self.codes)
+        for name in ("scale", "zero", "loss"):
+            setattr(self, name, torch.where(better, getattr(other, name), getattr(self, name)))
+
+
+@torch.no_grad()
+def fit_grids(
+    weight: Tensor,
+    num_bits: int,
+    group_size: int,
+    power: float = 0.7,
+    rounds: int = 20,
+    scale_dtype: torch.dtype = torch.bfloat16,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """weight [N, K] -> codes [N, K] uint8, scale and zero [N, K/G] in ``scale_dtype``.
+
+    ``zero`` is what the middle code means (see `int4.py`). Each group keeps the round with the least mean
+    squared error, judged with scale and zero as they are stored. Below `LINE_BITS` the scale is that of the whole
+    range and the zero alone is fitted.
+    """
+    groups = weight.float().unflatten(1, (-1, group_size))
+    low, high = groups.amin(-1), groups.amax(-1)
+    middle = 2 ** (num_bits - 1)
+    best = None
+    lines = num_bits >= LINE_BITS
+    for share in STARTS if lines else STARTS[:1]:
+        scale = ((high - low) * share / (2**num_bits - 1)).to(scale_dtype)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        zero = (low * share + middle * scale.float()).to(scale_dtype)
+        beta = BETA
+        for _ in range(rounds + 1):
+            step = scale.float()[..., None]
+            codes = affine.round_to_codes(groups, step, zero[..., None], num_bits)
+            errors = groups - affine.value_of_codes(codes, step, zero[..., None], num_bits)
+            fit = _Fit(codes, scale, zero, errors.square().mean(-1))
+            if best is None:
+                best = fit
+            else:
+                best.keep_better(fit)
+            target = groups - _accepted(errors / step, beta, power).mul_(step)
+            if lines:
+                scale, zero = _line(codes - middle, target, scale, scale_dtype)
+            else:
+                zero = (target - (codes - middle) * step).mean(-1).to(scale_dtype)
+            beta *= GROWTH
+    return best.codes.flatten(1).to(torch.uint8), best.scale, best.zero
+
+
+def _accepted(errors: Tensor, beta: float, power: float) -> Tensor:
+    """The part of errors, in steps, that is let be: nearly all of a large one, nothing of a small one."""
+    size = errors.abs()
+    return errors.sign() * (size - size.clamp(min=1e-8).pow(power - 1) / beta).clamp(min=0)
+
+
+def _line(codes: Tensor, target: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Slope and value at 0 of the line through codes and targets [n, K/G, G], by least squares."""
+    mean_code, mean_target = codes.mean(-1, keepdim=True), target.mean(-1, keepdim=True)
+    spread = (codes - mean_code).square().sum(-1)
+    slope = ((codes - mean_code) * (target - mean_target)).sum(-1) / spread.clamp(min=0.5)
+    slope = torch.where((slope > 0) & (spread > 0), slope, scale.float()).to(dtype)
+    return slope, (mean_target[..., 0] - slope.float() * mean_code[..., 0]).to(dtype)
+
+
+@register("hqq")
+@dataclass(frozen=True)
+class Hqq(Int4):
+    """4-bit weights (or 2, 3, 8), scales and zeros fitted so that most are near, without calibration."""
+
+    power: float = option(0.7, "power of the error that is made small; below 1 few may be far off")
+    rounds: int = option(20, "rounds of refinement")
+
+    def fill(self, module: Int4Linear, weight: Tensor) -> None:
+        dtype = module.scale_zero.dtype
+        for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):
+            fitted = fit_grids(weight[part], self.num_bits, self.group_size, self.power, self.rounds, dtype)
+            module.set_codes_and_zero(*fitted, part)
+        module.settle()

@@ -1,0 +1,82 @@
+"""What a calibrated scheme knows of a Linear's inputs: their second moments, gathered batch by batch.
+
+The output error that a change D [N, K] of the weight makes on the inputs x is the mean of |D x|², which is
+the trace of D M Dᵀ with M the mean of x xᵀ: the inputs themselves need not be kept. (GPTQ calls 2 M the
+Hessian.) Inputs drift: behind quantized layers they are no longer what the unquantized model has there, x'.
+The mean of (x' - x) xᵀ says how, as far as a Linear can answer to it.
+"""
+
+import torch
+from torch import Tensor
+
+from labkit.quantization.scheme import SchemeError
+
+
+class InputStatistics:
+    """Second moments of the inputs of one Linear, summed in fp32.
+
+    Attributes:
+        in_features: K.
+        rows: input rows seen so far.
+        full: whether the whole matrix is gathered, or its diagonal alone.
+        drifting: whether the unquantized model's inputs are given too.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        full: bool = True,
+        drifting: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.in_features, self.full, self.drifting, self.rows = in_features, full, drifting, 0
+        shape = (in_features, in_features) if full else (in_features,)
+        self._sum = torch.zeros(shape, dtype=torch.float32, device=device)
+        square = (in_features, in_features)
+        self._drift = torch.zeros(square, dtype=torch.float32, device=device) if drifting else None
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor, reference: Tensor | None = None) -> None:
+        """inputs [..., K] in any floating dtype, and the unquantized model's for the same batch if drift is
+        gathered; a batch of no rows adds nothing."""
+        rows = inputs.detach().reshape(-1, self.in_features)
+        if self.full:
+            _add_product(self._sum, rows, rows)
+        else:
+            self._sum += rows.float().square().sum(0)
+        if self.drifting:
+            _add_product(self._drift, reference.detach().reshape(rows.shape) - rows, rows)
+        self.rows += rows.shape[0]
+
+    @property
+    def second_moment(self) -> Tensor:
+        """[K, K] fp32: the mean of x xᵀ. Raises SchemeError if nothing, or nothing finite, was seen."""
+        if not self.full:
+            raise ValueError("only the diagonal was gathered")
+        return self._mean()
+
+    @property
+    def mean_square(self) -> Tensor:
+        """[K] fp32: the mean of x²; raises as `second_moment`."""
+        return self._mean().diagonal() if self.full else self._mean()
+
+    @property
+    def drift(self) -> Tensor | None:
+        """[K, K] fp32: the mean of (x' - x) xᵀ; None if it is not gathered; raises as `second_moment`."""
+        return self._mean(self._drift) if self.drifting else None
+
+    def _mean(self, total: Tensor | None = None) -> Tensor:
+        if not self.rows:
+            raise SchemeError("no calibration input was seen")
+        mean = (self._sum if total is None else total) / self.rows
+        if not torch.isfinite(mean).all():
+            raise SchemeError("the calibration inputs hold values that are not finite (inf or nan)")
+        return mean
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total [K, K] += leftᵀ right, for rows [M, K] in any floating dtype."""
+    if left.dtype == torch.bfloat16 and left.device.type == "cuda":
+        total += torch.mm(left.T, right, out_dtype=torch.float32)  # exact products, summed in fp32
+    else:
+        total.addmm_(left.float().T, right.float())

@@ -1,0 +1,87 @@
+"""Embeddings and convolutions whose weight is stored in 8 bits and computed with in 16.
+
+A Linear's product runs on the integers or next to them; these keep the classes they are of, with all that those
+do, and read a ``weight`` that is dequantized when it is asked for. An embedding dequantizes only the rows it looks
+up. Memory: weight int8, one scale bf16 for each row of the embedding or output channel of the convolution.
+"""
+
+import copy
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from labkit.quantization import affine
+
+KINDS: dict[str, type[nn.Module]] = {
+    "linear": nn.Linear,
+    "embedding": nn.Embedding,
+    "conv": nn.modules.conv._ConvNd,
+}
+"""What a plan calls the modules that schemes replace."""
+
+
+def module_kind(module: nn.Module) -> str | None:
+    """``linear``, ``embedding`` or ``conv``; None for any other module."""
+    return next((kind for kind, cls in KINDS.items() if isinstance(module, cls)), None)
+
+
+class StoredInt8:
+    """Mixed into a module's class: weight_int8 [N, ...] int8 and scale [N] bf16 in the place of ``weight``."""
+
+    stored_dtype: torch.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight in the default dtype: a full copy each time."""
+        scale = self.scale.float().view(-1, *[1] * (self.weight_int8.ndim - 1))
+        return (self.weight_int8 * scale).to(self.stored_dtype)
+
+    @torch.no_grad()
+    def set_weight(self, weight: Tensor) -> None:
+        """Quantize ``weight`` [N, ...] into the buffers."""
+        rows = weight.flatten(1)
+        scale, zero_point = affine.choose_qparams(rows, 8, None, True, self.scale.dtype)
+        codes = affine.quantize(rows, scale, zero_point, 8, symmetric=True)
+        self.weight_int8.copy_((codes.to(torch.int16) - 128).to(torch.int8).view(weight.shape))
+        self.scale.copy_(scale[:, 0])
+
+
+class StoredEmbedding(StoredInt8):
+    """Dequantizes only the rows that are looked up."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.weight_int8[ids] * self.scale[ids].float()[..., None]
+        return rows.to(self.stored_dtype)
+
+
+def empty_stored(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype) -> nn.Module:
+    """A module that does what ``module`` (an embedding or convolution) does, its buffers not yet filled."""
+    shape = module.weight.shape
+    stored = copy.copy(module)
+    stored.__class__ = _stored_class(type(module))
+    for name in ("_parameters", "_buffers"):
+        setattr(stored, name, dict(getattr(module, name)))
+    del stored._parameters["weight"]
+    stored.stored_dtype = dtype
+    stored.register_buffer("weight_int8", torch.empty(shape, dtype=torch.int8, device=device))
+    stored.register_buffer("scale", torch.empty(shape[0], dtype=torch.bfloat16, device=device))
+    bias = stored._parameters.get("bias")
+    if bias is not None:
+        empty = torch.empty(bias.shape, dtype=dtype, device=device)
+        stored._parameters["bias"] = nn.Parameter(empty, requires_grad=False)
+    return stored
+
+
+def stored_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that `empty_stored` will take, by arithmetic alone."""
+    bias = module._parameters.get("bias")
+    extra = 0 if bias is None else bias.numel() * dtype.itemsize
+    return module.weight.numel() + 2 * module.weight.shape[0] + extra
+
+
+@cache
+def _stored_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class with its weight stored; an embedding with a forward of its own keeps that."""
+    plain = issubclass(cls, nn.Embedding) and cls.forward is nn.Embedding.forward
+    return type(f"Stored{cls.__name__}", (StoredEmbedding if plain else StoredInt8, cls), {})

@@ -1,0 +1,82 @@
+"""The roofline: how fast a product can be at best, by what it computes and what it must read. Charts; no torch.
+
+A Linear [N, K] with r rows of input does 2 r N K operations and reads its weights once: its *intensity* is operations
+over bytes. Below the ridge, peak operations over bandwidth, memory sets the pace; above it, arithmetic does.
+
+Source: Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Model" (2009).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from labkit import traces
+from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ROWS = (1, 4, 16, 64, 256, 1024)
+
+
+def intensity(rows: int, bits: float) -> float:
+    """Operations a byte of a Linear with ``rows`` rows of input and ``bits`` bits a weight: 2 rows / (bits / 8)."""
+    if rows < 1 or bits <= 0:
+        raise LabError(f"a product has at least one row and some bits, not {rows} rows and {bits} bits")
+    return 2 * rows / (bits / 8)
+
+
+def floor_s(weights_bytes: float, bandwidth: float, cache_bytes: float = 0.0) -> float:
+    """Seconds a token takes at least: every weight, and the KV cache, is read once. bandwidth: bytes a second."""
+    if bandwidth <= 0:
+        raise LabError(f"the bandwidth must be positive, not {bandwidth}")
+    return (weights_bytes + cache_bytes) / bandwidth
+
+
+def chart(
+    bandwidth: float,
+    flops: float,
+    bits: Mapping[str, float],
+    rows: Sequence[int] = ROWS,
+    measured: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> "go.Figure":
+    """The roof of a machine, and where Linears of some widths stand below it.
+
+    bandwidth: bytes a second. flops: operations a second. bits: name -> bits a weight; each gets a mark for every
+    number of rows, on the roof (what could be). measured: name -> (intensity, operations a second), as crosses.
+    """
+    import plotly.graph_objects as go
+
+    ridge = flops / bandwidth
+    lows = [intensity(rows[0], width) for width in bits.values()]
+    highs = [intensity(rows[-1], width) for width in bits.values()]
+    ends = [min([*lows, ridge]) / 2, ridge, max([*highs, ridge]) * 2]
+    figure = traces.subplots(1, 1, [""])
+    figure.add_trace(
+        go.Scatter(
+            x=ends, y=[min(flops, x * bandwidth) / 1e9 for x in ends], mode="lines", name="the roof",
+            line={"color": traces.TEXT, "width": 3}, hoverinfo="skip",
+        )
+    )  # fmt: skip
+    for number, (name, width) in enumerate(bits.items()):
+        x = [intensity(count, width) for count in rows]
+        mark = {"color": traces.plan_colour(name), "symbol": traces.SYMBOLS[number], "size": 11}
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=[min(flops, one * bandwidth) / 1e9 for one in x], mode="markers", name=name, marker=mark,
+                customdata=list(rows),
+                hovertemplate=f"<b>{name}</b>, %{{customdata}} rows<br>%{{x:.3g}} operations a byte<br>"
+                "at most %{y:.4g} GFLOP/s<extra></extra>",
+            )
+        )  # fmt: skip
+    for name, points in (measured or {}).items():
+        figure.add_trace(
+            go.Scatter(
+                x=[x for x, _ in points], y=[y / 1e9 for _, y in points], mode="markers", showlegend=False,
+                marker={"color": traces.plan_colour(name), "symbol": "x-thin", "size": 10,
+                        "line": {"width": 2.5, "color": traces.plan_colour(name)}},
+                hovertemplate=f"<b>{name}</b>, measured<br>%{{y:.4g}} GFLOP/s<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title="intensity: operations for each byte of weights (logarithmic)", type="log")
+    figure.update_yaxes(title="GFLOP/s (logarithmic)", type="log")
+    return traces.styled(figure, height=430, legend=True)

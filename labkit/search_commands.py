@@ -1,0 +1,118 @@
+"""What ``labkit sensitivity`` and ``labkit search`` do."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from labkit.amounts import Amounts
+from labkit.files import atomic_path
+from labkit.formats import format_bytes, format_rate
+from labkit.terminal import console, make_table
+
+SHOWN_LINEARS = 12
+
+
+def sensitivity(options: argparse.Namespace) -> None:
+    """``labkit sensitivity``: measure, then print the most sensitive and where the files are."""
+    from labkit.sensitivity import measure_sensitivity
+
+    found = measure_sensitivity(
+        options.model,
+        options.schemes,
+        material=_material(options),
+        parts=not options.no_parts,
+        device=options.device,
+        jobs=options.jobs,
+        threads=options.threads,
+        output=options.output,
+    )
+    output = Path(options.output or Path("results") / f"sensitivity-{Path(found.settings['model']).name}")
+    _write_chart(output / "sensitivity.html", found.plot())
+    screen = console()
+    for scheme in found.settings["schemes"]:
+        measured = [one for one in found.linears if one["scheme"] == scheme and "kl" in one]
+        rows = [
+            [one["linear"], one["role"] or "–", f"{one['kl']:.2e}", f"{one['sqnr_db']:.1f} dB"]
+            for one in sorted(measured, key=lambda one: -one["kl"])[:SHOWN_LINEARS]
+        ]
+        headers = ["Linear", "Part", "KL, nats a token", "Output"]
+        screen.print(make_table(f"Most sensitive to {scheme}, each alone", headers, rows, text_columns=(1,)))
+    if found.parts:
+        headers = ["Part", "Scheme", "Bytes", "KL, nats a token", "Click accuracy", "Right steps"]
+        rows = [
+            [
+                one["part"],
+                one["scheme"],
+                format_bytes(one["bytes"]),
+                f"{one['kl']:.2e}",
+                format_rate(one.get("click_accuracy")),
+                format_rate(one.get("step_success_rate")),
+            ]
+            for one in found.parts
+        ]
+        screen.print(make_table("Whole parts", headers, rows, text_columns=(1,)))
+    _tell_files(screen, output / "sensitivity.json", output / "sensitivity.html")
+
+
+def search(options: argparse.Namespace) -> None:
+    """``labkit search``: find a plan, then print what was measured and where the files are."""
+    from labkit.search import search_plan
+
+    found = search_plan(
+        options.model,
+        memory=options.memory,
+        bits=options.bits,
+        max_loss=options.max_loss,
+        schemes=options.schemes,
+        against=[one.strip() for one in options.against.split(",") if one.strip()],
+        material=_material(options),
+        test_items=options.test_items,
+        name=options.name,
+        device=options.device,
+        jobs=options.jobs,
+        threads=options.threads,
+        sensitivities=options.sensitivities,
+        parts=not options.no_parts,
+        output=options.output,
+    )
+    output = Path(found.path).parent
+    _write_chart(output / "pareto.html", found.plot())
+    screen = console()
+    rows = [
+        [
+            one["plan"],
+            format_bytes(one["bytes"]),
+            "–" if one.get("predicted_kl") is None else f"{one['predicted_kl']:.2e}",
+            f"{one['kl']:.2e}",
+            f"{one['perplexity']:.2f}" if "perplexity" in one else format_rate(one.get("step_success_rate")),
+        ]
+        for one in found.rows()
+    ]
+    judged = "Perplexity" if "perplexity" in found.found else "Right steps"
+    headers = ["Plan", "Weights", "KL, predicted", "KL, measured", judged]
+    screen.print(make_table("On validation items", headers, rows))
+    for sentence in found.conclusions():
+        screen.print(f"• {sentence}", highlight=False)
+    if found.test:
+        from labkit import tables
+        from labkit.comparison import Comparison
+
+        measurements = Comparison.load(output / "test").measurements
+        screen.print(make_table("On test items", *tables.quality_table(measurements)))
+    _tell_files(screen, found.path, output / "search.json", output / "pareto.html")
+
+
+def _material(options: argparse.Namespace) -> Any:
+    from labkit.material import Material
+
+    return Material(**{item.name: getattr(options, item.name) for item in fields(Amounts)})
+
+
+def _write_chart(path: Path, chart: Any) -> None:
+    with atomic_path(path) as temporary:
+        chart.write_html(temporary, include_plotlyjs=True)
+
+
+def _tell_files(screen: Any, *paths: Any) -> None:
+    screen.print("\n".join(map(str, paths)), highlight=False, soft_wrap=True)

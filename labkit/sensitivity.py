@@ -1,0 +1,271 @@
+"""Sensitivity: what each Linear, and each part, costs when it alone is quantized.
+
+``labkit.measure_sensitivity("pocket")`` replaces every Linear alone by every candidate scheme and takes down the
+KL divergence of the model's answers from the unquantized model's, and the signal-to-noise ratio of the layer's
+output; then every part as a whole, with its taps. Resumable: each record is kept as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.amounts import CANDIDATES
+from labkit.candidates import parse_candidates
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.material import Material
+from labkit.preflight import check_count, lab_version, usable_cores
+from labkit.recordfolder import RecordFolder
+from labkit.workers import run_workers
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+    from labkit.models import ModelSpec
+
+FP32_PARAMETERS = 2e9
+"""Models up to this size are measured in fp32: rounding to bf16 alone diverges as much as a good scheme."""
+
+
+@dataclass
+class Sensitivity:
+    """What was measured, in plain records.
+
+    Attributes:
+        settings: what it was measured with.
+        linears: ``linear, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db, measure_s`` each, or
+            ``unsupported`` in place of the last five.
+        parts: ``part, scheme, bytes, kl, agreement`` each, and taps for models that see.
+    """
+
+    settings: dict[str, Any]
+    linears: list[dict[str, Any]] = field(repr=False)
+    parts: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def table(self) -> pandas.DataFrame:
+        """One row a Linear and scheme."""
+        import pandas
+
+        return pandas.DataFrame(self.linears)
+
+    def parts_table(self) -> pandas.DataFrame:
+        """One row a part and scheme."""
+        import pandas
+
+        return pandas.DataFrame(self.parts)
+
+    def plot(self) -> plotly.graph_objects.Figure:
+        """A heat map: kinds of Linears by layers, one scheme at a time."""
+        from labkit.method_plots import sensitivity_heat_map
+
+        return sensitivity_heat_map(self.linears)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ``sensitivity.json`` (or ``path`` itself if it ends in .json), whole or not at all."""
+        path = Path(path)
+        path = path if path.suffix == ".json" else path / "sensitivity.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Sensitivity:
+        """Read what `save` wrote. Raises LabError if it is missing or damaged."""
+        path = Path(path)
+        path = path if path.suffix == ".json" else path / "sensitivity.json"
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise LabError(f"{path} is not there: measure with `labkit sensitivity` first") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise LabError(f"{path} is damaged: {error}") from None
+
+
+class SensitivityInterrupted(KeyboardInterrupt):
+    """Ctrl-C: what was measured is on disk."""
+
+
+def measure_sensitivity(
+    model: str | os.PathLike = "pocket",
+    schemes: str | Sequence[str] = CANDIDATES,
+    *,
+    material: Material | None = None,
+    parts: bool = True,
+    device: str = "auto",
+    jobs: int | None = None,
+    threads: int | None = None,
+    output: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Sensitivity:
+    """Measure every Linear under every candidate scheme alone, then every part.
+
+    Args:
+        model: a name from ``labkit models``, a checkpoint folder, or a hub id.
+        schemes: candidates, as `labkit.candidates` reads them.
+        material: how many items, or which text (`labkit.material`).
+        parts: measure whole parts too, with their taps.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        jobs: processes side by side (default: one for every two cores; one on a GPU).
+        threads: CPU threads of each (default: the cores, shared out).
+        output: a folder; what is measured there already with the same settings is kept. Default:
+            ``results/sensitivity-MODEL``.
+        progress: show a progress bar.
+
+    Raises:
+        LabError: whatever cannot work, before anything is measured.
+        SensitivityInterrupted: Ctrl-C; the same call again continues.
+    """
+    job = _prepare(model, schemes, material or Material(), parts, device)
+    output = Path(output or Path("results") / f"sensitivity-{Path(job.spec.name).name}")
+    folder = RecordFolder(output, "sensitivities")
+    folder.open(job.settings)
+    cores = usable_cores()
+    jobs = (1 if job.device != "cpu" else max(cores // 2, 1)) if jobs is None else jobs
+    check_count("jobs", jobs)
+    threads = max(cores // jobs, 1) if threads is None else threads
+    check_count("threads", threads)
+    _measure_missing(job, folder, jobs, threads, progress)
+    records = folder.records()
+    order = {(name, label): i for i, (name, label) in enumerate(job.tasks)}
+    linears = sorted((one for one in records if "linear" in one), key=lambda one: order[_key(one)])
+    found = Sensitivity(job.settings, linears, [one for one in records if "part" in one])
+    found.save(output)
+    return found
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checked measurement: its settings and all its tasks, (Linear, scheme) and (part, scheme)."""
+
+    spec: ModelSpec
+    settings: dict[str, Any]
+    device: str
+    dtype: str
+    material: Material
+    tasks: list[tuple[str, str]]
+    parts: list[tuple[str, str]]
+
+
+def _prepare(
+    model: str | os.PathLike, schemes: str | Sequence[str], material: Material, parts: bool, device: str
+) -> _Job:
+    from labkit.bench import can_store, measurable_linears, measurable_others
+    from labkit.loading import choose_device
+    from labkit.models import find_roles, get_spec
+    from labkit.models.checkpoint import Checkpoint, folder_fingerprint
+
+    spec = get_spec(model)
+    if spec.is_quantized:
+        raise LabError(f"{spec.name} is quantized already: give the model that it was made of")
+    candidates = parse_candidates(schemes)
+    chosen = str(choose_device(device))
+    for scheme in candidates.values():
+        scheme.validate_environment(chosen)
+    checkpoint = Checkpoint(spec)
+    material.check(spec.name, checkpoint.family.modalities)
+    checkpoint.check_weights()
+    skeleton = checkpoint.skeleton()
+    size = sum(parameter.numel() for parameter in skeleton.parameters())
+    linears, roles = measurable_linears(skeleton), find_roles(skeleton)
+    dtype = "fp32" if size <= FP32_PARAMETERS else "bf16"
+    settings = {
+        "version": lab_version(),
+        "model": spec.name,
+        "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
+        "schemes": list(candidates),
+        "material": material.settings(),
+        "dtype": dtype,
+        "device": chosen.partition(":")[0],
+    }
+    stored = [
+        (name, label)
+        for name in measurable_others(skeleton)
+        for label, scheme in candidates.items()
+        if can_store(scheme, skeleton.get_submodule(name))
+    ]
+    wanted = dict.fromkeys(role for name in linears if (role := roles.get(name))) if parts else {}
+    return _Job(
+        spec,
+        settings,
+        chosen,
+        dtype,
+        material,
+        [(name, label) for name in linears for label in candidates] + stored,
+        [(role, label) for role in wanted for label in candidates],
+    )
+
+
+def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, progress: bool) -> None:
+    from tqdm.auto import tqdm
+
+    records = folder.records()
+    done = {_key(one) for one in records if "linear" in one}
+    tasks = [task for task in job.tasks if task not in done]
+    done_parts = {
+        _key(one) for one in records if "part" in one
+    }  # the part lm_head is the Linear of that name
+    parts = [task for task in job.parts if task not in done_parts]
+    total = len(job.tasks) + len(job.parts)
+    if not tasks and not parts:
+        return
+    with tqdm(
+        total=total, initial=total - len(tasks) - len(parts), desc="Sensitivity", unit=" measured",
+        disable=not progress,
+    ) as bar:  # fmt: skip
+        try:
+            if not (folder.path / "probe.safetensors").is_file():
+                bar.set_description("Sensitivity: the unquantized model answers")
+                _make_probe(job, folder)
+            bar.set_description("Sensitivity")
+            linears = list(dict.fromkeys(name for name, _ in tasks))
+            requests = [
+                {
+                    "folder": str(folder.path),
+                    "stream": number + 1,
+                    "model_source": str(job.spec.folder or job.spec.source),
+                    "device": job.device,
+                    "threads": threads,
+                    "dtype": job.dtype,
+                    "candidates": job.settings["schemes"],
+                    "material": asdict(job.material),
+                    "linears": _share(linears, number, jobs),
+                    "parts": _share(parts, number, jobs),
+                    "done": sorted(done),
+                }
+                for number in range(jobs)
+            ]
+            requests = [one for one in requests if one["linears"] or one["parts"]]
+            run_workers(
+                "labkit._sensitivity_worker",
+                requests,
+                lambda event: bar.update(),
+                logs=folder.path,
+                threads=threads,
+            )
+        except KeyboardInterrupt:
+            kept = len(folder.records())
+            raise SensitivityInterrupted(
+                f"interrupted: {kept} of {total} are measured; run the same again to continue"
+            ) from None
+
+
+def _make_probe(job: _Job, folder: RecordFolder) -> None:
+    from labkit.loading import load
+
+    engine = load(job.spec, job.dtype, job.device, progress=False)
+    job.material.make_probe(engine).save(folder.path / "probe.safetensors")
+
+
+def _share(tasks: Sequence[Any], number: int, jobs: int) -> list[Any]:
+    """The ``number``-th of ``jobs`` nearly equal runs of tasks."""
+    size = -(-len(tasks) // jobs)
+    return list(tasks[number * size : (number + 1) * size])
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record.get("linear") or record["part"], record["scheme"]

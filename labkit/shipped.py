@@ -1,0 +1,30 @@
+"""The comparisons that come with the lab, under ``assets/results``: for those without the machine that made them."""
+
+from pathlib import Path
+
+from labkit.comparison import Comparison
+from labkit.models.spec import assets_folder
+
+
+def names() -> list[str]:
+    """Their folders' names."""
+    return sorted(path.parent.name for path in _folder().glob("*/results.json"))
+
+
+def load(name: str) -> Comparison:
+    """One of them. Raises ResultsError if it is not there."""
+    return Comparison.load(_folder() / name)
+
+
+def on_gpus() -> dict[str, Comparison]:
+    """Name -> comparison, of those that were measured on a GPU; empty if none is shipped."""
+    found = {name: load(name) for name in names()}
+    return {
+        name: comparison
+        for name, comparison in found.items()
+        if any(m.device.startswith("cuda") for m in comparison.measurements)
+    }
+
+
+def _folder() -> Path:
+    return assets_folder() / "results"

@@ -1,0 +1,172 @@
+"""A specimen: one Linear of a model with the inputs that it really gets, to try schemes on and to look at.
+
+    specimen = Specimen.of(labkit.load("pocket", "fp32"), "model.language_model.layers.1.mlp.down_proj")
+    specimen.output_db("int8-dynamic"), specimen.output_db("llm-int8")
+
+Nothing of the model is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.calibration import default_calibration
+from labkit.candidates import parse_candidate
+from labkit.errors import LabError
+from labkit.lockstep import run_model, to_device
+from labkit.quantization import Scheme, affine, gptq
+from labkit.quantization.affine import sqnr_db
+from labkit.quantization.gptq_watch import Step, watch
+from labkit.quantization.statistics import InputStatistics
+
+if TYPE_CHECKING:
+    import numpy
+
+KEPT_ROWS = 2048
+JUDGING = 4  # every fourth item judges, and is not seen by what calibrates
+
+
+class SpecimenError(LabError):
+    """No such Linear, or no input came to it."""
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One Linear and its inputs.
+
+    Attributes:
+        name: its name in the model.
+        linear: the Linear, in fp32 and with a weight of its own.
+        inputs: [M, K] fp32, M at most `KEPT_ROWS`: rows of the items that judge.
+        statistics: second moments of the inputs of the other items, which calibrate.
+    """
+
+    name: str
+    linear: nn.Linear
+    inputs: Tensor
+    statistics: InputStatistics
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, engine: Any, name: str, items: int = 12, batches: Sequence[Any] | None = None) -> Specimen:
+        """Take the Linear ``name`` with its inputs on calibration items, or on ``batches`` of the model's arguments.
+
+        One in `JUDGING` of them judges what the others calibrate; a single one does both.
+
+        Raises:
+            SpecimenError: the model has no such Linear, or nothing came to it.
+        """
+        try:
+            linear = engine.model.get_submodule(name)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, nn.Linear):
+            some = [one for one, module in engine.model.named_modules() if isinstance(module, nn.Linear)][:3]
+            raise SpecimenError(f"the model has no Linear called {name}; there are {', '.join(some)} …")
+        if batches is None:
+            batches = default_calibration(engine.processor, engine.modalities, items, model=engine.model)
+        rows: list[Tensor] = []
+        statistics = InputStatistics(linear.in_features, device=linear.weight.device)
+        given: list[Tensor] = []
+        handle = linear.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].detach()))
+        try:
+            for number, batch in enumerate(batches):
+                run_model(engine.model, to_device(batch, linear.weight.device))
+                judges = number % JUDGING == JUDGING - 1
+                for one in given:
+                    if judges or len(batches) == 1:
+                        rows.append(one.reshape(-1, linear.in_features).float().cpu())
+                    if not judges:
+                        statistics.add(one)
+                given.clear()
+        finally:
+            handle.remove()
+        if not rows or not statistics.rows:
+            raise SpecimenError(f"no calibration item comes to {name}")
+        inputs = torch.cat(rows)
+        inputs = inputs[:: -(-len(inputs) // KEPT_ROWS)]
+        copied = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)
+        copied.weight.copy_(linear.weight)
+        if linear.bias is not None:
+            copied.bias.copy_(linear.bias)
+        return cls(name, copied.requires_grad_(False), inputs, statistics)
+
+    @property
+    def weight(self) -> Tensor:
+        """[N, K] fp32."""
+        return self.linear.weight.detach()
+
+    @cached_property
+    def columns(self) -> gptq.Columns:
+        """Order and factor of its columns, most active first (`gptq.prepare_columns`)."""
+        return gptq.prepare_columns(self.statistics.second_moment)
+
+    def channel_sizes(self) -> dict[str, numpy.ndarray]:
+        """``{"largest", "typical"}``: of each input channel [K] the largest value seen, and the root mean square."""
+        return {
+            "largest": self.inputs.abs().amax(0).numpy(),
+            "typical": self.inputs.square().mean(0).sqrt().numpy(),
+        }
+
+    def outlier_share(self, threshold: float) -> float:
+        """The share of input channels with a value above ``threshold``: what LLM.int8() keeps in 16 bits."""
+        return (self.inputs.abs().amax(0) > threshold).float().mean().item()
+
+    def correlation(self, count: int = 160) -> numpy.ndarray:
+        """Second moments of the inputs over their sizes, between -1 and 1, of the ``count`` most active columns, in
+        the order of the solve."""
+        order = self.columns.order[:count]
+        moment = self.statistics.second_moment[order][:, order]
+        size = moment.diagonal().clamp(min=1e-30).sqrt()
+        return (moment / size / size[:, None]).numpy()
+
+    @torch.no_grad()
+    def quantized(self, scheme: str | Scheme) -> nn.Module:
+        """The module that ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.candidates`) puts in its place."""
+        scheme = parse_candidate(scheme) if isinstance(scheme, str) else scheme
+        return scheme.quantize_linear(self.linear, statistics=self.statistics)
+
+    @torch.no_grad()
+    def output_db(self, scheme: str | Scheme) -> float:
+        """Signal-to-noise ratio of its outputs on the items that judge, in dB: 20 dB is an error of a tenth."""
+        return sqnr_db(self.linear(self.inputs), self.quantized(scheme)(self.inputs))
+
+    def output_error(self, approximation: Tensor) -> float:
+        """The squared output error of a weight [N, K] in its place, as a share of the squared output, on
+        the items that calibrate."""
+        return gptq.trace_error(self.weight, approximation, self.statistics.second_moment)
+
+    def qparams(self, num_bits: int = 4, group_size: int = 64) -> tuple[Tensor, Tensor]:
+        """scale and zero_point [N, K/G] of the whole range of each group."""
+        return affine.choose_qparams(self.weight, num_bits, group_size, False, torch.bfloat16)
+
+    def solve_errors(self, num_bits: int = 4, group_size: int = 64) -> Mapping[str, list[float]]:
+        """The squared output error that each step adds, rounding to the nearest and solving, with and without the
+        order of falling activation; for `labkit.method_plots.column_errors`."""
+        qparams, moment = self.qparams(num_bits, group_size), self.statistics.second_moment
+        curves = {"rounded to the nearest": self._nearest_errors(qparams, num_bits)}
+        for label, act_order in (("solved, left to right", False), ("solved, most active first", True)):
+            columns = gptq.prepare_columns(moment, act_order=act_order)
+            solution = gptq.solve(self.weight, columns, *qparams, num_bits)
+            curves[label] = solution.column_errors[columns.order].tolist()
+        return curves
+
+    def watch(self, rows: int = 8, num_bits: int = 4, group_size: int = 64) -> list[Step]:
+        """Every step of the solve of the first ``rows`` output channels."""
+        scale, zero_point = self.qparams(num_bits, group_size)
+        return list(watch(self.weight[:rows], self.columns, scale[:rows], zero_point[:rows], num_bits))
+
+    def _nearest_errors(self, qparams: tuple[Tensor, Tensor], num_bits: int) -> list[float]:
+        """What rounding one column after the other to the nearest adds, in the order of the solve."""
+        scale, zero_point = qparams
+        codes = affine.quantize(self.weight, scale, zero_point, num_bits)
+        change = (self.weight - affine.dequantize(codes, scale, zero_point))[:, self.columns.order]
+        moment = self.columns.moment
+        before = change @ moment.triu(1)  # what the columns before have already done to the output
+        return ((2 * before + change * moment.diagonal()) * change).sum(0).tolist()

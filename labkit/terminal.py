@@ -1,0 +1,38 @@
+"""The terminal: where tables are printed, and how they look."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+def console() -> Any:
+    """The terminal, or a plain page of fixed width where output goes elsewhere."""
+    from rich.console import Console
+
+    class LabConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich's own exits with code 1; `labkit.cli.main` knows better
+            raise BrokenPipeError
+
+    return LabConsole() if sys.stdout.isatty() else LabConsole(width=WIDTH_WITHOUT_TERMINAL)
+
+
+def make_table(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()
+) -> Any:
+    """A table of text: the first column and ``text_columns`` to the left, the others to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from labkit.tables import ARTICLE_ROW
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, header in enumerate(headers):
+        text = index == 0 or index in text_columns
+        table.add_column(header, justify="left" if text else "right", no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        style = "italic dim" if row[0] == ARTICLE_ROW else ""
+        table.add_row(*(Text(cell) for cell in row), style=style)
+    return table

@@ -1,0 +1,83 @@
+"""How fast this machine moves bytes, multiplies, and multiplies by quantized weights: small measurements.
+
+Every figure is the median of several calls after a warm-up; on a GPU the clock stops when the work is done. They take
+seconds, and say what the machine could do, not what an engine does.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from labkit.quantization import Scheme, get_scheme
+
+BUFFER_BYTES = 128 * 2**20
+"""Larger than a processor's caches, so that memory is measured."""
+
+
+def median_s(run: Callable[[], object], device: str = "cpu", repeats: int = 7) -> float:
+    """Seconds of one call: the median of ``repeats``, after two that are not counted."""
+    spent = []
+    for number in range(repeats + 2):
+        _finish(device)
+        began = time.perf_counter()
+        run()
+        _finish(device)
+        if number > 1:
+            spent.append(time.perf_counter() - began)
+    return statistics.median(spent)
+
+
+def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
+    """Bytes a second that memory moves: a copy, which reads each byte once and writes it once."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / median_s(lambda: target.copy_(source), device)
+
+
+def flops(device: str = "cpu", side: int = 1024) -> float:
+    """Operations a second of a square matrix product, 2 * side³ of them, in fp32 or bf16: the faster of the two."""
+    spent = []
+    for dtype in (torch.float32, torch.bfloat16):
+        left = torch.randn(side, side, device=device).to(dtype)
+        right = torch.randn(side, side, device=device).to(dtype)
+        spent.append(median_s(lambda left=left, right=right: left @ right, device))
+    return 2 * side**3 / min(spent)
+
+
+@torch.no_grad()
+def products(
+    schemes: Sequence[str | Scheme] | Mapping[str, Scheme],
+    rows: Sequence[int] = (1, 16, 256),
+    *,
+    size: tuple[int, int] = (4096, 1024),
+    device: str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, list[tuple[int, float]]]:
+    """Scheme -> (rows, seconds) of one Linear of random weights.
+
+    rows: of the input: 1 is decoding for one person, hundreds are reading a prompt. size: output and input features.
+    Raises SchemeError for a scheme that cannot take this Linear here.
+    """
+    if not isinstance(schemes, Mapping):
+        known = [get_scheme(one) if isinstance(one, str) else one for one in schemes]
+        schemes = {scheme.name: scheme for scheme in known}
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(size[1], size[0], bias=False)
+    linear.weight.copy_(torch.randn(size, generator=generator) * 0.03)
+    linear.to(device=device, dtype=dtype)
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, scheme in schemes.items():
+        module = scheme.quantize_linear(linear, device=device, dtype=dtype)
+        for count in rows:
+            given = torch.randn(count, size[1], generator=generator).to(device=device, dtype=dtype)
+            spent = median_s(lambda module=module, given=given: module(given), device)
+            found.setdefault(name, []).append((count, spent))
+    return found
+
+
+def _finish(device: str) -> None:
+    if str(device).startswith("cuda"):
+        torch.cuda.synchronize(device)

@@ -1,0 +1,175 @@
+"""`labkit.widgets.explore`: a scheme on a Linear or on a part; weights, error, bytes, and a tap on a screen."""
+
+import html
+from typing import Any
+
+import ipywidgets
+
+from labkit import exploring, phonetap, show, weight_plots
+from labkit.engine import Engine
+from labkit.errors import LabError
+from labkit.formats import format_bytes
+from labkit.loading import load
+from labkit.widgets.fields import STYLE, WIDE, SchemeOptions, live, message
+
+ONE, ALL = "this Linear", "the whole part"
+CHART_WIDTH = 450
+"""Pixels: charts that are drawn before they are shown cannot know their place."""
+SAMPLED = 400_000
+"""Weights of a histogram at most; of larger matrices every n-th is taken."""
+
+
+class Explore(ipywidgets.VBox):
+    """See `labkit.widgets.explore`. ``look`` is what is shown: an `exploring.Look`."""
+
+    def __init__(
+        self,
+        model: str | Engine = "pocket",
+        part: str = "decoder",
+        linear: str | None = None,
+        scheme: str = "int4",
+        items: int = 12,
+    ) -> None:
+        self.engine = model if isinstance(model, Engine) else load(model, "fp32", progress=False)
+        self.parts = exploring.linears(self.engine)
+        self.items = phonetap.items("typed", items)
+        self.look: exploring.Look | None = None
+        self._before: dict[int, Any] = {}
+        self._quiet = False
+        self._make_controls(part if part in self.parts else next(iter(self.parts)), linear, scheme)
+        self._make_results()
+        controls = ipywidgets.VBox(
+            [self.part, self.linear, self.scope, self.scheme, self.options, self.screen],
+            layout=ipywidgets.Layout(width="290px", flex="0 0 auto"),
+        )
+        charts = ipywidgets.VBox(
+            [self.status, self.facts, self.weights, self.errors],
+            layout=ipywidgets.Layout(flex=f"1 1 {CHART_WIDTH}px", overflow="hidden"),
+        )
+        row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%", grid_gap="14px")
+        super().__init__([ipywidgets.Box([controls, charts, self.taps], layout=row)], layout=WIDE)
+        self.update()
+
+    def _make_controls(self, part: str, linear: str | None, scheme: str) -> None:
+        def common(name: str, told: str) -> dict[str, Any]:
+            return {"description": name, "tooltip": told, "style": STYLE, "layout": WIDE}
+
+        self.part = ipywidgets.Dropdown(
+            options=list(self.parts), value=part, **common("part", "a part of the model")
+        )
+        names = self.parts[part]
+        self.linear = ipywidgets.Dropdown(
+            options=names,
+            value=linear if linear in names else names[-1],
+            **common("Linear", "one matrix of weights"),
+        )
+        self.scope = ipywidgets.Dropdown(
+            options=[ONE, ALL], **common("for the tap", "what is quantized when the model answers")
+        )
+        known = exploring.explorable_schemes()
+        self.scheme = ipywidgets.Dropdown(
+            options=known,
+            value=scheme if scheme in known else known[-1],
+            **common("scheme", "how the weights are stored and multiplied"),
+        )
+        self.screen = ipywidgets.IntSlider(
+            value=0,
+            min=0,
+            max=len(self.items) - 1,
+            continuous_update=False,
+            **common("screen", "which test item the model is asked"),
+        )
+        self.options = SchemeOptions(self.update)
+        self.options.show(self.scheme.value)
+        self.part.observe(self._part_changed, names="value")
+        self.scheme.observe(self._scheme_changed, names="value")
+        for one in (self.linear, self.scope):
+            one.observe(lambda _: self.update(), names="value")
+        self.screen.observe(lambda _: self.show_tap(), names="value")
+
+    def _make_results(self) -> None:
+        self.status, self.facts = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
+        self.taps = ipywidgets.HTML(layout=ipywidgets.Layout(width="330px", flex="0 0 auto"))
+        zeros = [[0.0, 0.0], [0.0, 0.0]]
+        self.weights = live(weight_plots.histogram(zeros, zeros), 280, CHART_WIDTH)
+        self.errors = live(weight_plots.heat(zeros, "error"), 260, CHART_WIDTH)
+
+    def _part_changed(self, _: Any) -> None:
+        self._quiet = True
+        names = self.parts[self.part.value]
+        self.linear.options = names
+        self.linear.value = names[-1]
+        self._quiet = False
+        self.update()
+
+    def _scheme_changed(self, _: Any) -> None:
+        self.options.show(self.scheme.value)
+        self.update()
+
+    def update(self) -> None:
+        """Quantize what is chosen and draw it anew; what is refused is said, and the last state stays."""
+        if self._quiet:
+            return
+        self.status.value = message("working …")
+        try:
+            scheme = self.options.scheme()
+            self.look = exploring.look(self.engine, self.linear.value, scheme)
+        except LabError as error:
+            self.status.value = message(str(error), is_error=True)
+            return
+        self._show_weights()
+        self.show_tap()
+
+    def show_tap(self) -> None:
+        """Let the model answer with the unquantized weights and with these, and draw both taps."""
+        if self.look is None:
+            return
+        number = self.screen.value
+        item = self.items[number]
+        try:
+            if number not in self._before:
+                self._before[number] = exploring.answer(self.engine, item, {})
+            modules = {self.look.name: self.look.module}
+            if self.scope.value == ALL:
+                names = self.parts[self.part.value]
+                modules = exploring.look_at_all(self.engine, names, self.look.scheme)
+            after = exploring.answer(self.engine, item, modules)
+        except LabError as error:
+            self.status.value = message(str(error), is_error=True)
+            return
+        pictures = [show.item(item, self._before[number]), show.item(item, after)]
+        kind = f"every Linear of {self.part.value} in" if self.scope.value == ALL else f"{self.look.name} in"
+        scheme = self.look.scheme.name
+        captions = [
+            f"unquantized: {_judged(item, self._before[number])}",
+            f"{scheme}: {_judged(item, after)}",
+        ]
+        asked = f"<div><b>{html.escape(item.instruction)}</b><br>box: the target, ring: the tap</div>"
+        self.taps.value = asked + show.row(*pictures, captions=captions, height=320).data
+        self.status.value = message(f"{kind} {scheme}")
+
+    def _show_weights(self) -> None:
+        look = self.look
+        rows, columns = look.before.shape
+        self.facts.value = (
+            f"<div style='line-height:1.6'><b>{rows:,} × {columns:,}</b> weights · "
+            f"{format_bytes(look.bytes_before)} → <b>{format_bytes(look.bytes_after)}</b> "
+            f"({look.bits:.2f} bits a weight) · "
+            f"signal to noise <b>{look.sqnr_db:.1f} dB</b> · largest error {look.largest_error:.4f}</div>"
+        )
+        step = -(-look.before.numel() // SAMPLED)
+        before, after = look.before.flatten()[::step], look.after.flatten()[::step]
+        traces = weight_plots.histogram_traces(before, after)
+        with self.weights.batch_update():
+            for shown, new in zip(self.weights.data, traces):
+                shown.x, shown.y = new.x, new.y
+        with self.errors.batch_update():
+            self.errors.data[0].z = weight_plots.smaller((look.after - look.before).abs())
+            self.errors.layout.xaxis.title.text = f"input features ({columns:,})"
+            self.errors.layout.yaxis.title.text = f"output features ({rows:,})"
+
+
+def _judged(item: phonetap.Item, generation: Any) -> str:
+    """hit, miss, or the answer itself where nothing is to be tapped."""
+    result = phonetap.score(item, generation.text)
+    return "right" if result.success else "wrong" if result.parsed else f"unreadable ({generation.text[:40]})"

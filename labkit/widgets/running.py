@@ -1,0 +1,162 @@
+"""A comparison in a process of its own: started, followed by what it writes, and stopped so that it can continue.
+
+The kernel holds no model and is never blocked: ``labkit compare`` runs beside it, and its folder tells how far it is.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.comparison import Comparison
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.results import ResultsError
+from labkit.runfolder import RunFolder
+
+LABKIT = (sys.executable, "-m", "labkit")
+"""The command line of this lab."""
+STATES = ("waiting", "measuring", "answering", "finished", "failed")
+
+
+@dataclass(frozen=True)
+class PlanProgress:
+    """How far one plan is: a state of `STATES`, answers given, and how many of them are right."""
+
+    plan: str
+    state: str
+    answers: int = 0
+    right: int = 0
+
+
+class ComparisonRun:
+    """``labkit compare`` with these arguments, and what is known of it. Nothing runs before `start`."""
+
+    def __init__(
+        self,
+        model: str,
+        plans: Sequence[str],
+        output: str | os.PathLike,
+        *,
+        items: int,
+        split: str = "all",
+        device: str = "auto",
+        thinking: bool = False,
+        command: Sequence[str] = LABKIT,
+    ) -> None:
+        self.folder, self.plans, self.items = RunFolder(output), list(plans), items
+        self.arguments = [
+            *command, "compare", model, "--plans", ",".join(plans), "--items", str(items),
+            "--split", split, "--device", device, "--thinking" if thinking else "--no-thinking",
+            "--output", str(output),
+        ]  # fmt: skip
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def log(self) -> Path:
+        """What the process printed."""
+        return self.folder.path / "compare.log"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None before its end. 130: stopped."""
+        return None if self._process is None else self._process.poll()
+
+    def start(self) -> None:
+        """Start the process; it continues what an earlier run left in the folder.
+
+        Raises LabError if it runs already, or if the folder cannot be written.
+        """
+        if self.is_running:
+            raise LabError("this comparison is running already")
+        self.folder.check_writable()
+        package = str(Path(__file__).resolve().parents[2])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with self.log.open("wb") as told:
+            self._process = subprocess.Popen(
+                self.arguments,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "120"},
+                start_new_session=True,
+                preexec_fn=_heed_interrupts,
+            )
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """Interrupt it, as Ctrl-C does: what is measured is kept, and `start` continues. Waits for its end."""
+        if not self.is_running:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for its end; its exit code."""
+        return self._process.wait(timeout_s)
+
+    def progress(self) -> list[PlanProgress]:
+        """How far each plan is, read from the folder."""
+        return [self._progress(plan) for plan in self.plans]
+
+    def comparison(self) -> Comparison | None:
+        """What is finished so far; None before the first plan is."""
+        try:
+            return Comparison.load(self.folder.path)
+        except ResultsError:
+            return None
+
+    def last_words(self) -> str:
+        """The last line of the log that is no progress bar: why it failed."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        lines = [line.rsplit("\r", 1)[-1].strip() for line in text.splitlines()]
+        told = [line for line in lines if line.startswith("labkit: ")] or [line for line in lines if line]
+        return told[-1].removeprefix("labkit: ") if told else ""
+
+    def _progress(self, plan: str) -> PlanProgress:
+        name = Path(plan).stem if plan.endswith((".yaml", ".yml")) else plan
+        if self.folder.finished_path(name).is_file():
+            return PlanProgress(name, "finished", self.items)
+        path = self.folder.partial_path(name)
+        if not path.is_file():
+            return PlanProgress(name, "waiting" if self.code in (None, 130) else "failed")
+        kinds = list(_entries(path))
+        records = [entry["record"] for entry in kinds if entry.get("kind") == "record"]
+        state = "answering" if any(entry.get("kind") == "cost" for entry in kinds) else "measuring"
+        return PlanProgress(name, state, len(records), sum(bool(one.get("success")) for one in records))
+
+
+def write_plan(plan: Any, folder: Path) -> str:
+    """Write a plan that is no preset into ``folder`` and return its path, which names it for a comparison."""
+    with atomic_path(folder / f"{plan.name}.yaml") as temporary:
+        plan.to_yaml(temporary)
+    return str(folder / f"{plan.name}.yaml")
+
+
+def _entries(path: Path) -> Any:
+    """The whole lines of a file that is being written."""
+    for line in path.read_bytes().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _heed_interrupts() -> None:
+    """A lab that was started in the background ignores interrupts, and its children would with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

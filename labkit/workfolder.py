@@ -1,0 +1,150 @@
+"""The work folder of a calibrated quantization: each module that is finished, so that a killed run continues.
+
+```
+work/
+  fingerprint.json               what the run is made of: plan, weights, calibration
+  model.layers.0.mlp.down_proj.safetensors   the tensors of one module
+```
+Every file appears whole or not at all, so a run that is killed at any moment loses the module under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.quantization import Scheme
+
+SUFFIX = ".safetensors"
+
+
+class WorkFolderError(LabError):
+    """The work folder holds another run, is damaged, or cannot be written."""
+
+
+class FinishedModules(Protocol):
+    """Where finished modules are kept, so that an interrupted run continues."""
+
+    def load(
+        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
+    ) -> nn.Module | None:
+        """What an earlier run put in the place of ``module``, or None."""
+
+    def save(self, name: str, module: nn.Module) -> None:
+        """Keep the module that stands in the place ``name``."""
+
+
+class WorkFolder:
+    """Finished modules of one run, on disk.
+
+    Args:
+        path: the folder; made if it is not there.
+        fingerprint: what the run is made of (see `fingerprint_of`): a folder of another run is refused.
+
+    Raises:
+        WorkFolderError: it holds another run, naming what differs, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, fingerprint: Mapping[str, str]) -> None:
+        self.path = Path(path)
+        record = self.path / "fingerprint.json"
+        try:
+            if record.is_file():
+                self._check(json.loads(record.read_text(encoding="utf-8")), fingerprint)
+            elif self.path.is_dir() and any(self.path.glob(f"*{SUFFIX}")):
+                raise WorkFolderError(f"{self.path} holds other files: give a folder of its own")
+            else:
+                with atomic_path(record) as temporary:
+                    temporary.write_text(json.dumps(dict(fingerprint), indent=1), encoding="utf-8")
+        except ValueError as error:
+            if isinstance(error, LabError):
+                raise
+            raise WorkFolderError(f"{record} is damaged: delete {self.path} to begin anew") from None
+        except OSError as error:
+            raise WorkFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+    def _check(self, kept: Mapping[str, str], now: Mapping[str, str]) -> None:
+        differing = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
+        if differing:
+            raise WorkFolderError(
+                f"{self.path} holds a run with another {' and '.join(differing)}: give another folder, or "
+                "delete it to begin anew"
+            )
+
+    def solved(self) -> list[str]:
+        """Names of the modules that are there."""
+        return sorted(path.name.removesuffix(SUFFIX) for path in self.path.glob(f"*{SUFFIX}"))
+
+    def load(
+        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
+    ) -> nn.Module | None:
+        """What was made of ``module``, or None. Raises WorkFolderError if its file is damaged."""
+        path = self.path / f"{name}{SUFFIX}"
+        if not path.is_file():
+            return None
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        made = scheme.empty_module(module, device=device, dtype=dtype)
+        try:
+            made.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            told = str(error).splitlines()[0]
+            raise WorkFolderError(f"{path} is damaged ({told}): delete it to make that module anew") from None
+        return made
+
+    def save(self, name: str, module: nn.Module) -> None:
+        """Keep a finished module."""
+        from safetensors.torch import save_file
+
+        state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
+        try:
+            with atomic_path(self.path / f"{name}{SUFFIX}") as temporary:
+                save_file(state, temporary)
+        except OSError as error:
+            raise WorkFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+
+def fingerprint_of(
+    model: nn.Module, schemes: Mapping[str, Scheme], dtype: torch.dtype, batches: Iterable[Any]
+) -> dict[str, str]:
+    """``{"plan", "weights", "calibration"}``: what decides the outcome of a calibrated quantization."""
+    plan = [(name, scheme.name, scheme.options()) for name, scheme in schemes.items()]
+    return {
+        "plan": hashlib.sha256(repr((plan, dtype)).encode()).hexdigest(),
+        "weights": hash_of(dict(model.state_dict(keep_vars=True))),
+        "calibration": hash_of(list(batches)),
+    }
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of nested mappings, lists and tuples of tensors and plain values."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        whole = value.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(whole.view(torch.uint8).numpy()) if whole.numel() else b"")
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=repr):
+            digest.update(repr(key).encode())
+            _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}]".encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,115 @@
+"""The explore widget shows what a scheme does, says what is refused, and leaves the model as it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from labkit import exploring, weight_plots
+from labkit.errors import LabError
+from labkit.loading import load
+from labkit.models import get_spec
+from labkit.quantization import affine, get_scheme
+from labkit.widgets.explore import ALL, Explore
+
+pytestmark = pytest.mark.skipif(
+    get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
+)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return load("pocket", "fp32", device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def explore(engine):
+    return Explore(engine, part="lm_head", items=3)
+
+
+def test_a_look_is_what_the_scheme_computes(engine):
+    look = exploring.look(engine, "lm_head", get_scheme("int8"))
+    weight = engine.model.lm_head.weight
+    scale, zero_point = affine.choose_qparams(weight, 8, None, True, torch.bfloat16)
+    codes = affine.quantize(weight, scale, zero_point, 8, symmetric=True)
+    assert torch.equal(look.after, affine.dequantize(codes, scale, zero_point))
+    assert look.bytes_before == 4 * weight.numel()
+    assert look.bits == pytest.approx(8 + 32 / weight.shape[1], abs=0.1)
+    better, worse = look.sqnr_db, exploring.look(engine, "lm_head", "int4").sqnr_db
+    assert better > worse + 15
+
+
+def test_the_answer_changes_with_the_modules_and_the_model_does_not(engine, explore):
+    item = explore.items[0]
+    before = engine.generate(item.messages()).text
+    names = [name for names in exploring.linears(engine).values() for name in names]
+    ruined = exploring.look_at_all(engine, names, get_scheme("int4", num_bits=2, symmetric=True))
+    modules = dict(engine.model.named_modules())
+    assert exploring.answer(engine, item, ruined).text != before
+    assert dict(engine.model.named_modules()) == modules
+    assert engine.generate(item.messages()).text == before
+
+
+def test_the_model_is_put_back_when_answering_fails(engine):
+    head = engine.model.lm_head
+    other = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="shapes"), exploring.replaced(engine.model, {"lm_head": other}):
+        engine.model.lm_head(torch.zeros(1, 384))
+    assert engine.model.lm_head is head
+
+
+def test_a_quantized_model_and_unknown_names_are_refused(engine):
+    with pytest.raises(LabError, match="has no module 'eye'"):
+        exploring.look(engine, "eye", "int4")
+    with pytest.raises(LabError, match="is a Glm4vTextModel"):
+        exploring.look(engine, "model.language_model", "int4")
+    with pytest.raises(LabError, match="quantized already"):
+        exploring.linears(load("pocket", "int8", device="cpu", progress=False))
+
+
+def test_moving_a_slider_draws_everything_anew(explore):
+    explore.scheme.value = "int4"
+    curve, picture = np.array(explore.weights.data[1].y), explore.taps.value
+    bits = explore.options.controls["num_bits"]
+    assert bits.tooltip == "bits a weight takes"
+    bits.value = 2
+    assert explore.look.scheme.num_bits == 2
+    assert "2.50 bits a weight" in explore.facts.value
+    assert not np.array_equal(explore.weights.data[1].y, curve)
+    assert explore.errors.data[0].z.shape[0] <= weight_plots.LARGEST_MAP
+    explore.part.value, explore.scope.value = "decoder", ALL
+    assert explore.linear.value.startswith("model.language_model.layers.")
+    assert explore.taps.value != picture
+    assert "every Linear of decoder in int4" in explore.status.value
+
+
+def test_what_a_scheme_refuses_is_said_and_the_last_state_stays(explore):
+    explore.scheme.value = "int4"
+    explore.part.value = "lm_head"
+    shown = explore.look
+    explore.options.controls["group_size"].value = 256
+    assert "Not possible:" in explore.status.value
+    assert "256 does not divide 384" in explore.status.value
+    assert explore.look is shown
+    explore.options.controls["group_size"].value = 32
+    assert "Not possible" not in explore.status.value
+
+
+def test_every_scheme_without_calibration_can_be_chosen(explore):
+    for name in explore.scheme.options:
+        explore.scheme.value = name
+        assert "Not possible" not in explore.status.value, explore.status.value
+        assert explore.look.scheme.name == name
+
+
+def test_a_large_matrix_is_averaged_down_for_its_map():
+    matrix = np.arange(12.0).reshape(3, 4).repeat(200, 0).repeat(200, 1)
+    small = weight_plots.smaller(matrix)
+    assert max(small.shape) <= weight_plots.LARGEST_MAP
+    assert small.mean() == pytest.approx(matrix.mean(), rel=1e-2)
+    assert weight_plots.smaller(np.eye(3)).tolist() == np.eye(3).tolist()
+
+
+def test_a_histogram_counts_every_weight_once():
+    before, after = weight_plots.histogram_traces([-1.0, 0.1, 0.2, 1.0], [-1.0, 0.0, 0.0, 1.0])
+    assert sum(before.y) == pytest.approx(1)
+    assert max(after.y) == 0.5
