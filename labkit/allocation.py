@@ -96,15 +96,19 @@ def units_of(records: Sequence[Mapping[str, Any]], unquantized: str, itemsize: i
 
 
 def allocate(
-    units: Sequence[Unit], budget: float, weights: Mapping[tuple[str | None, str], float] | None = None
+    units: Sequence[Unit],
+    budget: float,
+    weights: Mapping[tuple[str | None, str], float] | None = None,
+    avoid: Sequence[Sequence[Option]] = (),
+    apart: int = 1,
 ) -> Allocation:
     """The choices with the least predicted loss whose bytes are at most ``budget``.
 
     ``weights`` multiply the losses of a part under a scheme, (role, scheme) -> factor: what measuring found
-    predictions to be wrong by.
+    predictions to be wrong by. The choices differ from each of ``avoid`` in at least ``apart`` units.
 
     Raises:
-        AllocationError: even the smallest choices take more, with that number.
+        AllocationError: even the smallest choices take more, with that number; or nothing so different fits.
     """
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -124,12 +128,17 @@ def allocate(
     columns = np.arange(len(options))
     rows = np.array([index for index, _ in options])
     one_each = csr_array((np.ones(len(options)), (rows, columns)), shape=(len(units), len(options)))
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint((sizes / 1e6)[None], -np.inf, budget / 1e6),
+    ]
+    for choices in avoid:
+        schemes = [option.scheme for option in choices]
+        taken = np.array([float(option.scheme == schemes[index]) for index, option in options])
+        constraints.append(LinearConstraint(taken[None], -np.inf, len(units) - apart))
     result = milp(
         cost,
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint((sizes / 1e6)[None], -np.inf, budget / 1e6),
-        ],
+        constraints=constraints,
         integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 1e-6, "time_limit": 60},

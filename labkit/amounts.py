@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 
 from labkit.errors import LabError
 
-CANDIDATES = ("gptq-2bit", "gptq-3bit", "gptq-4bit", "int8")
+CANDIDATES = ("gptq-2bit", "gptq-3bit", "gptq-4bit", "int8", "gptq-8bit")
 """Schemes of which sensitivity is measured, and plans are put together."""
+ROUNDS = 8
+"""Plans that a search measures at most before it keeps the best of them."""
+KEPT_DTYPES = ("bf16", "fp16")
+"""What is not quantized may be kept in: fp16 rounds finer, bf16 holds larger values and is faster on many CPUs."""
 AGAINST = ("int4", "gptq", "int8")
 """Uniform plans beside which a searched one is judged."""
 

@@ -31,8 +31,10 @@ class RecordFolder:
     def __init__(self, path: str | os.PathLike, what: str) -> None:
         self.path, self.what = Path(path), what
 
-    def open(self, settings: Mapping[str, Any]) -> None:
+    def open(self, settings: Mapping[str, Any], grows: str | None = None) -> None:
         """Make the folder, or check that it was made with the same settings.
+
+        The setting ``grows`` is a list that a later run may add to; what it leaves out stays in the folder.
 
         Raises:
             RecordFolderError: it holds something else, naming each setting that differs; or cannot be written.
@@ -43,13 +45,18 @@ class RecordFolder:
             if not record.is_file():
                 if self.path.is_dir() and any(self.path.glob("*.jsonl")):
                     raise RecordFolderError(f"{self.path} holds other files: give another folder")
-                with atomic_path(record) as temporary:
-                    temporary.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
+                _write(record, settings)
                 return
-            kept = json.loads(record.read_text(encoding="utf-8"))
+            kept = dict(json.loads(record.read_text(encoding="utf-8")))
+            if grows is not None:
+                before = kept.get(grows, [])
+                settings[grows] = [*before, *(one for one in settings[grows] if one not in before)]
+                if {**kept, grows: settings[grows]} == settings != kept:
+                    _write(record, settings)
+                    return
         except OSError as error:
             raise RecordFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             if isinstance(error, LabError):
                 raise
             raise RecordFolderError(f"{record} is damaged: delete {self.path} to begin anew") from None
@@ -86,3 +93,8 @@ class RecordFolder:
                         f"{path}: damaged in line {number}; delete the file to make its records anew"
                     ) from None
         return found
+
+
+def _write(path: Path, settings: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import fields
 
-from labkit.amounts import AGAINST, CANDIDATES, Amounts
+from labkit.amounts import AGAINST, CANDIDATES, KEPT_DTYPES, ROUNDS, Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 
 COMMANDS = "labkit.search_commands"
@@ -75,6 +75,14 @@ def add_search(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--test-items", type=count_or_none, default=200, metavar="N",
         help="test items the plan is reported on, 0 for none (200)",
+    )  # fmt: skip
+    command.add_argument(
+        "--rounds", type=count, default=ROUNDS, metavar="N",
+        help=f"plans measured at most before the best of them is kept ({ROUNDS})",
+    )  # fmt: skip
+    command.add_argument(
+        "--dtype", choices=("auto", *KEPT_DTYPES), default="auto",
+        help="of what is not quantized: fp16 rounds finer, bf16 is faster on many CPUs (auto: by measuring)",
     )  # fmt: skip
     command.add_argument("--name", help="the plan's name (from the goal)")
     command.add_argument(

@@ -74,6 +74,8 @@ def search(options: argparse.Namespace) -> None:
         threads=options.threads,
         sensitivities=options.sensitivities,
         parts=not options.no_parts,
+        rounds=options.rounds,
+        dtype=options.dtype,
         output=options.output,
     )
     output = Path(found.path).parent

@@ -112,8 +112,8 @@ def measure_sensitivity(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         jobs: processes side by side (default: one for every two cores; one on a GPU).
         threads: CPU threads of each (default: the cores, shared out).
-        output: a folder; what is measured there already with the same settings is kept. Default:
-            ``results/sensitivity-MODEL``.
+        output: a folder; what is measured there already with the same settings is kept, and further candidates
+            are added to it. Default: ``results/sensitivity-MODEL``.
         progress: show a progress bar.
 
     Raises:
@@ -123,14 +123,14 @@ def measure_sensitivity(
     job = _prepare(model, schemes, material or Material(), parts, device)
     output = Path(output or Path("results") / f"sensitivity-{Path(job.spec.name).name}")
     folder = RecordFolder(output, "sensitivities")
-    folder.open(job.settings)
+    folder.open(job.settings, grows="schemes")
     cores = usable_cores()
     jobs = (1 if job.device != "cpu" else max(cores // 2, 1)) if jobs is None else jobs
     check_count("jobs", jobs)
     threads = max(cores // jobs, 1) if threads is None else threads
     check_count("threads", threads)
     _measure_missing(job, folder, jobs, threads, progress)
-    records = folder.records()
+    records = [one for one in folder.records() if one["scheme"] in job.settings["schemes"]]
     order = {(name, label): i for i, (name, label) in enumerate(job.tasks)}
     linears = sorted((one for one in records if "linear" in one), key=lambda one: order[_key(one)])
     found = Sensitivity(job.settings, linears, [one for one in records if "part" in one])

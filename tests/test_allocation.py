@@ -48,6 +48,31 @@ def test_of_equally_good_plans_the_smallest_is_taken():
     assert allocate(units, 1000).bytes == 100
 
 
+@pytest.mark.parametrize("apart", [1, 2, 3])
+def test_the_next_best_choice_differs_in_so_many_units(apart):
+    units, budget = units_at_random(), 700
+    tried = [allocate(units, budget)]
+    tried.append(allocate(units, budget, avoid=[tried[0].choices], apart=apart))
+    found = allocate(units, budget, avoid=[one.choices for one in tried], apart=apart)
+
+    def fits(choice):
+        others = [sum(a != b for a, b in zip(choice, one.choices)) for one in tried]
+        return sum(option.bytes for option in choice) <= budget and min(others) >= apart
+
+    allowed = [choice for choice in itertools.product(*(one.options for one in units)) if fits(choice)]
+    assert fits(found.choices)
+    assert found.loss == pytest.approx(
+        min(sum(option.loss for option in choice) for choice in allowed), rel=1e-5
+    )
+
+
+def test_where_nothing_so_different_fits_there_is_no_next_choice():
+    units = [unit(0, [Option("bf16", 200, 0.0), Option("int8", 100, 1.0)])]
+    both = [units[0].options[:1], units[0].options[1:]]
+    with pytest.raises(AllocationError, match="no plan was found"):
+        allocate(units, 1000, avoid=both)
+
+
 def test_a_budget_that_nothing_fits_is_refused_with_what_would():
     with pytest.raises(AllocationError, match=r"take 0\.00 MB, more than .*schemes with fewer bits"):
         allocate(units_at_random(), 100)

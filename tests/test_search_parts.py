@@ -103,6 +103,24 @@ def test_records_are_kept_and_half_a_line_is_dropped(tmp_path):
     assert sorted(one["n"] for one in again.records()) == [1, 2, 4]
 
 
+def test_a_list_may_grow_and_nothing_else_may(tmp_path):
+    folder = RecordFolder(tmp_path, "things")
+
+    def kept():
+        return json.loads((tmp_path / "settings.json").read_text())
+
+    folder.open({"a": 1, "list": ["x", "y"]}, grows="list")
+    folder.open({"a": 1, "list": ["z", "x"]}, grows="list")
+    assert kept() == {"a": 1, "list": ["x", "y", "z"]}
+    folder.open({"a": 1, "list": ["y"]}, grows="list")
+    assert kept() == {"a": 1, "list": ["x", "y", "z"]}
+    with pytest.raises(RecordFolderError, match="another kind: a was 1, now 2"):
+        folder.open({"a": 2, "list": ["x"]}, grows="list")
+    with pytest.raises(RecordFolderError, match="list was"):
+        folder.open({"a": 1, "list": ["y"]})
+    assert kept() == {"a": 1, "list": ["x", "y", "z"]}
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     RecordFolder(tmp_path, "things").open({"a": 1, "b_fingerprint": "x"})
     with pytest.raises(RecordFolderError, match="holds things of another kind: a was 1, now 2; give another"):

@@ -16,6 +16,7 @@ import tiny_models
 import torch
 
 from labkit import search as search_module
+from labkit import solver
 from labkit.apply import quantize_
 from labkit.candidates import parse_candidates
 from labkit.errors import LabError
@@ -46,9 +47,9 @@ def material(tmp_path_factory):
     return Material(calibration=6, probe=4, validation=4, text=str(text), length=64)
 
 
-def measured(folder, material, output, **options):
+def measured(folder, material, output, schemes=SCHEMES, **options):
     options = {"jobs": 1, "threads": 1, "progress": False, **options}
-    return measure_sensitivity(folder, SCHEMES, material=material, output=output, **options)
+    return measure_sensitivity(folder, schemes, material=material, output=output, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +99,22 @@ def test_two_processes_find_what_one_finds(sensitivity, llama_folder, material, 
         assert one.get("kl", 0) == pytest.approx(other.get("kl", 0), rel=1e-3, abs=1e-8)
 
 
+def test_further_candidates_are_added_to_what_is_there(sensitivity, llama_folder, material, tmp_path):
+    output = shutil.copytree(sensitivity[0], tmp_path / "grown")
+    before = (output / "records.jsonl").read_text()
+    found = measured(llama_folder, material, output, schemes=f"{SCHEMES},int8", parts=False)
+    added = (output / "records.jsonl").read_text().removeprefix(before).splitlines()
+    assert {json.loads(line)["scheme"] for line in added} == {"int8"}
+    assert len(found.linears) == len(sensitivity[1].linears) + len(added)
+    fewer = measured(llama_folder, material, output, schemes="int8", parts=False)
+    assert fewer.linears == [one for one in found.linears if one["scheme"] == "int8"]
+    assert measured(llama_folder, material, output).linears == sensitivity[1].linears
+
+
 def test_other_settings_need_another_folder(sensitivity, llama_folder, material):
-    with pytest.raises(RecordFolderError, match="sensitivities of another kind: schemes was"):
-        measure_sensitivity(
-            llama_folder, "int8", material=material, output=sensitivity[0], jobs=1, progress=False
-        )
+    other = replace(material, probe=material.probe + 1)
+    with pytest.raises(RecordFolderError, match="sensitivities of another kind: material was"):
+        measured(llama_folder, other, sensitivity[0])
 
 
 def test_a_text_model_without_text_is_refused_at_once(llama_folder, tmp_path):
@@ -273,7 +285,7 @@ def test_an_interrupted_search_keeps_what_it_measured(
 def test_predictions_are_corrected_where_measuring_disagrees(
     sensitivity, llama_folder, material, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(search_module, "AGREEMENT", 1.0001)
+    monkeypatch.setattr(solver, "AGREEMENT", 1.0001)
     names = []
     original = Judge.measure
 
@@ -282,15 +294,9 @@ def test_predictions_are_corrected_where_measuring_disagrees(
         return original(self, plan, *arguments, **options)
 
     monkeypatch.setattr(Judge, "measure", spy)
-    found = searched(llama_folder, material, sensitivity, tmp_path, against=[])
+    searched(llama_folder, material, sensitivity, tmp_path, against=[])
     assert "searched-5bit: decoder" in names
     assert "searched-5bit: lm_head" in names
-    kls = [
-        one["kl"]
-        for one in map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
-        if one["plan"] == "searched-5bit"
-    ]
-    assert found.found["kl"] == min(kls)
 
 
 def test_the_smallest_plan_within_a_loss(sensitivity, llama_folder, material, tmp_path):

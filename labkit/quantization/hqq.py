@@ -25,9 +25,9 @@ from labkit.quantization.scheme import option, register
 SLICE_ELEMENTS = 2**18
 BETA, GROWTH = 10.0, 1.01  # weight of the split, in steps of the grid, and its growth from round to round
 STARTS = (1.0, 0.9)  # shares of the whole range from which the fit begins
-LINE_BITS = (
-    4  # from here on scales are fitted too; coarser grids clipped so lose large weights, which matter more
-)
+LINE_BITS = 4
+"""From here on scales are fitted too. One small trial says that coarser grids lose by it: at 3 bits, groups of 64, the
+perplexity of SmolLM2-135M on eight sequences of text was 99 without and 221 with; 2 bits were not tried."""
 
 
 @dataclass

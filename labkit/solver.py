@@ -1,0 +1,209 @@
+"""Chooses plans by prediction, measures them, and learns from what they measure; the best measured one is kept.
+
+Predictions add up what single layers diverge. Errors of layers also add up or cancel in ways that no prediction
+knows: so plans near the predicted best are measured too, each the best by prediction that differs enough from all
+before. All that is chosen follows from what was measured: a search that was interrupted goes the same way again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from labkit import allocation
+from labkit.allocation import Allocation, AllocationError, Unit
+from labkit.amounts import KEPT_DTYPES
+from labkit.errors import LabError
+from labkit.formats import format_bytes
+from labkit.goal import Goal
+from labkit.judge import Judge
+from labkit.plan import QuantizationPlan
+from labkit.planwriter import plan_of
+from labkit.quantization.stored import KINDS
+from labkit.sensitivity import Sensitivity
+
+FINER = 0.5
+"""fp16 is taken where it alone diverges less than this share of what bf16 does."""
+AGREEMENT = 1.25
+"""Predictions are corrected where a plan diverges this many times more, or less, than predicted."""
+CORRECTIONS = 2
+"""Times that predictions are corrected: each measures every part of a plan alone."""
+PATIENCE = 3
+"""Plans measured in a row, none of them better than the best before, after which no more are."""
+APART = 1 / 10
+"""A further plan differs from each measured one in this share of its units."""
+BISECTIONS = 6
+BISECTION_ROUNDS = 2
+"""Plans measured at most for each size tried."""
+LARGEST_CORRECTION = 4.0
+"""No prediction is divided by more: differences of small divergences are uncertain."""
+
+
+class Solver:
+    """Chooses plans by prediction, and learns from what they measure."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        sensitivity: Sensitivity,
+        name: str,
+        say: Callable[[str], None],
+        rounds: int,
+        linears_only: bool = False,
+    ) -> None:
+        self.judge, self.name, self.say, self.rounds = judge, name, say, rounds
+        modules = ("linear",) if linears_only else ("linear", *KINDS)
+        self.records = [one for one in sensitivity.linears if one.get("module", "linear") in modules]
+        self.weights = _weights_of_parts(sensitivity)
+        self._take(KEPT_DTYPES[0])
+        whole = judge.predicted_bytes(_nothing(self.dtype))
+        # what no choice changes: norms, and what is tied or has no candidate
+        self.fixed = whole - sum(unit.options[0].bytes for unit in self.units)
+
+    def settle_dtype(self, wanted: str) -> None:
+        """Take ``wanted`` as the dtype of what is not quantized, or of `KEPT_DTYPES` the one that measures better, and
+        note what it alone diverges: sensitivities do not hold that."""
+        if wanted != "auto":
+            self._take(wanted)
+            self.dtype_kl = self.judge.measure(_nothing(wanted), judged=False)["kl"]
+            return
+        coarse, fine = KEPT_DTYPES
+        self.settle_dtype(coarse)
+        try:
+            kl = self.judge.measure(_nothing(fine), judged=False)["kl"]
+        except (LabError, RuntimeError) as error:  # too large a value for it, or no kernel
+            self.say(f"{fine} is not for this model: {error}")
+            return
+        self.say(f"nothing quantized diverges {self.dtype_kl:.3g} in {coarse}, {kl:.3g} in {fine}")
+        if kl < FINER * self.dtype_kl:
+            self._take(fine)
+            self.dtype_kl = kl
+
+    def _take(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.units: list[Unit] = allocation.units_of(self.records, dtype, 2)
+
+    def room(self, goal: Goal) -> float:
+        """Bytes for the Linears. Raises LabError if the smallest plan takes more."""
+        smallest = sum(min(option.bytes for option in unit.options) for unit in self.units)
+        if goal.memory is not None and goal.memory < self.fixed + smallest:
+            raise LabError(
+                f"the smallest plan of these schemes takes {format_bytes(self.fixed + smallest)}, of which "
+                f"{format_bytes(self.fixed)} are not quantized (norms, tied embeddings and the like); "
+                f"{format_bytes(goal.memory)} are allowed"
+            )
+        parameters = sum(unit.parameters for unit in self.units)
+        if goal.bits is not None and goal.bits / 8 * parameters < smallest:
+            raise LabError(
+                f"the smallest plan of these schemes takes {8 * smallest / parameters:.2f} bits a value, and "
+                f"{goal.bits:g} are allowed"
+            )
+        if goal.bits is not None:
+            return goal.bits / 8 * parameters
+        return 0.0 if goal.memory is None else goal.memory - self.fixed
+
+    def front(self) -> list[dict[str, Any]]:
+        """The predicted best plans of all sizes."""
+        found = allocation.front(self.units, weights=self.weights)
+        return [{"bytes": one.bytes + self.fixed, "kl": one.loss} for one in found]
+
+    def best(self, room: float, rounds: int | None = None) -> dict[str, Any]:
+        """Choose, measure, and choose again while that finds better plans; the record of the best one, judged."""
+        apart = max(round(APART * len(self.units)), 1)
+        tried: list[Allocation] = []
+        best: tuple[float, float, QuantizationPlan] | None = None
+        corrections = fruitless = 0
+        for number in range(1, (rounds or self.rounds) + 1):
+            try:
+                avoid = [one.choices for one in tried]
+                chosen = allocation.allocate(self.units, room, self.weights, avoid, apart)
+            except AllocationError:
+                if best is None:
+                    raise
+                break  # nothing else fits
+            tried.append(chosen)
+            size = format_bytes(chosen.bytes + self.fixed)
+            plan = plan_of(self.units, chosen, self.name, f"Found by search: {size} of weights.", self.dtype)
+            predicted = chosen.loss + self.dtype_kl
+            self.say(f"round {number}: {size}, predicted divergence {predicted:.3g}")
+            kl = self.judge.measure(plan, predicted, judged=False)["kl"]
+            self.say(f"round {number}: measured divergence {kl:.3g}")
+            fruitless += 1
+            if best is None or kl < best[0]:
+                best, fruitless = (kl, predicted, plan), 0
+            if fruitless == PATIENCE:
+                break
+            ratio = max(kl, 1e-9) / max(predicted, 1e-9)
+            if corrections < CORRECTIONS and not 1 / AGREEMENT < ratio < AGREEMENT:
+                corrections += 1
+                self._learn(plan, chosen)
+        _, predicted, plan = best
+        self.say("judging the best of them")
+        return self.judge.measure(plan, predicted)
+
+    def smallest(self, max_loss: float) -> dict[str, Any]:
+        """The smallest plan whose measured loss is at most ``max_loss``, by halving the range of sizes.
+
+        Raises:
+            LabError: not even the largest plan tried loses so little.
+        """
+        sizes = [one.bytes for one in allocation.front(self.units, weights=self.weights)]
+        low, high, best = sizes[0], sizes[-1], None
+        for _ in range(BISECTIONS):
+            middle = math.sqrt(low * high)
+            record = self.best(middle, min(self.rounds, BISECTION_ROUNDS))
+            loss = self.judge.loss_of(record)
+            self.say(f"{format_bytes(record['bytes'])}: loss {loss:.2f}, allowed {max_loss:g}")
+            if loss <= max_loss:
+                best, high = record, middle
+            else:
+                low = middle
+            if high / low < 1.02:
+                break
+        if best is None:
+            raise LabError(
+                f"no plan of these schemes loses at most {max_loss:g}: allow more, or candidates of more bits"
+            )
+        return best
+
+    def _learn(self, plan: QuantizationPlan, chosen: Allocation) -> None:
+        """Measure each part of the plan alone, and weigh its schemes' predictions by what comes out, less what the
+        default dtype alone does."""
+        for role in dict.fromkeys(unit.role for unit in self.units):
+            mine = [
+                (unit, option)
+                for unit, option in zip(self.units, chosen.choices)
+                if unit.role == role and option.scheme != self.dtype
+            ]
+            predicted = sum(option.loss * self.weights.get((role, option.scheme), 1.0) for _, option in mine)
+            if role is None or predicted <= 0:
+                continue
+            rules = tuple(rule for rule in plan.rules if role in rule.roles)
+            self.say(f"its {role} alone")
+            alone = replace(plan, name=f"{plan.name}: {role}", rules=rules)
+            record = self.judge.measure(alone, predicted + self.dtype_kl, judged=False)
+            kl = max(record["kl"] - self.dtype_kl, predicted / LARGEST_CORRECTION)
+            for scheme in {option.scheme for _, option in mine}:
+                weight = self.weights.get((role, scheme), 1.0)
+                self.weights[role, scheme] = weight * kl / predicted
+
+
+def _nothing(dtype: str) -> QuantizationPlan:
+    return QuantizationPlan(f"nothing quantized, {dtype}", (), default=dtype)
+
+
+def _weights_of_parts(sensitivity: Sensitivity) -> dict[tuple[str | None, str], float]:
+    """What whole parts diverged, as a multiple of the sum over their Linears."""
+    weights: dict[tuple[str | None, str], float] = {}
+    for part in sensitivity.parts:
+        total = sum(
+            one.get("kl", 0.0)
+            for one in sensitivity.linears
+            if (one["role"], one["scheme"], one.get("module", "linear"))
+            == (part["part"], part["scheme"], "linear")
+        )
+        if total > 0 and part["kl"] > 0:
+            weights[part["part"], part["scheme"]] = part["kl"] / total
+    return weights
