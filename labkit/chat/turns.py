@@ -30,6 +30,7 @@ class Turn:
         replies: the answer of A, and of B.
         endpoints: who answered.
         facts: what the services say of themselves.
+        drawn: the files of the taps that are drawn, by service.
     """
 
     message: dict[str, Any]
@@ -40,6 +41,7 @@ class Turn:
     replies: list[Reply] = field(default_factory=list)
     endpoints: list[Endpoint] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
+    drawn: dict[int, str] = field(default_factory=dict)
 
 
 def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...] | None:
@@ -164,10 +166,13 @@ def _has_point(action: Action | None) -> bool:
 
 
 def _drawn(turn: Turn, which: int) -> str:
-    """The screen with tap and target, as a file; drawn once."""
+    """The screen with tap and target, as a file; drawn once, however often the turn is shown."""
+    if which in turn.drawn:
+        return turn.drawn[which]
     picture = show.tap(turn.picture, turn.replies[which].content, turn.target)
     with tempfile.NamedTemporaryFile(prefix="labkit-tap-", suffix=".png", delete=False) as file:
         picture.save(file, format="PNG")
+    turn.drawn[which] = file.name
     return file.name
 
 
