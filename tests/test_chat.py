@@ -149,6 +149,8 @@ def test_an_answer_is_shown_with_tap_target_and_cost():
     ):
         assert told in cost["content"]
     assert "misses the target" in turns.shown([turn], 1, ENGLISH)[-1]["content"]
+    assert "from the left" in action["content"]
+    assert "距左 0 %,距上 0 %" in turns.shown([turn], 1, words.words_of("zh"))[1]["content"]
 
 
 def test_an_answer_without_a_point_draws_nothing():

@@ -128,7 +128,7 @@ def _answered(turn: Turn, which: int, words: Mapping[str, str]) -> list[dict[str
     if reply.heard:
         say(f"*{words['heard']}: “{_plain(reply.heard)}”*")
     if answer.action is not None:
-        say(f"`{format_action(answer.action)}`\n\n{_plain(show.in_words(answer.action))}")
+        say(f"`{format_action(answer.action)}`\n\n{_plain(_in_words(answer.action, words))}")
     elif answer.text:
         say(_plain(answer.text))
     if reply.error:
@@ -158,6 +158,14 @@ def _cost(turn: Turn, which: int, words: Mapping[str, str]) -> str:
         plan = f" ({facts['plan']})" if facts.get("plan") else ""
         parts.append(f"{format_bytes(facts['weights_bytes'])} {words['weights']}{plan}")
     return " · ".join(parts)
+
+
+def _in_words(action: Action, words: Mapping[str, str]) -> str:
+    """What an action does: a place in the window's language, anything else in English."""
+    if action.point is None:
+        return show.in_words(action)
+    x, y = (side / 10 for side in action.point)
+    return words["place"].format(name=action.name.lower(), x=x, y=y)
 
 
 def _has_point(action: Action | None) -> bool:
