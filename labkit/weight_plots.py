@@ -52,12 +52,12 @@ def histogram(before: Any, after: Any = None) -> "go.Figure":
 
 
 def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
-    """The marks of `histogram`, for a figure that is updated."""
+    """The marks of `histogram`, for a figure that is updated; the axis begins at 0 where nothing is negative."""
     import plotly.graph_objects as go
 
     before = _array(before)
     limit = float(np.abs(before).max()) or 1.0
-    edges = np.linspace(-limit, limit, BINS + 1)
+    edges = np.linspace(0.0 if before.min() >= 0 else -limit, limit, BINS + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     found = [
         go.Scatter(

@@ -135,6 +135,9 @@ def test_an_answer_is_shown_with_tap_target_and_cost():
     assert thought["metadata"] == {"title": "Thinking", "status": "done"}
     assert "open it" in heard["content"]
     assert action["content"].startswith("`do(action=")
+    assert (
+        turns.shown([turn], 0, ENGLISH)[4] == picture
+    )  # drawn once: a window that shows it again does not flicker
     assert Image.open(picture["content"]["path"]).size == tuple(2 * side for side in item.screen.size)
     for told in (
         "the tap lands",
@@ -146,6 +149,8 @@ def test_an_answer_is_shown_with_tap_target_and_cost():
     ):
         assert told in cost["content"]
     assert "misses the target" in turns.shown([turn], 1, ENGLISH)[-1]["content"]
+    assert "from the left" in action["content"]
+    assert "距左 0 %,距上 0 %" in turns.shown([turn], 1, words.words_of("zh"))[1]["content"]
 
 
 def test_an_answer_without_a_point_draws_nothing():
@@ -247,6 +252,12 @@ def test_the_window_in_a_browser_with_a_picture_a_voice_and_two_services(tmp_pat
                 tab.get_by_text("画一张新屏幕").click()
                 tab.wait_for_function(
                     "document.querySelector('textarea[data-testid=textbox]').value.length > 3"
+                )
+                tab.wait_for_selector("text=已连接: fake")
+                tab.locator("textarea[data-testid=textbox]").last.press("Enter")
+                tab.wait_for_function(
+                    "document.body.innerText.split('21.2 MB 权重 (fp32)').length == 3 &&"
+                    " [...document.images].every(one => one.complete && one.naturalWidth > 0)"
                 )
         finally:
             blocks.close()

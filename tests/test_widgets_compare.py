@@ -55,6 +55,9 @@ def test_a_plan_that_cannot_be_is_offered_with_the_reason():
     assert box.disabled
     assert "matches no" in told.value
     assert widget.chosen == ["fp32"]
+    box, told = line(compare(plans=["fp32", "int44"]), "int44").children
+    assert box.disabled
+    assert "int44" in told.value
 
 
 def test_settings_name_the_folder_until_one_is_given():

@@ -109,6 +109,12 @@ def test_a_large_matrix_is_averaged_down_for_its_map():
     assert weight_plots.smaller(np.eye(3)).tolist() == np.eye(3).tolist()
 
 
+def test_a_histogram_of_magnitudes_has_no_empty_half():
+    [magnitudes] = weight_plots.histogram_traces([0.1, 0.2, 1.0])
+    assert min(magnitudes.x) > 0
+    assert sum(magnitudes.y) == pytest.approx(1)
+
+
 def test_a_histogram_counts_every_weight_once():
     before, after = weight_plots.histogram_traces([-1.0, 0.1, 0.2, 1.0], [-1.0, 0.0, 0.0, 1.0])
     assert sum(before.y) == pytest.approx(1)

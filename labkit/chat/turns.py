@@ -30,6 +30,7 @@ class Turn:
         replies: the answer of A, and of B.
         endpoints: who answered.
         facts: what the services say of themselves.
+        drawn: the files of the taps that are drawn, by service.
     """
 
     message: dict[str, Any]
@@ -40,6 +41,7 @@ class Turn:
     replies: list[Reply] = field(default_factory=list)
     endpoints: list[Endpoint] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
+    drawn: dict[int, str] = field(default_factory=dict)
 
 
 def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...] | None:
@@ -126,7 +128,7 @@ def _answered(turn: Turn, which: int, words: Mapping[str, str]) -> list[dict[str
     if reply.heard:
         say(f"*{words['heard']}: “{_plain(reply.heard)}”*")
     if answer.action is not None:
-        say(f"`{format_action(answer.action)}`\n\n{_plain(show.in_words(answer.action))}")
+        say(f"`{format_action(answer.action)}`\n\n{_plain(_in_words(answer.action, words))}")
     elif answer.text:
         say(_plain(answer.text))
     if reply.error:
@@ -158,16 +160,27 @@ def _cost(turn: Turn, which: int, words: Mapping[str, str]) -> str:
     return " · ".join(parts)
 
 
+def _in_words(action: Action, words: Mapping[str, str]) -> str:
+    """What an action does: a place in the window's language, anything else in English."""
+    if action.point is None:
+        return show.in_words(action)
+    x, y = (side / 10 for side in action.point)
+    return words["place"].format(name=action.name.lower(), x=x, y=y)
+
+
 def _has_point(action: Action | None) -> bool:
     """Is there something to draw?"""
     return action is not None and any(name in action.arguments for name in POINTS)
 
 
 def _drawn(turn: Turn, which: int) -> str:
-    """The screen with tap and target, as a file; drawn once."""
+    """The screen with tap and target, as a file; drawn once, however often the turn is shown."""
+    if which in turn.drawn:
+        return turn.drawn[which]
     picture = show.tap(turn.picture, turn.replies[which].content, turn.target)
     with tempfile.NamedTemporaryFile(prefix="labkit-tap-", suffix=".png", delete=False) as file:
         picture.save(file, format="PNG")
+    turn.drawn[which] = file.name
     return file.name
 
 

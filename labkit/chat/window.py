@@ -136,7 +136,7 @@ class Window:
             self.answer,
             [p["ask"], p["screen"], self.item, self.turns, p["both"], *urls, p["thinking"], p["history"],
              p["temperature"], p["max_tokens"], p["language"]],
-            [p["ask"], p["screen"], self.turns, *chats],
+            [p["ask"], p["screen"], self.item, self.turns, *chats],
             show_progress="hidden",
         )  # fmt: skip
         exported = {"fn": lambda turns: gr.update(value=export(turns), interactive=True),
@@ -163,7 +163,8 @@ class Window:
             )
         p["start_b"].click(lambda: True, None, p["both"])
         named = [name for name in p if name in self.words or name in ("key_a", "key_b")]
-        p["language"].change(self.translate, p["language"], [p[name] for name in named])
+        translated = p["language"].change(self.translate, p["language"], [p[name] for name in named])
+        translated.then(self.connect, [p["both"], *urls, p["language"]], connected)
         self._named = named
         self.blocks.load(self.connect, [p["both"], *urls, p["language"]], connected)
 
@@ -192,6 +193,7 @@ class Window:
         earlier = list(turns) if keep else []
         turns = [*turns, turn]
         cleared = {"text": "", "files": []}
+        seen = (screen, None) if picture is not None else (gr.skip(), gr.skip())
         for which, endpoint in enumerate(endpoints):
             turn.replies.append(Reply())
             said = [*history(earlier, which), message]
@@ -199,7 +201,11 @@ class Window:
                 endpoint, said, thinking=thinking, temperature=temperature, max_tokens=int(max_tokens)
             ):
                 turn.replies[which] = reply
-                yield cleared, screen, turns, shown(turns, 0, words), shown(turns, 1, words)
+                yield cleared, *seen, turns, shown(turns, 0, words), shown(turns, 1, words)
+                cleared, seen = (
+                    gr.skip(),
+                    (gr.skip(), gr.skip()),
+                )  # once: a picture is not loaded anew, and again
 
     def draw(self) -> tuple:
         """A new test item: its screen, and its request as a suggestion."""

@@ -90,16 +90,16 @@ class Compare(ipywidgets.VBox):
     def add_plan(self, plan: str | QuantizationPlan, chosen: bool = True) -> None:
         """Offer another plan: a preset's name, a YAML file, or a plan (from `plan_editor`, say)."""
         source = plan if isinstance(plan, QuantizationPlan) else str(plan)
-        told, possible, name = "", True, str(plan)
+        told, possible, name, described = "", True, str(plan), ""
         try:
             loaded = plan if isinstance(plan, QuantizationPlan) else QuantizationPlan.from_yaml(plan)
-            name = loaded.name
+            name, described = loaded.name, loaded.description
             told = format_bytes(self._anatomy.under(loaded).bytes)
         except LabError as error:
             told, possible = str(error), False
         box = ipywidgets.Checkbox(
             value=chosen and possible, description=name, disabled=not possible, indent=False,
-            layout=ipywidgets.Layout(width="190px"), tooltip=getattr(loaded, "description", ""),
+            layout=ipywidgets.Layout(width="190px"), tooltip=described,
         )  # fmt: skip
         line = ipywidgets.HBox([box, ipywidgets.HTML(f"<span>{html.escape(told)}</span>")])
         kept = [one for one in self.plans.children if one.children[0].description != name]
