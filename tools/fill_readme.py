@@ -80,8 +80,9 @@ def table(measurements: Sequence[Measurement], words: Mapping[str, str]) -> str:
 
 
 def card(comparison: Comparison) -> str:
-    """What stands between the marks of the model card: the unquantized model's accuracy, whole and by group."""
-    (measured,) = comparison.measurements
+    """What stands between the marks of the model card: the unquantized model's accuracy, whole and by group, and what
+    the other plans lose of its right steps, item by item."""
+    measured, *others = comparison.measurements
     groups = {"all": measured.to_dict(), **measured.splits}
     lines = [["Items", "Number", "Click accuracy [95 %]", "Step success [95 %]", "Parsed"]]
     lines.append(["---", *["---:"] * 4])
@@ -91,7 +92,24 @@ def card(comparison: Comparison) -> str:
     where = comparison.environment
     command, date = " ".join(where["command"]), where["time"].partition("T")[0]
     made = f"Measured on {date} UTC with `{command}`; plan {measured.plan}, commit {(where['commit'] or 'unknown')[:12]}."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{made}"
+    tables = [lines]
+    if others:
+        splits = sorted(others[0].paired["splits"])
+        losses = [
+            ["Right steps, paired points [95 %]", "all", *splits],
+            ["---", *["---:"] * (len(splits) + 1)],
+        ]
+        for other in others:
+            pairs = [other.paired, *(other.paired["splits"][split] for split in splits)]
+            losses.append([f"{other.plan} against {measured.plan}", *map(_points, pairs)])
+        tables.append(losses)
+    drawn = ["\n".join(f"| {' | '.join(line)} |" for line in table) for table in tables]
+    return "\n\n".join([*drawn, made])
+
+
+def _points(pair: Mapping[str, Any]) -> str:
+    low, high = (100 * pair[f"step_success_rate_{end}"] for end in ("low", "high"))
+    return f"{100 * pair['step_success_rate']:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _share(group: Mapping[str, Any], key: str) -> str:
