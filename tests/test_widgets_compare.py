@@ -86,12 +86,10 @@ def test_run_stop_continue_and_load(tmp_path, monkeypatch):
     assert (widget.start_button.disabled, widget.stop_button.disabled) == (True, False)
     until(lambda: "of 10 answers" in widget.progress.value)
     widget.stop_button.click()
-    until(lambda: not widget.start_button.disabled)
-    assert "Run continues" in widget.status.value
+    until(lambda: "Run continues" in widget.status.value and not widget.start_button.disabled)
     assert not widget.run.is_running
     widget.start_button.click()
-    until(lambda: not widget.start_button.disabled)
-    assert "finished" in widget.status.value
+    until(lambda: "finished" in widget.status.value and not widget.start_button.disabled)
     assert [m.plan for m in widget.comparison.measurements] == ["bf16", "mine"]
     assert widget.results.titles[:2] == ("Table", "Conclusions")
     assert widget.results.layout.display == "flex"
@@ -105,8 +103,7 @@ def test_run_stop_continue_and_load(tmp_path, monkeypatch):
     assert set(chart.data[0].y) == {"bf16", "mine"}
     other.items.value = 5
     other.start_button.click()
-    until(lambda: not other.start_button.disabled)
-    assert "holds another comparison" in other.status.value
+    until(lambda: "holds another comparison" in other.status.value and not other.start_button.disabled)
 
 
 def test_loading_an_empty_folder_says_what_is_missing(tmp_path):
