@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browsing import browser_needed, page
 
 from labkit.comparison import Comparison
 from labkit.results import Measurement
@@ -24,8 +25,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 import list_extra  # noqa: E402
 import open_lab  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browser_needed = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 DESKTOP = {"DISPLAY": ":0"}
 
 
@@ -152,23 +151,11 @@ def free_port():
         return found.getsockname()[1]
 
 
-@contextlib.contextmanager
-def page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield browser.new_page(viewport={"width": 1200, "height": 900})
-        finally:
-            browser.close()
-
-
 @pytest.mark.slow
 @browser_needed
 def test_the_lab_shows_the_first_notebook_and_wants_its_token(tmp_path):
     port = free_port()
-    with serving(port, tmp_path), page() as tab:
+    with serving(port, tmp_path), page(1200, 900) as tab:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents")
         tab.goto(f"http://127.0.0.1:{port}/?token=secret")
@@ -194,7 +181,7 @@ def test_a_report_draws_its_charts_offline(tmp_path):
     ]
     settings = {"model": "m", "device": "cpu", "threads": 1, "items": 0, "split": "all"}
     Comparison({"settings": {**settings, "seed": None, "enable_thinking": False}}, rows).save(tmp_path)
-    with page() as tab:
+    with page(1200, 900) as tab:
         asked = []
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto((tmp_path / "report.html").as_uri())

@@ -1,10 +1,10 @@
 """Exercises of notebook 04."""
 
-from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 from labkit.course.exercise import Exercise, Hint, number
+from labkit.course.parts import resolved_answer
 
 BUDGET_MB = 24.0
 CHOICES = ({4: 1.0, 8: 0.1}, {4: 0.3, 8: 0.2}, {2: 0.5, 4: 0.0})
@@ -14,16 +14,9 @@ BUDGET = 14
 
 def _within(answer: Any) -> None:
     """Rules with vision in 8 bits and at most `BUDGET_MB` for the pocket model."""
-    from labkit.course.parts import _dissected
-    from labkit.plan import QuantizationPlan
-
-    if isinstance(answer, list | Mapping):
-        answer = {"name": "mine", "rules": answer} if isinstance(answer, list) else answer
-        answer = QuantizationPlan.from_dict(answer)
-    if not isinstance(answer, QuantizationPlan):
+    resolved = resolved_answer(answer)
+    if resolved is None:
         raise Hint("Give the list of rules, or a plan.")
-    pocket = _dissected("pocket")
-    resolved = answer.resolve(pocket.skeleton, roles=pocket.roles)
     eyes = {part.scheme for part in resolved.parts if part.is_linear and part.role == "vision"}
     if not all(scheme.startswith(("int8", "llm-int8")) for scheme in eyes):
         raise Hint(f"The vision encoder gets {', '.join(sorted(eyes))}; it should keep 8 bits.")

@@ -14,17 +14,24 @@ def _dissected(model: str) -> Any:
     return anatomy.dissect(model)
 
 
-def _plan(answer: Any) -> None:
-    """Vision bf16, decoder int4, everything else int8."""
+def resolved_answer(answer: Any) -> Any:
+    """A plan, its mapping or the list of its rules, laid over the pocket model; None for anything else."""
     from labkit.plan import QuantizationPlan
 
     if isinstance(answer, list | Mapping):
         answer = {"name": "mine", "rules": answer} if isinstance(answer, list) else answer
         answer = QuantizationPlan.from_dict(answer)
     if not isinstance(answer, QuantizationPlan):
-        raise Hint("Give the plan, or the list of its rules.")
+        return None
     pocket = _dissected("pocket")
-    resolved = answer.resolve(pocket.skeleton, roles=pocket.roles)
+    return answer.resolve(pocket.skeleton, roles=pocket.roles)
+
+
+def _plan(answer: Any) -> None:
+    """Vision bf16, decoder int4, everything else int8."""
+    resolved = resolved_answer(answer)
+    if resolved is None:
+        raise Hint("Give the plan, or the list of its rules.")
     for part in (part for part in resolved.parts if part.is_linear):
         right = {"vision": "bf16", "decoder": "int4"}.get(part.role, "int8")
         if part.scheme == right:
