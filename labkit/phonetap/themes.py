@@ -61,7 +61,7 @@ OPTIONS: Mapping[str, Options] = {
         margins=((5.0, 8.0), (10.0, 13.0)),
         list_variants=("plain", "cards", "sections"),
         menu_variants=("grid", "list", "pairs", "sections"),
-        dialog_variants=("row", "stack", "sheet", "corner"),
+        dialog_variants=("row", "stack", "sheet", "flow", "corner"),
     ),
     "test": Options(
         wallpapers=("rings", "checks", "rays", "hills"),

@@ -14,15 +14,17 @@ any time, and the same command goes on where it was. The packages (the extra `vo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +196,33 @@ def training_voice(rng: random.Random, engine: str) -> str:
     return first if rng.random() < 0.3 else f"{first}~{second}~{rng.uniform(0.15, 0.85):.2f}"
 
 
-def _speak(rows: Sequence[dict[str, Any]], engine: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+@functools.cache
+def _voices(engine: str) -> Kokoro | Piper:
+    return {"kokoro": Kokoro, "piper": Piper}[engine]()
+
+
+def _speak(job: tuple[str, dict[str, Any]]) -> tuple[dict[str, Any], np.ndarray]:
+    """One text by a random training voice of an engine: (index entry, samples int16 [n])."""
     from labkit.models.pocket.voices import resample, trim
 
-    voices = {"kokoro": Kokoro, "piper": Piper}[engine]()
-    for row in rows:
-        rng = random.Random(f"{row['id']} {row['text']}")
-        voice, speed = training_voice(rng, engine), rng.uniform(0.8, 1.3)
-        samples, rate = voices.speak(row["text"], voice, speed, 1.0)
-        yield {**row, "voice": f"{engine}/{voice}", "speed": round(speed, 3)}, trim(resample(samples, rate))
+    engine, row = job
+    rng = random.Random(f"{row['id']} {row['text']}")
+    voice, speed = training_voice(rng, engine), rng.uniform(0.8, 1.3)
+    samples, rate = _voices(engine).speak(row["text"], voice, speed, 1.0)
+    samples = trim(resample(samples, rate))
+    entry = {**row, "voice": f"{engine}/{voice}", "speed": round(speed, 3)}
+    return entry, np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+
+
+@contextlib.contextmanager
+def _spoken(engine: str, rows: Sequence[dict[str, Any]], workers: int) -> Iterator[Iterable]:
+    """What `_speak` gives for each row, in order."""
+    jobs = [(engine, row) for row in rows]
+    if workers == 1:
+        yield map(_speak, jobs)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as crew:
+        yield crew.imap(_speak, jobs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,17 +235,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--texts", type=Path, required=True, help='JSON lines of {"id", "text", "lang"}')
     parser.add_argument("--engine", choices=("kokoro", "piper"), required=True)
     parser.add_argument("--output", type=Path, required=True, help="PATH.jsonl and PATH.npy are written")
+    parser.add_argument("--workers", type=int, default=1, help="processes that speak")
     options = parser.parse_args(argv)
     raw, index = options.output.with_suffix(".raw"), options.output.with_suffix(".jsonl")
     rows = [json.loads(line) for line in options.texts.read_text("utf-8").splitlines() if line.strip()]
     done = [json.loads(line) for line in index.read_text("utf-8").splitlines()] if index.exists() else []
     total = done[-1]["start"] + done[-1]["samples"] if done else 0
     try:
-        with raw.open("ab") as sound, index.open("a", encoding="utf-8") as file:
+        with (
+            raw.open("ab") as sound,
+            index.open("a", encoding="utf-8") as file,
+            _spoken(options.engine, rows[len(done) :], options.workers) as spoken,
+        ):
             sound.truncate(2 * total)  # what was written after the last index line
-            spoken = _speak(rows[len(done) :], options.engine)
             for entry, samples in tqdm(spoken, total=len(rows), initial=len(done), unit="text"):
-                sound.write(np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes())
+                sound.write(samples.tobytes())
                 sound.flush()
                 file.write(
                     json.dumps({**entry, "start": total, "samples": len(samples)}, ensure_ascii=False) + "\n"

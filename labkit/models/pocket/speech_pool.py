@@ -1,6 +1,6 @@
 """The maker of pools of spoken instructions, in parallel processes.
 
-    python -m labkit.models.pocket.voices --texts texts.jsonl --output DIR --workers 16 [--natural POOL.zip]
+    python -m labkit.models.pocket.voices --texts texts.jsonl --output DIR --workers 16 [--natural POOL.zip …]
 
 `texts.jsonl` holds one {"id", "text", "lang"} a line. DIR/speech.npy (int16, 16 kHz, all utterances end to
 end) and DIR/speech.jsonl (one line an utterance: id, text, lang, voice, engine, split, start, samples) come
@@ -42,12 +42,12 @@ from labkit.phonetap.recordings import SpeechPool
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How a pool is spoken; each recording of the natural pool comes as it is and as other speakers, copies in all."""
+    """How a pool is spoken; each recording of a natural pool comes as it is and as other speakers, copies in all."""
 
     split: str = "train"
     seed: int = 0
     max_seconds: float = 4.5
-    natural: Path | None = None
+    natural: tuple[Path, ...] = ()
     natural_copies: int = 4
 
 
@@ -64,10 +64,9 @@ def _speak_texts(rows: Sequence[Mapping[str, Any]], options: PoolOptions):
         yield dict(row), voice, samples
 
 
-def _speak_natural(rows: Sequence[Mapping[str, Any]], options: PoolOptions):
-    pool = _natural_pool(str(options.natural))
-    for row in rows:
-        samples = pool.load(row["id"])
+def _speak_natural(rows: Sequence[tuple[str, Mapping[str, Any]]], options: PoolOptions):
+    for path, row in rows:
+        samples = _natural_pool(path).load(row["id"])
         rng = random.Random(f"{options.seed} {row['id']}")
         analysis = speakers.Analysis(samples) if options.natural_copies > 1 else None
         for copy in range(options.natural_copies):
@@ -101,8 +100,8 @@ def _work(job) -> tuple[bytes, list[dict[str, Any]], list[str]]:
 
 
 def _jobs(rows: Sequence[Mapping[str, Any]], options: PoolOptions) -> Iterator[tuple]:
-    if options.natural is not None:
-        entries = _natural_pool(str(options.natural)).entries
+    for path in map(str, options.natural):
+        entries = [(path, entry) for entry in _natural_pool(path).entries]
         for start in range(0, len(entries), 16):
             yield "natural", entries[start : start + 16], options
     for start in range(0, len(rows), 32):
@@ -114,7 +113,7 @@ def make_pool(
 ) -> dict[str, Any]:
     """Speak all rows into folder/speech.npy and folder/speech.jsonl; returns counts and seconds taken."""
     options, began = options or PoolOptions(), time.monotonic()
-    if options.natural is not None and options.split != "train":
+    if options.natural and options.split != "train":
         raise SpeechError("a natural pool holds training voices: it goes with the split train alone")
     for row in rows:
         if not {"id", "text", "lang"} <= row.keys():
@@ -166,13 +165,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="train", help="whose voices speak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=4.5, help="longer utterances are left out")
-    parser.add_argument("--natural", type=Path, help="pool of natural speech (zip) to add in many speakers")
+    parser.add_argument(
+        "--natural",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="pools of natural speech (zip) to add in many speakers",
+    )
     parser.add_argument("--natural-copies", type=int, default=4, help="speakers for each natural recording")
     options = parser.parse_args(argv)
     try:
         rows = [json.loads(line) for line in options.texts.read_text("utf-8").splitlines() if line.strip()]
         pool = PoolOptions(
-            options.split, options.seed, options.max_seconds, options.natural, options.natural_copies
+            options.split,
+            options.seed,
+            options.max_seconds,
+            tuple(options.natural),
+            options.natural_copies,
         )
         done = make_pool(rows, options.output, options.workers, pool)
     except (OSError, ValueError) as error:

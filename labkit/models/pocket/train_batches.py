@@ -27,6 +27,7 @@ from labkit.models.pocket.train_samples import (
     SLOTS,
     SPELL,
     TEXT_LENGTH,
+    THINKING,
     Drawn,
     Encoder,
     SampleMaker,
@@ -146,7 +147,7 @@ class BatchMaker:
         else:
             request, thought, answer, target = self.maker.typed(_NO_SCREEN if kind == "text" else drawn)
         made = self.maker.sequence(
-            tokens, audio_tokens, request, thought if rng.random() < 0.5 else None, answer
+            tokens, audio_tokens, request, thought if rng.random() < THINKING[kind] else None, answer
         )
         if made is None:
             return None

@@ -22,6 +22,7 @@ from labkit.protocol import Action, format_action
 
 TEXT_LENGTH = 112  # tokens beside the image's: prompt, recording and answer
 ANSWER_LENGTH = 64
+THINKING = {"typed": 0.4, "text": 0.5, "spoken": 0.35}  # share of the answers that begin with a thought
 SLOTS = 5  # label tokens that an image token must name
 DENSE = 20  # image tokens asked per screen and step
 READ = 32  # image tokens with text on them asked to read it, per screen and step
@@ -149,9 +150,9 @@ class SampleMaker:
                 -1,
             )
         draw = rng.random()
-        if draw < 0.76 and drawn.elements:
+        if draw < 0.78 and drawn.elements:
             return self.tap(drawn, lang)
-        if draw < 0.84 and drawn.elements:
+        if draw < 0.82 and drawn.elements:
             return self.name(drawn, lang)
         if draw < 0.88:
             asked = instructions.launch(
@@ -166,8 +167,8 @@ class SampleMaker:
         return asked.text, instructions.think(asked.task, lang), self.act(asked.action), -1
 
     def choose(self, drawn: Drawn) -> int:
-        """An element to ask for: keys seldom, icons less often than labels."""
-        weights = [{"key": 0.08}.get(e.role, 0.5 if e.kind == "icon" else 1.0) for e in drawn.elements]
+        """An element to ask for: keys seldom; icons, of which a screen has few, more often than labels."""
+        weights = [{"key": 0.08}.get(e.role, 1.5 if e.kind == "icon" else 1.0) for e in drawn.elements]
         return self.rng.choices(range(len(weights)), weights)[0]
 
     def tap(self, drawn: Drawn, lang: str) -> tuple[str, str, str, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import distributed, nn
 
-SPEECH_RATE = 0.5  # the ear's learning rate in the joint training, relative to the rest
+SPEECH_RATE = 0.3  # the ear's learning rate in the joint training, relative to the rest
 _LAYERS = ("layers.", "blocks.", "merger.")  # where matrices are Muon's
 
 

@@ -34,7 +34,7 @@ from labkit.models.pocket.train_text import PATCH
 LOSS_WEIGHTS = {
     "answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "read": 0.5, "spell": 1.0, "ctc": 0.5,
 }  # fmt: skip
-LEAST_STRENGTH = 0.25  # of acoustic augmentation; each batch draws its own between this and 1
+LEAST_STRENGTH = 0.5  # of acoustic augmentation; each batch draws its own between this and 1
 
 
 class Trainer:
