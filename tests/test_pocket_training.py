@@ -202,6 +202,15 @@ def test_one_command_trains_from_texts_to_a_folder_that_loads(tmp_path):
     expected = 0.4 * last[name] + 0.6 * plateau[name]
     torch.testing.assert_close(loaded.state_dict()[name].float(), expected, atol=1e-4, rtol=2e-3)
 
+    pool = ["--pool", str(tmp_path / "speech")]
+    joined = ["--ear", str(tmp_path / "joined"), "--init", str(tmp_path / "model")]
+    texts = ["--texts", str(tmp_path / "texts.jsonl"), "--output", str(tmp_path / "joined")]
+    assert train_command.main(["join", "--size", "tiny", *pool, *texts]) == 0
+    again = ["agent", *toy[:4], *pool, *joined, *more[1].split(), "--spoken-share", "1", "--warmup", "1"]
+    assert train_command.main([*again, "--output", str(tmp_path / "again")]) == 0
+    logged = [json.loads(line) for line in (tmp_path / "again" / "log.jsonl").read_text().splitlines()]
+    assert any("spoken.ctc" in record for record in logged), "the exported model's own ear is trained on"
+
 
 def test_training_texts_never_contain_what_is_held_out(tmp_path):
     write_texts(tmp_path / "texts.jsonl", 2_000, seed=3)

@@ -36,6 +36,8 @@ LOSS_WEIGHTS = {
 }  # fmt: skip
 LEAST_STRENGTH = 0.5  # of acoustic augmentation; each batch draws its own between this and 1
 
+LETTERS_ALONE = 200  # spoken steps in which the letters head learns from an ear that is not taught by it yet
+
 
 class Trainer:
     """Model, heads, optimizers and one training step over a `Batch`."""
@@ -54,6 +56,7 @@ class Trainer:
         self.look_layers = (layers // 2 - 1, layers // 2)
         self.scaling = model.model.language_model.layers[0].self_attn.scaling
         self.pool = None
+        self.letters_alone = 0
         self.random = random.Random(0)
         named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         self.gradients = Gradients([parameter for _, parameter in named])
@@ -113,7 +116,8 @@ class Trainer:
         if frames is not None and generator is not None:
             rows, count = data["rows"], frame_lengths(lengths, self.model.config)
             letters = self.pool.letters[rows], self.pool.letter_lengths[rows]
-            parts["ctc"] = ctc_loss(self.heads, frames, count, *letters)
+            heard = frames.detach() if self.letters_alone > 0 else frames
+            parts["ctc"] = ctc_loss(self.heads, heard, count, *letters)
             total = total + LOSS_WEIGHTS["ctc"] * parts["ctc"]
         return total, parts
 
@@ -137,6 +141,7 @@ class Trainer:
         total.backward()
         parts["norm"] = self.gradients.settle()
         step_all(self.optimizers, factor)
+        self.letters_alone -= batch.kind == "spoken"
         return parts
 
     @torch.no_grad()
@@ -150,10 +155,14 @@ class Trainer:
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
     def take_ear(self, ear: Path, pool) -> None:
-        """Takes up a trained speech encoder with its letters head, and the pool that spoken batches index."""
+        """Takes up a trained speech encoder with its letters head, and the pool that spoken batches index.
+
+        Without one the model's own ear goes on; an exported model has no letters head, so a new one learns first.
+        """
         self.pool = pool
         if not (ear / "speech.safetensors").exists():
-            return  # the model's own ear goes on
+            self.letters_alone = LETTERS_ALONE
+            return
         state = load_file(ear / "speech.safetensors")
         self.model.model.speech.load_state_dict(below(state, "speech."))
         self.heads.letters.load_state_dict(below(state, "letters."))
