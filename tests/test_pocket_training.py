@@ -9,7 +9,7 @@ from PIL import Image
 
 from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
 from labkit.models.pocket import train as train_command
-from labkit.models.pocket.tokenizer import VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.tokenizer import VOCAB_SIZE, tokenizer_of, train_tokenizer
 from labkit.models.pocket.train_batches import SIZES, BatchMaker
 from labkit.models.pocket.train_forward import BatchedForward
 from labkit.models.pocket.train_losses import TrainingHeads, answer_loss, look_loss
@@ -203,6 +203,9 @@ def test_one_command_trains_from_texts_to_a_folder_that_loads(tmp_path):
     torch.testing.assert_close(loaded.state_dict()[name].float(), expected, atol=1e-4, rtol=2e-3)
 
     pool = ["--pool", str(tmp_path / "speech")]
+    entry = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    entry["model"]["merges"].pop()
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(entry))
     joined = ["--ear", str(tmp_path / "joined"), "--init", str(tmp_path / "model")]
     texts = ["--texts", str(tmp_path / "texts.jsonl"), "--output", str(tmp_path / "joined")]
     assert train_command.main(["join", "--size", "tiny", *pool, *texts]) == 0
@@ -210,6 +213,8 @@ def test_one_command_trains_from_texts_to_a_folder_that_loads(tmp_path):
     assert train_command.main([*again, "--output", str(tmp_path / "again")]) == 0
     logged = [json.loads(line) for line in (tmp_path / "again" / "log.jsonl").read_text().splitlines()]
     assert any("spoken.ctc" in record for record in logged), "the exported model's own ear is trained on"
+    tokens = [tokenizer_of(tmp_path / name).get_vocab() for name in ("model", "again")]
+    assert tokens[0] == tokens[1], "weights keep the tokenizer that they were trained with"
 
 
 def test_training_texts_never_contain_what_is_held_out(tmp_path):

@@ -79,6 +79,16 @@ def corpus(seed: int = 0, sentences: int = 20_000) -> Iterator[str]:
     yield from ['do(action="Wait", duration="2 seconds")finish(message="a")"'] * 2000
 
 
+def tokenizer_of(folder: Path | None) -> PreTrainedTokenizerFast:
+    """The tokenizer that a model's folder or a training run's has, else a new one.
+
+    Weights belong to their tokenizer: words that were added to PhoneTap since would give a new one other tokens.
+    """
+    if folder is not None and (folder / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return train_tokenizer()
+
+
 def train_tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     """Trains the tokenizer anew, `vocab_size` tokens in all; the same words give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())

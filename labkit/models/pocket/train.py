@@ -32,7 +32,7 @@ from torch import nn
 
 from labkit.files import atomic_path
 from labkit.models.pocket.processing import PocketProcessor
-from labkit.models.pocket.tokenizer import train_tokenizer
+from labkit.models.pocket.tokenizer import tokenizer_of, train_tokenizer
 from labkit.models.pocket.train_agent import start_processes, train_agent
 from labkit.models.pocket.train_batches import load_utterances
 from labkit.models.pocket.train_losses import TrainingHeads
@@ -79,7 +79,7 @@ def export(options: argparse.Namespace) -> int:
     """
     if not 0 <= options.plateau_share < 1:
         raise SystemExit(f"error: --plateau-share is {options.plateau_share}; it lies between 0 and 1")
-    tokenizer = train_tokenizer()
+    tokenizer = tokenizer_of(options.source)
     model, _ = new_model(options.size, tokenizer)
     state, _ = load_state(options.source)
     if options.plateau_share and (options.source / "plateau").is_dir():

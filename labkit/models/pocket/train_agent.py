@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import distributed
 
-from labkit.models.pocket.tokenizer import train_tokenizer
+from labkit.models.pocket.tokenizer import tokenizer_of
 from labkit.models.pocket.train_batches import SIZE_WEIGHTS, BatchSource, SourceSettings, load_utterances
 from labkit.models.pocket.train_checks import spoken_checks, typed_checks
 from labkit.models.pocket.train_feed import Feed
@@ -60,7 +60,10 @@ def train_agent(options: argparse.Namespace) -> int:
     """The joint training; see the module's docstring."""
     rank = int(os.environ.get("RANK", 0))
     log = Log(options.output / "log.jsonl") if rank == 0 else lambda record: None
-    model, encoder = new_model(options.size, train_tokenizer())
+    tokenizer = tokenizer_of(options.init)
+    if rank == 0:
+        tokenizer.save_pretrained(options.output)
+    model, encoder = new_model(options.size, tokenizer)
     checks = {
         "typed": typed_checks(encoder, options.validation),
         "spoken": spoken_checks(encoder, model.config, options.validation),
