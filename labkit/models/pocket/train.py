@@ -244,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
     out = command("export", export)
     out.add_argument("--run", dest="source", type=Path, required=True)
     out.add_argument(
-        "--plateau-share", type=float, default=0.6, help="of the checkpoint from before the rate fell"
+        "--plateau-share", type=float, default=0.4, help="of the checkpoint from before the rate fell"
     )
     return main
 
