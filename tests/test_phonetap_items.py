@@ -83,8 +83,8 @@ def test_hard_items_want_a_fine_aim_at_the_middle_and_others_take_the_whole_targ
     for item in phonetap.items("hard", 40):
         x0, y0, x1, y1 = item.box
         whole = box_of(item.screen.find(item.target), item.screen.size)
-        assert x1 - x0 == pytest.approx(min(70, whole[2] - whole[0]))
-        assert y1 - y0 == pytest.approx(min(10, whole[3] - whole[1]))
+        assert x1 - x0 == pytest.approx(min(30, whole[2] - whole[0]))
+        assert y1 - y0 == pytest.approx(min(6, whole[3] - whole[1]))
         assert (x0 + x1, y0 + y1) == pytest.approx((whole[0] + whole[2], whole[1] + whole[3]))
         beside = Action("Tap", {"element": (int(x0 + x1) // 2, math.ceil(y1) + 1)})
         assert not phonetap.score(item, answer(beside)).success
