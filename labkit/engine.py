@@ -23,6 +23,7 @@ from labkit.grammar import Grammar, Grammars
 from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
+from labkit.rows import keeping_of
 from labkit.sampling import Sampler, SamplingSettings
 
 __all__ = ["Engine", "Generation", "GenerationError", "Messages"]
@@ -36,7 +37,8 @@ class Engine:
     Made by :func:`labkit.load`.  Attributes: ``model``, ``processor``, ``tokenizer``, ``spec``, ``plan``,
     ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype``, ``load_s`` (seconds
     of reading and quantizing the weights; importing libraries is not counted) and ``provenance`` (what the
-    model was calibrated with and, if it was restored, made of: for the record that `labkit.save` writes).
+    model was calibrated with and, if it was restored, made of: for the record that `labkit.save` writes), and
+    ``weights`` (``random`` if they are, else None).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Engine:
         roles: Mapping[str, str] | None = None,
         load_s: float = 0.0,
         provenance: Mapping[str, Any] | None = None,
+        weights: str | None = None,
     ):
         self.model = model.eval()
         self.processor = processor
@@ -58,6 +61,7 @@ class Engine:
         self.roles = dict(roles or {})
         self.load_s = load_s
         self.provenance = dict(provenance or {})
+        self.weights = weights
         self.device = next(model.parameters()).device
         self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
         known = family_of(model.config.model_type).modalities
@@ -205,7 +209,7 @@ class Engine:
 
     @cached_property
     def _forward(self) -> Forward:
-        return Forward(self.model)
+        return Forward(self.model, keeping_of(getattr(self.plan, "runtime", None)))
 
 
 def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:

@@ -221,7 +221,7 @@ def _check_stored(checkpoint: Any, device: str) -> None:
 
     from labkit.checkpoint import Manifest
     from labkit.checkpoint.restore import resolve_stored
-    from labkit.loading import check_memory
+    from labkit.checks import check_memory
 
     spec = checkpoint.spec
     manifest = Manifest.read(spec.folder)
@@ -231,7 +231,7 @@ def _check_stored(checkpoint: Any, device: str) -> None:
 
 
 def _settle_device(device: str) -> str:
-    from labkit.loading import choose_device
+    from labkit.checks import choose_device
 
     return str(choose_device(device))
 
@@ -250,7 +250,7 @@ def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) 
     """Resolve every plan on the model's skeleton (meta device) for this device; look at the files."""
     import torch
 
-    from labkit.loading import check_calibration, check_memory
+    from labkit.checks import check_calibration, check_memory
     from labkit.models import find_roles
 
     checkpoint.check_weights()
