@@ -7,6 +7,7 @@ are kept.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -30,6 +31,10 @@ STANDARD_TEXTS = (
     "把这句话翻译成英文：明天早上七点叫我起床。",
 )
 """Prompts for models that see no screens."""
+
+
+ID_PROMPT = 32
+"""Token ids of a prompt for a model without a tokenizer, besides its picture: about what a PhoneTap request has."""
 
 
 def measure(
@@ -99,7 +104,10 @@ def measure(
 
 def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: int) -> list[Any]:
     """``count`` conversations this model can take, spread evenly over the items."""
+    takes_ids = getattr(engine.processor, "takes_ids", False)
     if "image" not in engine.modalities:
+        if takes_ids:
+            return [_in_ids(None, engine.vocabulary, index) for index in range(count)]
         return [
             [{"role": "user", "content": STANDARD_TEXTS[index % len(STANDARD_TEXTS)]}]
             for index in range(count)
@@ -112,7 +120,17 @@ def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: i
     if not items:
         raise LabError("there are no items to measure with")
     chosen = [items[index * len(items) // count] for index in range(min(count, len(items)))]
+    if takes_ids:
+        return [_in_ids(item.screen.image, engine.vocabulary, index) for index, item in enumerate(chosen)]
     return [item.messages() for item in chosen]
+
+
+def _in_ids(image: Any, vocabulary: int, seed: int) -> list[dict[str, Any]]:
+    """A screen and `ID_PROMPT` random token ids, for a model without a tokenizer."""
+    draw = random.Random(seed)
+    ids = " ".join(str(draw.randrange(vocabulary)) for _ in range(ID_PROMPT))
+    parts = [{"type": "text", "text": ids}]
+    return [{"role": "user", "content": [*([{"type": "image", "image": image}] if image else []), *parts]}]
 
 
 def samples_of(answers: Sequence[Generation]) -> dict[str, list[float]]:

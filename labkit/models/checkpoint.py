@@ -244,6 +244,8 @@ class Checkpoint:
         """Give a model that was not made by `weights` its settings of generation, as that does."""
         from transformers import GenerationConfig
 
+        if self._unreachable is not None:
+            return
         try:
             facts = self._read_json("generation_config.json")
         except LoadError:
