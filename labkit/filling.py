@@ -20,12 +20,15 @@ from tqdm.auto import tqdm
 
 from labkit.apply import find_places, walked_schemes
 from labkit.calibrate import calibrate_
+from labkit.machine import give_back_memory
 from labkit.models.sources import Source
 from labkit.quantization import Scheme
 from labkit.quantization.unread import UnreadLinear
 from labkit.resolution import ResolvedPlan, default_dtype_of
 from labkit.workfolder import FinishedModules
 
+TRIMMED_BYTES = 32 << 20
+"""After so many bytes of unquantized weights, freed memory is given back to the system."""
 Placement = Callable[[str], torch.device]
 """Module name -> the device it is on."""
 
@@ -80,6 +83,7 @@ class _Filling:
         self.walked = walked_schemes(model, self.schemes)
         self.holders = _holders(model)
         self.waiting: dict[str, dict[str, Tensor]] = {}  # of modules whose weights have come in part
+        self.freed = 0  # bytes of unquantized weights since memory was last given back
         self.stored: dict[tuple[str, str], str] = {}  # where the walked modules' tensors are to be read
 
     def run(self, batches: Sequence[Any], progress: bool) -> None:
@@ -142,6 +146,10 @@ class _Filling:
         if self.work is not None:
             self.work.save(owner, made)
         self._replace(owner, made.train(module.training))
+        self.freed += sum(one.nbytes for one in module.parameters(recurse=False))
+        if self.freed > TRIMMED_BYTES:
+            self.freed = 0
+            give_back_memory()
 
     def _replace(self, name: str, module: nn.Module) -> None:
         for parent, attribute in self.places[name]:

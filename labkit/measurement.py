@@ -7,7 +7,6 @@ are kept.
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -107,7 +106,7 @@ def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: i
     takes_ids = getattr(engine.processor, "takes_ids", False)
     if "image" not in engine.modalities:
         if takes_ids:
-            return [_in_ids(None, engine.vocabulary, index) for index in range(count)]
+            return [_in_ids(engine, None, index) for index in range(count)]
         return [
             [{"role": "user", "content": STANDARD_TEXTS[index % len(STANDARD_TEXTS)]}]
             for index in range(count)
@@ -121,15 +120,13 @@ def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: i
         raise LabError("there are no items to measure with")
     chosen = [items[index * len(items) // count] for index in range(min(count, len(items)))]
     if takes_ids:
-        return [_in_ids(item.screen.image, engine.vocabulary, index) for index, item in enumerate(chosen)]
+        return [_in_ids(engine, item.screen.image, index) for index, item in enumerate(chosen)]
     return [item.messages() for item in chosen]
 
 
-def _in_ids(image: Any, vocabulary: int, seed: int) -> list[dict[str, Any]]:
+def _in_ids(engine: Engine, image: Any, seed: int) -> list[dict[str, Any]]:
     """A screen and `ID_PROMPT` random token ids, for a model without a tokenizer."""
-    draw = random.Random(seed)
-    ids = " ".join(str(draw.randrange(vocabulary)) for _ in range(ID_PROMPT))
-    parts = [{"type": "text", "text": ids}]
+    parts = [{"type": "text", "text": engine.tokenizer.random_text(ID_PROMPT, seed)}]
     return [{"role": "user", "content": [*([{"type": "image", "image": image}] if image else []), *parts]}]
 
 

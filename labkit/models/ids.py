@@ -6,8 +6,9 @@ model is a Glm4v: their processor needs no files.
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from labkit.errors import LabError
 
 Message = Mapping[str, Any]
+MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id")
 
 
 class IdPromptError(LabError):
@@ -29,8 +31,8 @@ class IdTokenizer:
     pad_token_id = None
     all_special_tokens: tuple[str, ...] = ()
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: int, media: Collection[int] = ()) -> None:
+        self.vocabulary, self.media = vocabulary, frozenset(media)
 
     def __len__(self) -> int:
         return self.vocabulary
@@ -52,7 +54,15 @@ class IdTokenizer:
         ids = [int(one) for one in text.split()]
         if wrong := [one for one in ids if one >= self.vocabulary]:
             raise IdPromptError(f"there is no token {wrong[0]}; the model has 0 to {self.vocabulary - 1}")
+        if wrong := [one for one in ids if one in self.media]:
+            raise IdPromptError(f"the token {wrong[0]} stands for a picture or a sound: give that itself")
         return ids
+
+    def random_text(self, count: int, seed: int = 0) -> str:
+        """``count`` token ids drawn by a seed, as `encode` reads them."""
+        draw = random.Random(seed)
+        allowed = [one for one in range(self.vocabulary) if one not in self.media]
+        return " ".join(str(one) for one in draw.choices(allowed, k=count))
 
 
 class IdProcessor:
@@ -67,7 +77,8 @@ class IdProcessor:
 
     def __init__(self, config: Any) -> None:
         self._config = config
-        self.tokenizer = IdTokenizer(config.get_text_config(decoder=True).vocab_size)
+        media = [getattr(config, name, None) for name in MEDIA_TOKENS]
+        self.tokenizer = IdTokenizer(config.get_text_config(decoder=True).vocab_size, media)
         self.image_processor = None
         if config.model_type == "glm4v":
             from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
