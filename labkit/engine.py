@@ -20,10 +20,10 @@ from labkit.detokenize import Detokenizer
 from labkit.forward import Forward
 from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
 from labkit.grammar import Grammar, Grammars
+from labkit.kvcache import keeping_of
 from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
-from labkit.rows import keeping_of
 from labkit.sampling import Sampler, SamplingSettings
 
 __all__ = ["Engine", "Generation", "GenerationError", "Messages"]

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from labkit.errors import LabError
-from labkit.kvcache import Keeping
+from labkit.kvcache import PLAIN, Keeping
 from labkit.quantization import QuantizedLinear
-from labkit.rows import PLAIN, JoinedCache, RowCache, use_rows
+from labkit.rows import JoinedCache, RowCache, use_rows
 
 PADDED_ROWS = 8
 """Rows that are always multiplied together where a product's rounding depends on their number."""

@@ -18,9 +18,12 @@ window sees it too: token by token it attends to what it would have seen had it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from labkit.quantization import DTYPES
 
 SINKS = 4
 """Tokens at a conversation's beginning that a window keeps."""
@@ -84,6 +87,17 @@ class Keeping:
         if self.window is None:
             return tokens
         return torch.where(tokens < SINKS, tokens, SINKS + (tokens - SINKS) % self.window)
+
+
+PLAIN = Keeping()
+
+
+def keeping_of(runtime: Any) -> Keeping:
+    """What a plan's `labkit.plan.RuntimeOptions` mean for the cache (None: nothing)."""
+    if runtime is None:
+        return PLAIN
+    kept = runtime.kv_cache
+    return Keeping(DTYPES.get(kept), kept == "int8", runtime.sliding_window)
 
 
 class Store:

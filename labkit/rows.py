@@ -22,11 +22,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from labkit.errors import LabError
-from labkit.kvcache import Band, Keeping, Store, attend_band
-from labkit.quantization import DTYPES
+from labkit.kvcache import PLAIN, Band, Keeping, Store, attend_band
 
 ATTENTION = "labkit_rows"
-PLAIN = Keeping()
 _PLAIN = {
     "sliding_window",
     "softcap",
@@ -90,14 +88,6 @@ class RowCache(DynamicCache):
     def stored_bytes(self) -> int:
         """Bytes that this conversation's keys and values take."""
         return sum(layer.stored_bytes for layer in self.layers if isinstance(layer, RowLayer))
-
-
-def keeping_of(runtime: Any) -> Keeping:
-    """What a plan's `RuntimeOptions` mean for the cache (None: nothing)."""
-    if runtime is None:
-        return PLAIN
-    kept = runtime.kv_cache
-    return Keeping(DTYPES.get(kept), kept == "int8", runtime.sliding_window)
 
 
 def keeps_rows(config: Any) -> bool:
