@@ -35,7 +35,7 @@ class Engine:
     """A loaded, quantized model that answers.
 
     Made by :func:`labkit.load`.  Attributes: ``model``, ``processor``, ``tokenizer``, ``spec``, ``plan``,
-    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype``, ``load_s`` (seconds
+    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``devices``, ``dtype``, ``load_s`` (seconds
     of reading and quantizing the weights; importing libraries is not counted) and ``provenance`` (what the
     model was calibrated with and, if it was restored, made of: for the record that `labkit.save` writes), and
     ``weights`` (``random`` if they are, else None).
@@ -63,6 +63,7 @@ class Engine:
         self.provenance = dict(provenance or {})
         self.weights = weights
         self.device = next(model.parameters()).device
+        self.devices = list(dict.fromkeys(one.device for one in model.parameters()))
         self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
         known = family_of(model.config.model_type).modalities
         self.modalities = frozenset(getattr(processor, "modalities", known))

@@ -36,7 +36,7 @@ from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
 from labkit.models.sources import RandomSource, Source, has_plain_names
 from labkit.models.spec import ModelSpec, get_spec
-from labkit.placement import Placement, check_map, connect_, split_by_layers
+from labkit.placement import Placement, check_map, connect_, placed_on
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES
 from labkit.resolution import ResolvedPlan
@@ -196,7 +196,7 @@ def _place(
     """Where each module goes."""
     if device_map is not None:
         return check_map(skeleton, {name: choose_device(one) for name, one in device_map.items()}, targets[0])
-    return Placement(targets[0]) if len(targets) == 1 else split_by_layers(skeleton, resolved, targets)
+    return placed_on(skeleton, resolved, targets)
 
 
 def _load_quantized(

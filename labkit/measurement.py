@@ -72,7 +72,7 @@ def measure(
     for index in range(warmup):
         engine.generate(conversations[index % len(conversations)], **options)
     answers = [engine.generate(messages, **options) for messages in conversations]
-    peak = peak_memory(engine.device)
+    peak = peak_memory(*engine.devices)
     samples = samples_of(answers)
     by_role = bytes_by_role(engine)
     return {
@@ -163,10 +163,10 @@ def bytes_by_role(engine: Engine) -> dict[str, int]:
     return found
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def peak_memory(*devices: torch.device) -> int:
+    """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on GPUs (their sum)."""
+    if devices[0].type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(one) for one in devices)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -175,9 +175,10 @@ def peak_memory(device: torch.device) -> int:
 
 def _start_peak(engine: Engine) -> int:
     """The peak until now, that is of loading; a GPU's counter starts again."""
-    peak = peak_memory(engine.device)
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    peak = peak_memory(*engine.devices)
+    for device in engine.devices:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
     return peak
 
 

@@ -97,6 +97,11 @@ def split_by_layers(
     return Placement(devices[0], parts)
 
 
+def placed_on(skeleton: nn.Module, resolved: ResolvedPlan, devices: Sequence[torch.device]) -> Placement:
+    """All on one device, or `split_by_layers` over several."""
+    return Placement(devices[0]) if len(devices) == 1 else split_by_layers(skeleton, resolved, devices)
+
+
 def decoder_layers(model: nn.Module) -> list[str]:
     """Names of the decoder's layers, in their order.
 
