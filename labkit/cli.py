@@ -14,6 +14,7 @@ from labkit import __version__
 from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.chat_cli import add_chat
+from labkit.context_cli import add_context
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
 from labkit.search_cli import add_search, add_sensitivity
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sensitivity(commands)
     add_search(commands)
     add_fit(commands)
+    add_context(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (
