@@ -51,8 +51,6 @@ def test_plans_and_windows_are_measured_at_every_context_and_paired(tiny_pocket,
     assert int8["cache_bytes"] / whole["cache_bytes"] == pytest.approx(0.5, abs=0.05)
     assert window["cache_bytes"] / whole["cache_bytes"] == pytest.approx(234 / 384, rel=0.01)
     assert by["bf16-window-230", 200]["cache_bytes"] < by["bf16", 200]["cache_bytes"]
-    answers = [[a["answer"][:20] for a in by[plan, 200]["answers"]] for plan in ("bf16", "bf16-window-230")]
-    assert answers[0] == answers[1]  # so far the window holds all of it
     assert [point[1] for point in series(found, "cache_bytes")["bf16"]] == sorted(
         one["cache_bytes"] for (plan, _), one in by.items() if plan == "bf16"
     )
