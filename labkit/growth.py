@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit import evaluation, phonetap
 from labkit.anatomy import Anatomy
@@ -35,6 +35,9 @@ from labkit.models.checkpoint import folder_fingerprint
 from labkit.plan import QuantizationPlan
 from labkit.recordfolder import RecordFolder
 from labkit.results import environment
+
+if TYPE_CHECKING:
+    import pandas
 
 CONTEXTS = (160, 240, 320, 480, 720, 1440)
 FILLER = "."
@@ -165,13 +168,12 @@ def growth_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headers, rows
 
 
-def series(result: Mapping[str, Any], value: str) -> dict[str, list[tuple[float, float]]]:
-    """Plan -> points (tokens of the prompt, value) of one field, for a chart of lines."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for one in result["records"]:
-        if one.get(value) is not None:
-            found.setdefault(one["plan"], []).append((one["prompt_tokens"], one[value]))
-    return found
+def table(result: Mapping[str, Any]) -> pandas.DataFrame:
+    """`growth_rows` as a DataFrame."""
+    import pandas
+
+    headers, rows = growth_rows(result)
+    return pandas.DataFrame(rows, columns=headers).set_index("Plan")
 
 
 def _plans(
