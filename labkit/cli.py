@@ -14,6 +14,7 @@ from labkit import __version__
 from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.chat_cli import add_chat
+from labkit.context_cli import add_context
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
 from labkit.search_cli import add_search, add_sensitivity
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sensitivity(commands)
     add_search(commands)
     add_fit(commands)
+    add_context(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (
@@ -131,7 +133,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
             "examples:\n"
             "  labkit compare pocket --output results/first\n"
             "  labkit compare pocket --plans fp32,int4,my-plan.yaml --split hard --items 400 --seed 3 \\\n"
-            "      --output results/hard\n\n"
+            "      --output results/hard\n"
+            "  labkit compare autoglm-phone-9b --weights random --plans bf16,int4 --device cuda\n\n"
             "An unquantized plan (fp32, bf16 or fp16) is added if none is named: every table needs that row."
         ),
     )
@@ -153,6 +156,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--output", metavar="FOLDER", help="where results.json and report.html go (results/MODEL)"
+    )
+    command.add_argument(
+        "--weights",
+        choices=("random",),
+        help="random: what the architecture costs, without its weights; no item is answered",
     )
     command.add_argument("--batch-size", type=count, default=8, metavar="N", help="answers at a time (8)")
     add_machine(command)
