@@ -38,13 +38,14 @@ class Service:
 
     Attributes:
         port, url: where it listens.
+        pid: its process.
         base_url: what OpenAI's clients are told.
         log: the path of its log.
     """
 
     def __init__(self, record: Record, process: subprocess.Popen | None = None):
         self._record, self._process = record, process
-        self.port, self.url = record.port, record.url
+        self.port, self.url, self.pid = record.port, record.url, record.pid
         self.base_url = f"{record.url}/v1"
         self.log = Path(record.log)
 
