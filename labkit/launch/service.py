@@ -53,8 +53,11 @@ class Service:
         return f"<Service {self.url}: {self.state.name}>"
 
     def _repr_html_(self) -> str:
-        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
-        links = {"status page": f"{self.url}/", "through JupyterLab": f"{prefix}proxy/{self.port}/"}
+        from labkit.launch.jupyter import proxied
+
+        links = {"status page": f"{self.url}/"}
+        if path := proxied(self.port):
+            links["through JupyterLab"] = path
         told = " · ".join(f'<a href="{url}" target="_blank">{name}</a>' for name, url in links.items())
         return f"<p>{html.escape(self.state.told)}<br>{told}</p>"
 
