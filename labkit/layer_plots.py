@@ -41,7 +41,7 @@ def channel_sizes(sizes: Mapping[str, Sequence[float]], threshold: float | None 
             hovertemplate=f"channel %{{customdata}}<br>{label} %{{y:.3g}}<extra></extra>",
         )
     if threshold is not None:
-        chart.add_hline(y=threshold, line_dash="dash")
+        chart.add_hline(y=threshold, line={"dash": "dash", "color": traces.TEXT})
         chart.add_annotation(
             x=1, xref="paper", xanchor="right", y=math.log10(threshold), yanchor="bottom",
             text=f"threshold {threshold:g}", showarrow=False,
