@@ -248,6 +248,8 @@ def test_the_window_in_a_browser_with_a_picture_a_voice_and_two_services(tmp_pat
                 taps = tab.locator("[data-testid=bot] img, .bot img")
                 taps.first.wait_for()  # its component is loaded when it is first needed, after the words are there
                 assert taps.count() == 1  # A's tap; B has none
+                tab.get_by_label("Download").first.wait_for()
+                assert not any(one.is_visible() for one in tab.get_by_label("Share").all())
 
                 with tab.expect_download() as download:
                     tab.get_by_text("Export").click()

@@ -1,4 +1,4 @@
-"""The window in a notebook's cell: through Jupyter's own address, so that it works in a pod too.
+"""The window's looks, and the window in a notebook's cell: through Jupyter's own address, for that works in a pod too.
 
 There only Jupyter's port is open, and a frame of ``http://127.0.0.1:7860`` stays empty. jupyter-server-proxy reaches the
 window at ``…/proxy/7860/``; Gradio must then name addresses behind that path, whoever asks. `BehindJupyter` tells it, by
@@ -11,9 +11,35 @@ import html
 from typing import Any
 from urllib.parse import urlsplit
 
+import gradio as gr
+from gradio.utils import ipython_check
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from labkit.launch import jupyter
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
+MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+CSS = ".labkit-narrow {min-width: 250px !important} button[aria-label='Share'] {display: none}"
+"""Gradio's sharing of pictures would send them to a site of its own choice."""
 ALLOWED = "autoplay; microphone; clipboard-read; clipboard-write"
+
+
+class ChatBlocks(gr.Blocks):
+    """Blocks that are launched with the chat's looks, and serve several people at a time."""
+
+    def launch(self, *, inline: bool | None = None, **options: Any) -> Any:
+        """As `gradio.Blocks.launch`; needs no network. In JupyterLab the cell shows it through Jupyter's address."""
+        theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
+        self.queue(default_concurrency_limit=8)
+        looks = {"theme": theme, "css": CSS, "footer_links": []}
+        around = {"app_kwargs": {"middleware": [Middleware(BehindJupyter)]}}
+        wanted = ipython_check() if inline is None else inline
+        path = jupyter.proxied(1) if wanted else None  # whether there is one: the port is not known yet
+        launched = super().launch(inline=wanted and path is None, **{**looks, **around, **options})
+        if path is not None:
+            show(jupyter.proxied(self.server_port), self.width, self.height)
+        return launched
 
 
 class BehindJupyter:

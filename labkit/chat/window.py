@@ -6,42 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.utils import ipython_check
 from PIL import Image
-from starlette.middleware import Middleware
 
 from labkit import phonetap
-from labkit.chat import frame, local
-from labkit.chat.frame import BehindJupyter
+from labkit.chat import local
+from labkit.chat.frame import ChatBlocks
 from labkit.chat.messages import user_message
 from labkit.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
 from labkit.chat.turns import Turn, export, history, shown, target_of
 from labkit.chat.words import LANGUAGES, words_of
 from labkit.errors import LabError
-from labkit.launch import jupyter
 from labkit.media import load_audio, load_image
 
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
-MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-CSS = ".labkit-narrow {min-width: 250px !important}"
-
-
-class ChatBlocks(gr.Blocks):
-    """Blocks that are launched with the chat's looks, and serve several people at a time."""
-
-    def launch(self, *, inline: bool | None = None, **options: Any) -> Any:
-        """As `gradio.Blocks.launch`; needs no network. In JupyterLab the cell shows it through Jupyter's address."""
-        theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
-        self.queue(default_concurrency_limit=8)
-        looks = {"theme": theme, "css": CSS, "footer_links": []}
-        around = {"app_kwargs": {"middleware": [Middleware(BehindJupyter)]}}
-        wanted = ipython_check() if inline is None else inline
-        path = jupyter.proxied(1) if wanted else None  # whether there is one: the port is not known yet
-        launched = super().launch(inline=wanted and path is None, **{**looks, **around, **options})
-        if path is not None:
-            frame.show(jupyter.proxied(self.server_port), self.width, self.height)
-        return launched
 
 
 class Window:
