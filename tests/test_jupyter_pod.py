@@ -72,16 +72,17 @@ def test_the_chat_in_a_cell_answers_through_jupyters_address(tmp_path):
             f"from labkit import chat\nwindow = chat.build([{service.base_url!r}])\nwindow.launch(quiet=True)"
         )
         write_notebook(tmp_path / "chat.ipynb", [cell, "window.close()"])
-        with jupyter(tmp_path, base=BASE) as url, page() as tab:
+        with jupyter(tmp_path, base=BASE, dark=True) as url, page() as tab:
             tab.set_default_timeout(120_000)
             tab.goto(f"{url}/lab/tree/chat.ipynb?reset")
             tab.wait_for_selector(".jp-NotebookPanel .jp-Cell")
             tab.wait_for_function(IDLE)
             tab.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
             address = tab.locator(".jp-OutputArea iframe").get_attribute("src")
-            assert address.startswith(f"{BASE}proxy/")
+            assert f"{BASE}proxy/" in address
             window = tab.frame_locator(".jp-OutputArea iframe")
             window.get_by_text("pocket in int4, 21.2 MB").wait_for()
+            window.locator("body.dark").wait_for()
             window.get_by_text("Draw me a new screen").click()
             window.locator(".image-frame img").first.wait_for()
             window.get_by_label("Think first").check()

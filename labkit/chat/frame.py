@@ -68,8 +68,15 @@ def _with_path(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [*kept, (b"x-forwarded-host", place.encode("latin-1")), (b"x-forwarded-proto", scheme.encode())]
 
 
+DARK = """(() => {
+  if (document.body.dataset.jpThemeLight === "false")
+    for (const one of document.querySelectorAll(`iframe[src="PATH"]`)) one.src += "?__theme=dark";
+})()"""
+"""Gradio's dark looks in JupyterLab's dark theme."""
+
+
 def show(path: str, width: Any, height: Any) -> None:
-    """Show what is at a path of Jupyter's address, in the cell that runs."""
+    """Show what is at a path of Jupyter's address, in the cell that runs; dark where JupyterLab is."""
     from IPython.display import HTML, display
 
     size = f'width="{html.escape(str(width))}" height="{html.escape(str(height))}"'
@@ -78,5 +85,6 @@ def show(path: str, width: Any, height: Any) -> None:
         HTML(
             f'<iframe src="{address}" {size} allow="{ALLOWED}" frameborder="0" allowfullscreen></iframe>'
             f'<p><a href="{address}" target="_blank">In a tab of its own</a></p>'
+            f"<script>{DARK.replace('PATH', address)}</script>"
         )
     )
