@@ -6,14 +6,11 @@ candidates, material, linears, parts``. Records go to the folder one by one (`la
 "message": str, "known": bool}``. Records that are there already are not made again.
 """
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.child import serve_request
 from labkit.recordfolder import RecordFolder
 
 
@@ -82,30 +79,16 @@ def measure_part(
 
 
 def main() -> int:
-    """Read the request, keep standard output for events only, and turn errors into an event."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
+    """Measure what is asked for on standard input."""
+    return serve_request(_run)
 
-    def emit(event: dict[str, Any]) -> None:
-        print(json.dumps(event, ensure_ascii=False), file=channel, flush=True)
 
-    try:
-        request = json.loads(sys.stdin.read())
-        import torch
+def _run(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+    import torch
 
-        torch.set_num_threads(request["threads"])
-        run_tasks(request, emit)
-        emit({"event": "finished"})
-    except LabError as error:
-        emit({"event": "error", "message": str(error), "known": True})
-        return 2
-    except BrokenPipeError:  # whoever asked has gone away: what is on disk is kept
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
-        return 1
-    return 0
+    torch.set_num_threads(request["threads"])
+    run_tasks(request, emit)
+    emit({"event": "finished"})
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ Events: ``{"event": "stage", "stage": "loading" | "measuring" | "answering"}``,
 ``{"event": "error", "message": str, "known": bool}``.
 """
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.child import serve_request
 from labkit.results import Measurement
 from labkit.runfolder import RunFolder
 
@@ -106,26 +103,8 @@ def run_plan(
 
 
 def main() -> int:
-    """Read the request, keep standard output for events only, and turn errors into an event."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
-
-    def emit(event: dict[str, Any]) -> None:
-        print(json.dumps(event, ensure_ascii=False), file=channel, flush=True)
-
-    try:
-        request = json.loads(sys.stdin.read())
-        run_plan(request, emit, **_real_parts(request))
-    except LabError as error:
-        emit({"event": "error", "message": str(error), "known": True})
-        return 2
-    except BrokenPipeError:  # the comparison has gone away: what is on disk is kept
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
-        return 1
-    return 0
+    """Measure the plan that is asked for on standard input."""
+    return serve_request(lambda request, emit: run_plan(request, emit, **_real_parts(request)))
 
 
 def _real_parts(request: Mapping[str, Any]) -> dict[str, Callable]:

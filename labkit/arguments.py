@@ -3,6 +3,8 @@
 import argparse
 from importlib import import_module
 
+MODEL = "a name from `labkit models`, a checkpoint's folder, a folder of `labkit quantize`, or a hub id"
+
 
 def add_machine(command: argparse.ArgumentParser) -> None:
     """``--device`` and ``--threads``."""

@@ -5,10 +5,12 @@
     exploring.answer(engine, item, {"lm_head": look.module}).text
 
 The engine's model is left as it was: other modules stand in the Linears' places only while an answer is made.
+Schemes that calibrate get the inputs that the unquantized model has on some calibration items (`statistics`); when a
+whole model is quantized, each Linear is calibrated behind the quantized ones before it instead.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from labkit.apply import find_places
+from labkit.calibrate import input_statistics
+from labkit.calibration import default_calibration
 from labkit.engine import Engine
 from labkit.errors import LabError
 from labkit.quantization import Scheme, get_scheme, known_schemes
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.scheme import resident_bytes
+from labkit.quantization.statistics import InputStatistics
+
+ITEMS = 8
+"""Calibration items: enough to see what calibration does, in a few seconds."""
+MOST_BYTES = 2**30
+"""Of the inputs' second moments that are held at a time."""
 
 
 class ExploringError(LabError):
@@ -78,17 +88,42 @@ def linears(engine: Engine) -> dict[str, list[str]]:
     return found
 
 
-def explorable_schemes() -> list[str]:
-    """Schemes that need no calibration, in the order in which they are listed."""
-    return [name for name, scheme in known_schemes().items() if not scheme.requires_calibration]
+def explorable_schemes(engine: Engine) -> list[str]:
+    """Schemes that can be looked at; a model that takes no screens has no calibration items."""
+    sees = "image" in engine.modalities
+    return [name for name, scheme in known_schemes().items() if sees or not scheme().requires_calibration]
+
+
+def statistics(engine: Engine, names: Sequence[str], items: int = ITEMS) -> dict[str, InputStatistics]:
+    """Name -> second moments of the Linear's inputs on calibration items, as the model is.
+
+    Raises:
+        ExploringError: together they would take more than `MOST_BYTES`, or no item comes to one of the Linears.
+    """
+    size = sum(4 * _linear(engine, name).in_features ** 2 for name in names)
+    if size > MOST_BYTES and len(names) > 1:
+        raise ExploringError(
+            f"calibrating these {len(names)} Linears at once takes {size / 1e9:.1f} GB: choose one of them"
+        )
+    batches = default_calibration(
+        engine.processor, engine.modalities, items, device=engine.device, model=engine.model
+    )
+    found = input_statistics(engine.model, names, batches)
+    if missing := [name for name in names if name not in found]:
+        raise ExploringError(f"no calibration item comes to {missing[0]}")
+    return found
 
 
 @torch.no_grad()
-def look(engine: Engine, name: str, scheme: Scheme | str) -> Look:
-    """What ``scheme`` makes of the Linear ``name``. Raises SchemeError where it cannot take it."""
+def look(engine: Engine, name: str, scheme: Scheme | str, inputs: InputStatistics | None = None) -> Look:
+    """What ``scheme`` makes of the Linear ``name``; ``inputs`` for schemes that calibrate (`statistics`).
+
+    Raises:
+        SchemeError: it cannot take the Linear, or wants inputs.
+    """
     scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
     linear = _linear(engine, name)
-    module = scheme.quantize_linear(linear, dtype=linear.weight.dtype)
+    module = scheme.quantize_linear(linear, dtype=linear.weight.dtype, statistics=inputs)
     dequantize = getattr(module, "dequantize", None)
     after = dequantize(torch.float32) if dequantize else module.weight
     before = linear.weight.detach().float().cpu()
@@ -103,10 +138,17 @@ def look(engine: Engine, name: str, scheme: Scheme | str) -> Look:
     )
 
 
-def look_at_all(engine: Engine, names: list[str], scheme: Scheme | str) -> dict[str, nn.Module]:
+def look_at_all(
+    engine: Engine,
+    names: Sequence[str],
+    scheme: Scheme | str,
+    inputs: Mapping[str, InputStatistics] | None = None,
+) -> dict[str, nn.Module]:
     """Name -> the module that ``scheme`` puts in the place of each Linear."""
-    scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
-    return {name: scheme.quantize_linear(_linear(engine, name)) for name in names}
+    scheme, inputs = get_scheme(scheme) if isinstance(scheme, str) else scheme, inputs or {}
+    return {
+        name: scheme.quantize_linear(_linear(engine, name), statistics=inputs.get(name)) for name in names
+    }
 
 
 def answer(engine: Engine, item: Any, modules: Mapping[str, nn.Module], **options: Any) -> Any:

@@ -2,7 +2,7 @@
 
 At each token llguidance says which tokens may come next; all others get a logit of minus infinity. An answer
 under the action grammar always parses (`labkit.protocol.parse_answer`): its strings and its thinking are kept
-so short that it ends within the tokens it may have.
+so short that it ends within the tokens it may have. A free JSON object is closed when the room for more runs out.
 
 llguidance (MIT) is the engine of choice: one wheel of 3 MB without dependencies, used by vLLM and llama.cpp;
 xgrammar would bring triton, outlines-core knows no context-free grammars.
@@ -10,6 +10,7 @@ xgrammar would bring triton, outlines-core knows no context-free grammars.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabError
+from labkit.jsontail import JsonTail
 from labkit.protocol import ACTIONS, POINTS
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ LEAST_TOKENS = 256
 MAX_SCHEMA_CHARACTERS = 65_536
 _SKELETON_TOKENS = 80  # an action without its strings, and the marks around it, should every byte be a token
 _TOKENS_A_CHARACTER = 4  # at most, byte by byte
+_CLOSING_ROOM = 12  # tokens: the rest of a character, and what a token may add to the closing
 LONGEST_STRING = 200
 """Characters of a string of an action, at most."""
 _LONGEST = {"string": LONGEST_STRING, "thought": 600}  # characters
@@ -123,7 +126,7 @@ class Grammar:
         }[self.thinking]
         lines = [f"start: {think}body", self.body or action_rules(mark("<answer>"), longest["string"])]
         if think:
-            most = longest["thought"] if self.format == "action" else _LONGEST["thought"]
+            most = longest["thought"] if self.format != "json_schema" else _LONGEST["thought"]
             lines.append(f"THOUGHT: /[^<]{{0,{most}}}/")
         return "\n".join(lines)
 
@@ -151,13 +154,18 @@ class Grammar:
             raise GrammarError(
                 f"an answer under the action grammar needs room for {LEAST_TOKENS} tokens; it has {limit}"
             )
-        return Matcher(self, self.lark(limit))
+        return Matcher(self, self.lark(limit), limit if self.format == "json_object" else None)
 
 
 class Matcher:
-    """Keeps one answer to a grammar: `labkit.sampling.Constraint`."""
+    """Keeps one answer to a grammar: `labkit.sampling.Constraint`.
 
-    def __init__(self, grammar: Grammar, lark: str):
+    Args:
+        grammar, lark: the grammar, and its text.
+        closes_within: for a JSON object of any form: it is closed before it has so many tokens.
+    """
+
+    def __init__(self, grammar: Grammar, lark: str, closes_within: int | None = None):
         import llguidance
         import llguidance.numpy
 
@@ -166,6 +174,9 @@ class Matcher:
         )
         self._vocabulary = grammar.grammars.vocabulary
         self._bits = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
+        self._known, self._left = grammar.grammars.known, closes_within
+        self._tail, self._decoder = JsonTail(), codecs.getincrementaldecoder("utf-8")("ignore")
+        self._thinks = grammar.thinking == "open"
         self._check()
 
     @property
@@ -186,7 +197,19 @@ class Matcher:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
         bits = np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little")[: self._vocabulary]
-        return torch.from_numpy(bits.astype(bool))
+        allowed = torch.from_numpy(bits.astype(bool))
+        closing = self._closing_token()
+        if closing is not None and allowed[closing]:
+            allowed = torch.zeros_like(allowed)
+            allowed[closing] = True
+        return allowed
+
+    def _closing_token(self) -> int | None:
+        """The token that the object must be closed with, if it is time."""
+        if self._left is None or not self._tail.begun:
+            return None
+        tokens = self._known.tokenize_str(self._tail.closing)
+        return tokens[0] if len(tokens) + _CLOSING_ROOM >= self._left else None
 
     def accept(self, token: int) -> None:
         """Take the token that came.
@@ -196,6 +219,19 @@ class Matcher:
         """
         self._matcher.consume_token(token)
         self._check()
+        if self._left is not None:
+            self._left -= 1
+            self._follow(self._known.decode_bytes([token]))
+
+    def _follow(self, piece: bytes) -> None:
+        """Read what belongs to the object: not the thinking before it."""
+        text = self._decoder.decode(piece)
+        if not self._tail.begun and "<think>" in text:
+            self._thinks = True
+        elif self._thinks:
+            self._thinks = "</think>" not in text
+        else:
+            self._tail.push(text)
 
     def _check(self) -> None:
         if self._matcher.is_error():

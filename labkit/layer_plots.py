@@ -5,6 +5,7 @@ Plain numbers in, plotly figures out; no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,11 @@ def channel_sizes(sizes: Mapping[str, Sequence[float]], threshold: float | None 
             hovertemplate=f"channel %{{customdata}}<br>{label} %{{y:.3g}}<extra></extra>",
         )
     if threshold is not None:
-        chart.add_hline(y=threshold, line_dash="dash", annotation_text=f"{threshold:g}")
+        chart.add_hline(y=threshold, line={"dash": "dash", "color": traces.TEXT})
+        chart.add_annotation(
+            x=1, xref="paper", xanchor="right", y=math.log10(threshold), yanchor="bottom",
+            text=f"threshold {threshold:g}", showarrow=False,
+        )  # fmt: skip
     styled(chart, "", "input channels, the largest first", "size of the values")
     chart.update_yaxes(type="log")
     return chart
@@ -91,7 +96,8 @@ def correlation_map(matrix: numpy.ndarray, title: str = "") -> go.Figure:
         hovertemplate="columns %{x} and %{y}<br>%{z:.2f}<extra></extra>",
     )  # fmt: skip
     styled(chart, title, "column, in the order of the solve", "column")
-    chart.update_yaxes(autorange="reversed", scaleanchor="x")
+    chart.update_xaxes(constrain="domain")
+    chart.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
     chart.update_layout(height=480)
     return chart
 

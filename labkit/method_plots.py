@@ -130,7 +130,7 @@ def pareto_front(
             mode="markers+text",
             name=one["plan"],
             text=[one["plan"]],
-            textposition="top center",
+            textposition="bottom center" if one.get("searched") else "top center",  # it stands near others
             marker={
                 "size": 13 if one.get("searched") else 9,
                 "symbol": "star" if one.get("searched") else "circle",

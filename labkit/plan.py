@@ -27,8 +27,6 @@ that matches wins. What no rule matches, and everything that is no Linear, keeps
       sliding_window: null
 """
 
-import fnmatch
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,10 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from labkit.depth import kind_of
-from labkit.errors import LabError
 from labkit.files import atomic_path
-from labkit.quantization import DTYPES, Scheme, SchemeError, get_scheme
+from labkit.quantization import DTYPES, get_scheme
+from labkit.rule import PlanError, Rule
 
 if TYPE_CHECKING:
     import torch
@@ -47,14 +44,11 @@ if TYPE_CHECKING:
 
     from labkit.resolution import ResolvedPlan
 
-ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
 KV_CACHE_DTYPES = ("fp32", "fp16", "bf16", "int8")
-MODULE_KINDS = ("linear", "embedding", "conv")
-_RULE_KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupported", "optional")
-
-
-class PlanError(LabError):
-    """A plan that says something impossible, or that does not fit the model."""
+_USUAL = [
+    *("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8"),
+    *("hqq", "awq", "gptq", "article", "article-hybrid", "article-code"),
+]
 
 
 @dataclass(frozen=True)
@@ -83,103 +77,6 @@ class RuntimeOptions:
         window = self.sliding_window
         if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
             raise PlanError(f"runtime: sliding_window must be a number of tokens or null, not {window!r}")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of a plan. Either ``roles`` or ``match`` is set.
-
-    Attributes:
-        scheme: what the matched Linears get.
-        roles: roles it applies to.
-        match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
-        modules: the kinds of modules it is about, of `MODULE_KINDS`.
-        linears: of those, only the Linears of these own names (`labkit.depth.kind_of`); empty: all.
-        depth: of those, only the ones from this relative depth on and below that (`labkit.depth`); a Linear
-            in no stack of layers has none. None: any.
-        on_unsupported: the scheme for a matched Linear that ``scheme`` cannot take; None: that is an error.
-        optional: a model without such a Linear is no error.
-    """
-
-    scheme: Scheme
-    roles: tuple[str, ...] = ()
-    match: str | None = None
-    on_unsupported: Scheme | None = None
-    optional: bool = False
-    linears: tuple[str, ...] = ()
-    depth: tuple[float, float] | None = None
-    modules: tuple[str, ...] = ("linear",)
-
-    def matches(self, name: str, role: str | None, depth: float | None = None) -> bool:
-        """Whether this rule is about the Linear ``name`` that plays ``role`` at relative ``depth``."""
-        if self.linears and kind_of(name) not in self.linears:
-            return False
-        if self.depth is not None and (depth is None or not self.depth[0] <= depth < self.depth[1]):
-            return False
-        if self.match is None:
-            return role in self.roles
-        if self.match.startswith("re:"):
-            return re.fullmatch(self.match[3:], name) is not None
-        return name == self.match or fnmatch.fnmatchcase(name, self.match)
-
-    def names_exactly(self, name: str) -> bool:
-        """Whether this rule is for this one Linear."""
-        return self.match == name
-
-    def __str__(self) -> str:
-        what = f"match {self.match}" if self.match is not None else f"role {', '.join(self.roles)}"
-        if self.linears:
-            what += f", linear {', '.join(self.linears)}"
-        if self.depth is not None:
-            what += f", depth {self.depth[0]:g} to {self.depth[1]:g}"
-        return f"({what} -> {self.scheme.name})"
-
-    @classmethod
-    def from_dict(cls, data: Any, where: str, on_unsupported: str | None = None) -> "Rule":
-        """A rule from its mapping in the file; ``where`` names it in errors."""
-        if not isinstance(data, Mapping):
-            raise PlanError(f"{where}: a rule is a mapping with role or match, and scheme; this is {data!r}")
-        if ("role" in data) == ("match" in data):
-            raise PlanError(f"{where}: give either role or match, and not both")
-        if "scheme" not in data:
-            raise PlanError(f"{where}: the key scheme is missing")
-        options = {str(key): value for key, value in data.items() if key not in _RULE_KEYS}
-        try:
-            scheme = get_scheme(data["scheme"], **options)
-            fallback = data.get("on_unsupported", on_unsupported)
-            fallback = None if fallback in (None, "error") else get_scheme(fallback)
-        except SchemeError as error:
-            known = f" (keys of a rule: {', '.join(_RULE_KEYS)})" if "unknown option" in str(error) else ""
-            raise PlanError(f"{where}: {error}{known}") from error
-        optional = data.get("optional", False)
-        if not isinstance(optional, bool):
-            raise PlanError(f"{where}: optional must be true or false, not {optional!r}")
-        return cls(
-            scheme,
-            _roles(data, where),
-            _match(data, where),
-            fallback,
-            optional,
-            _linears(data, where),
-            _depth(data, where),
-            _modules(data, where),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The mapping `from_dict` reads."""
-        head: dict[str, Any] = {"match": self.match}
-        if self.match is None:
-            head = {"role": self.roles[0] if len(self.roles) == 1 else list(self.roles)}
-        if self.linears:
-            head["linear"] = self.linears[0] if len(self.linears) == 1 else list(self.linears)
-        if self.depth is not None:
-            head["depth"] = list(self.depth)
-        if self.modules != ("linear",):
-            head["modules"] = self.modules[0] if len(self.modules) == 1 else list(self.modules)
-        data = {**head, "scheme": self.scheme.name, **self.scheme.options()}
-        if self.on_unsupported is not None:
-            data["on_unsupported"] = self.on_unsupported.name
-        return {**data, "optional": True} if self.optional else data
 
 
 @dataclass(frozen=True)
@@ -322,65 +219,8 @@ def plans_folder() -> Path:
 
 def presets() -> list[str]:
     """Names of the plans that come with the lab: the usual ones first, then by name."""
-    usual = ["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8"]
-    usual += ["hqq", "awq", "gptq", "article", "article-hybrid", "article-code"]
     found = sorted(path.stem for path in plans_folder().glob("*.yaml"))
-    return [name for name in usual if name in found] + [name for name in found if name not in usual]
-
-
-def _roles(data: Mapping, where: str) -> tuple[str, ...]:
-    if "role" not in data:
-        return ()
-    roles = data["role"] if isinstance(data["role"], list) else [data["role"]]
-    for role in roles:
-        if role not in ROLES:
-            raise PlanError(f"{where}: unknown role {role!r}; known are {', '.join(ROLES)}")
-    if not roles:
-        raise PlanError(f"{where}: the list of roles is empty")
-    return tuple(roles)
-
-
-def _match(data: Mapping, where: str) -> str | None:
-    pattern = data.get("match")
-    if "match" in data and not (isinstance(pattern, str) and pattern):
-        raise PlanError(f"{where}: match must be a module name, a glob or re: and a regular expression")
-    if pattern is not None and pattern.startswith("re:"):
-        try:
-            re.compile(pattern[3:])
-        except re.error as error:
-            raise PlanError(f"{where}: {pattern!r} is no regular expression: {error}") from error
-    return pattern
-
-
-def _linears(data: Mapping, where: str) -> tuple[str, ...]:
-    if "linear" not in data:
-        return ()
-    names = data["linear"] if isinstance(data["linear"], list) else [data["linear"]]
-    if not names or not all(isinstance(name, str) and name and "." not in name for name in names):
-        raise PlanError(f"{where}: linear is a Linear's own name such as down_proj, or a list of such names")
-    return tuple(names)
-
-
-def _modules(data: Mapping, where: str) -> tuple[str, ...]:
-    if "modules" not in data:
-        return ("linear",)
-    kinds = data["modules"] if isinstance(data["modules"], list) else [data["modules"]]
-    for kind in kinds:
-        if kind not in MODULE_KINDS:
-            raise PlanError(f"{where}: unknown kind of modules {kind!r}; known are {', '.join(MODULE_KINDS)}")
-    if not kinds:
-        raise PlanError(f"{where}: the list of modules is empty")
-    return tuple(kinds)
-
-
-def _depth(data: Mapping, where: str) -> tuple[float, float] | None:
-    depth = data.get("depth")
-    if depth is None:
-        return None
-    right = isinstance(depth, list) and len(depth) == 2 and all(type(end) in (int, float) for end in depth)
-    if not right or not 0 <= depth[0] < depth[1] <= 1:
-        raise PlanError(f"{where}: depth is [from, to] with 0 <= from < to <= 1, not {depth!r}")
-    return float(depth[0]), float(depth[1])
+    return [name for name in _USUAL if name in found] + [name for name in found if name not in _USUAL]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

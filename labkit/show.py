@@ -162,16 +162,25 @@ def answer(generation: Any, question: Item | None = None) -> IPython.display.HTM
 def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.HTML:
     """A DataFrame with numbers as people read them, nothing cut off.
 
-    Columns called bytes, parameters and share are written as such; ``unit="bytes"`` says that all are bytes.
+    Columns called bytes, parameters and share are written as such; ``unit="bytes"`` says that all are bytes. Other
+    fractions are given to four digits, what there is not as a dash, and words stand on the left.
     """
-    import pandas
-
     known = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
-    formats = {name: _unbroken(known[unit or name]) for name in frame.columns if unit or name in known}
-    frame = frame.rename_axis(None)
-    with pandas.option_context("display.max_colwidth", None):
-        written = frame.to_html(formatters=formats, border=0)
-    return _html(f'<div style="overflow-x:auto">{written}</div>')
+    writers = [_unbroken(known[unit or name]) if unit or name in known else _plain for name in frame.columns]
+    words = [frame[name].map(lambda value: isinstance(value, str)).any() for name in frame.columns]
+    sides = ["left" if one else "right" for one in words]
+    head = [
+        f'<th style="text-align:{side}">{html.escape(str(name))}</th>' for name, side in zip(frame, sides)
+    ]
+    lines = [f"<tr><th></th>{''.join(head)}</tr>"]
+    for index, row in zip(frame.index, frame.itertuples(index=False)):
+        told = ["–" if value != value else write(value) for value, write in zip(row, writers)]
+        cells = [f'<td style="text-align:{side}">{html.escape(one)}</td>' for one, side in zip(told, sides)]
+        lines.append(f"<tr><th>{html.escape(str(index))}</th>{''.join(cells)}</tr>")
+    body = "".join(lines[1:])
+    return _html(
+        f'<div style="overflow-x:auto"><table><thead>{lines[0]}</thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def sentences(lines: Sequence[str]) -> IPython.display.HTML:
@@ -195,6 +204,12 @@ def in_words(action: Action) -> str:
 def _unbroken(write: Callable[[float], str]) -> Callable[[float], str]:
     """The same with spaces at which no line breaks."""
     return lambda value: write(value).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _plain(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _count(number: float) -> str:

@@ -191,7 +191,7 @@ def add_accuracy(
     if sizes:
         limits = min(sizes) / 1.3, max(sizes) * 1.3
         chart.update_xaxes(
-            title="weights, MB (logarithmic)",
+            title="weights, MB (log)",
             type="log",
             range=[math.log10(limit) for limit in limits],
             tickvals=[

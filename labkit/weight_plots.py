@@ -41,13 +41,16 @@ def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
     return traces.styled(chart, height=340, legend=after is not None)
 
 
-def histogram(before: Any, after: Any = None) -> "go.Figure":
-    """How often each value occurs: an area before, an orange line after; hover for the counts."""
+def histogram(before: Any, after: Any = None, what: str = "weight") -> "go.Figure":
+    """How often each value occurs: an area before, an orange line after; hover for the counts.
+
+    ``what`` are the values of, for the axes: ``weight``, ``scale``.
+    """
     chart = traces.subplots(1, 1, [""])
     for trace in histogram_traces(before, after):
         chart.add_trace(trace)
-    chart.update_xaxes(title="value of a weight")
-    chart.update_yaxes(title="share of the weights", tickformat=".1%", rangemode="tozero")
+    chart.update_xaxes(title=f"value of a {what}")
+    chart.update_yaxes(title=f"share of the {what}s", tickformat=".1%", rangemode="tozero")
     return traces.styled(chart, height=340, legend=after is not None)
 
 

@@ -228,6 +228,7 @@ def test_the_window_in_a_browser_with_a_picture_a_voice_and_two_services(tmp_pat
         blocks.launch(prevent_thread_lock=True, quiet=True)
         try:
             with page() as tab:
+                tab.set_default_timeout(120_000)
                 tab.goto(blocks.local_url)
                 tab.wait_for_selector("text=pocket in fp32, 21.2 MB")
 
@@ -235,25 +236,31 @@ def test_the_window_in_a_browser_with_a_picture_a_voice_and_two_services(tmp_pat
                 tab.wait_for_selector("img[alt='Uploaded image'], .image-frame img")
                 tab.get_by_label("Think first").check()
                 tab.locator("input[type=file]").last.set_input_files(str(tmp_path / "voice.wav"))
-                tab.wait_for_selector(".thumbnails, .thumbnail-item")
+                tab.locator(".thumbnail-item:not(:has(.loader))").first.wait_for()
                 tab.locator("textarea[data-testid=textbox]").last.press("Enter")
-                tab.wait_for_selector("text=21.2 MB of weights (fp32)")
-                said = tab.locator("body").inner_text()
-                assert "heard: “open it”" in said
-                assert 'do(action="Tap", element=[500,500])' in said
-                assert "I *cannot* <b>see</b>" in said
-                assert tab.locator("[data-testid=bot] img, .bot img").count() == 1  # A's tap; B has none
+                for told in (
+                    "21.2 MB of weights (fp32)",
+                    "heard: “open it”",
+                    'do(action="Tap", element=[500,500])',
+                    "I *cannot* <b>see</b>",
+                ):
+                    tab.get_by_text(told).first.wait_for()
+                taps = tab.locator("[data-testid=bot] img, .bot img")
+                taps.first.wait_for()  # its component is loaded when it is first needed, after the words are there
+                assert taps.count() == 1  # A's tap; B has none
+                tab.get_by_label("Download").first.wait_for()
+                assert not any(one.is_visible() for one in tab.get_by_label("Share").all())
 
                 with tab.expect_download() as download:
                     tab.get_by_text("Export").click()
                 assert json.loads(download.value.path().read_text())[0]["answers"][1]["plan"] == "fp32"
                 tab.get_by_label("中文").check()
                 tab.wait_for_selector("text=画一张新屏幕")
+                tab.wait_for_selector("text=已连接: fake")
                 tab.get_by_text("画一张新屏幕").click()
                 tab.wait_for_function(
                     "document.querySelector('textarea[data-testid=textbox]').value.length > 3"
                 )
-                tab.wait_for_selector("text=已连接: fake")
                 tab.locator("textarea[data-testid=textbox]").last.press("Enter")
                 tab.wait_for_function(
                     "document.body.innerText.split('21.2 MB 权重 (fp32)').length == 3 &&"

@@ -130,8 +130,8 @@ def test_help_of_compare_names_every_option(capsys):
 def test_defaults_are_those_of_python():
     import inspect
 
-    from labkit.cli import PLANS
     from labkit.comparison import compare
+    from labkit.measure_cli import PLANS
     from labkit.preflight import DEFAULT_PLANS
 
     options = build_parser().parse_args(["compare", "pocket"])

@@ -83,8 +83,8 @@ RIGHT = {
     "05-c": lambda: 8 * 4000 * 40960 / 1e9,
     "06-a": lambda: 0.97**8,
     "07-a": lambda: {"role": "user", "content": [PICTURE, TEXT]},
-    "08-a": lambda: 64,
-    "08-b": lambda: "int4",
+    "08-a": lambda: "int4",
+    "08-b": lambda: 64,
 }
 MISTAKES = [
     ("00-a", lambda: _sizes()["int4"] / _sizes()["fp32"], "Turn the fraction round"),
@@ -133,10 +133,10 @@ MISTAKES = [
     ("07-a", lambda: {"role": "user", "content": [TEXT]}, "no part of the type image_url"),
     ("07-a", lambda: {"role": "user", "content": [{"type": "image", "image": 1}, TEXT]}, "in this process"),
     ("07-a", lambda: {"role": "assistant", "content": [PICTURE, TEXT]}, "the role is user"),
-    ("08-a", lambda: 128, "53.5 groups"),
-    ("08-a", lambda: 32, "a larger group size"),
-    ("08-b", lambda: "int8", "int8 needs 12.0 GB"),
-    ("08-b", lambda: "nf4", "a few more bits"),
+    ("08-a", lambda: "int8", "int8 needs 12.0 GB"),
+    ("08-a", lambda: "nf4", "a few more bits"),
+    ("08-b", lambda: 128, "53.5 groups"),
+    ("08-b", lambda: 32, "a larger group size"),
 ]  # fmt: skip
 
 

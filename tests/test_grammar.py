@@ -8,6 +8,7 @@ from transformers import LlamaForCausalLM
 
 from labkit.engine import Engine
 from labkit.grammar import LEAST_TOKENS, GrammarError, Grammars, action_rules
+from labkit.jsontail import JsonTail
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.protocol import ACTIONS, Action, format_action, parse_answer
@@ -51,6 +52,29 @@ def test_a_random_models_answer_always_parses(pocket, thinking):
         thoughts += parsed.thinking is not None
     assert len(names) > 6
     assert {"none": thoughts == 0, "may": 0 < thoughts < 40, "open": thoughts == 40}[thinking]
+
+
+def test_json_that_was_cut_anywhere_is_closed():
+    samples = [
+        {"a": [1, -2.5e10, True, None, 'x\u00e9\n"', []], "": {}, "b": {"c": [[{"d": False}]]}},
+        {"zwölf": "\U0001f600 \\ /", "n": [0, -1, 1e-7, 3.25], "o": {"p": {"q": "r, s: t"}}},
+    ]
+    for text in [json.dumps(one, ensure_ascii=ascii) for one in samples for ascii in (True, False)]:
+        for cut in range(1, len(text) + 1):
+            tail = JsonTail()
+            tail.push(text[:cut])
+            assert isinstance(json.loads(text[:cut] + tail.closing), dict), (text[:cut], tail.closing)
+        assert (tail.begun, tail.closing) == (False, "")
+
+
+@pytest.mark.parametrize("thinking", ["none", "may", "open"])
+@pytest.mark.parametrize("tokens", [48, 300])
+def test_a_free_object_is_closed_while_there_is_room(pocket, thinking, tokens):
+    grammar = pocket.grammars.grammar("json_object", thinking=thinking)
+    for seed in range(6):
+        answer = pocket.generate(HELLO, grammar=grammar, temperature=1.4, seed=seed, max_new_tokens=tokens)
+        assert answer.finish_reason == "stop"
+        assert isinstance(json.loads(answer.text.rpartition("</think>")[2]), dict)
 
 
 def test_the_shortest_answer_allowed_still_ends(pocket):

@@ -145,11 +145,14 @@ def test_the_script_is_plain_sh():
     assert SCRIPT.stat().st_mode & 0o111
 
 
-def test_jupyterlab_is_told_of_the_service():
+def test_jupyterlab_is_told_of_the_service(monkeypatch):
+    for name in ("LABKIT_PORT", "LABKIT_MODEL"):
+        monkeypatch.delenv(name, raising=False)
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     assert entries["jupyter_serverproxy_servers"] == {"labkit": "labkit.launch.jupyter:setup"}
     told = jupyter.setup()
-    assert told["command"] == [sys.executable, "-m", "labkit.launch.jupyter"]
+    assert told["command"][:3] == [sys.executable, "-m", "labkit.launch.jupyter"]
+    assert told["command"][3:] == ["--port", "8000", "--model", "pocket"]
     assert told["port"] == 8000
     assert Path(told["launcher_entry"]["icon_path"]).read_text().startswith("<svg")
 
@@ -165,11 +168,14 @@ def test_the_tile_stands_for_the_service_and_ends_what_it_started(model):
     assert state_of(port).name == "stopped"
 
 
-def test_a_service_in_a_notebook_shows_where_it_is():
+def test_a_service_in_a_notebook_shows_where_it_is(monkeypatch):
+    monkeypatch.delenv("JUPYTERHUB_SERVICE_PREFIX", raising=False)
     record = state.Record(8123, "http://127.0.0.1:8123", os.getpid(), 12.0, (), "<nowhere>")
     shown = launch.Service(record)._repr_html_()
     assert 'href="http://127.0.0.1:8123/"' in shown
-    assert 'href="/proxy/8123/"' in shown
+    assert "proxy" not in shown
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
+    assert 'href="/user/me/proxy/8123/"' in launch.Service(record)._repr_html_()
     assert "<nowhere>" not in shown
 
 

@@ -298,7 +298,7 @@ REFUSED_FILES = [
         "{name: p, rules: [{role: ears, scheme: int8}]}",
         "rule 1: unknown role 'ears'; known are vision, speech",
     ),
-    ("{name: p, rules: [{role: [], scheme: int8}]}", "rule 1: the list of roles is empty"),
+    ("{name: p, rules: [{role: [], scheme: int8}]}", "rule 1: role is an empty list; known are vision"),
     ("{name: p, rules: [{match: 're:(', scheme: int8}]}", "rule 1: .* no regular expression"),
     ("{name: p, rules: [{match: a, scheme: int4, on_unsupported: int9}]}", "rule 1: unknown scheme 'int9'"),
     ("{name: p, rules: [{match: a, scheme: int4, optional: 1}]}", "optional must be true or false"),

@@ -209,9 +209,10 @@ def test_an_answer_in_the_action_grammar_parses_at_any_temperature(service, thin
 
 
 def test_json_formats_are_kept_to(service):
-    json.loads(
-        service.text(WHO, response_format={"type": "json_object"}, max_tokens=600, temperature=0.7, seed=1)
-    )
+    sampled = {"max_tokens": 600, "temperature": 0.7, "seed": 1, "n": 4}
+    for one in service.ask(WHO, response_format={"type": "json_object"}, **sampled)["choices"]:
+        assert isinstance(json.loads(one["message"]["content"]), dict)
+        assert one["finish_reason"] == "stop"
     schema = {
         "type": "object",
         "properties": {

@@ -85,6 +85,7 @@ def test_the_api_is_described(service):
     post = described["paths"][CHAT]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert {"model", "messages"} == set(schema["required"])
+    assert set(post["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
     assert {"200", "400", "401", "404", "413", "429"} <= set(post["responses"])
     references = set(re.findall(r'"#/components/schemas/(\w+)"', service.http.get("/openapi.json").text))
     assert references <= set(described["components"]["schemas"])

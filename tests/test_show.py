@@ -147,6 +147,10 @@ def test_tables_write_numbers_as_people_read_them():
     assert ("long " * 30).strip() in told
     told = show.table(pandas.DataFrame({"int4": [2_500_000_000]}), unit="bytes").data
     assert "2.50\N{NO-BREAK SPACE}GB" in told
+    frame = pandas.DataFrame({"kl": [2.909899e-08, float("nan")], "items": [48, 1], "plan": ["<a>", "b"]})
+    told = show.table(frame).data
+    for cell in ('right">2.91e-08<', 'right">–<', 'right">48<', 'left">&lt;a&gt;<'):
+        assert cell in told
 
 
 def test_sentences_become_a_list():

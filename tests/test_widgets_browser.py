@@ -1,23 +1,12 @@
 """The widgets in JupyterLab, in a real browser and in the dark theme: clicked, changed, run and stopped."""
 
-import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import nbformat
 import pytest
-from browsing import browser_needed, page
+from browsing import IDLE, browser_needed, jupyter, page, write_notebook
 
 from labkit.models import get_spec
 
-ROOT = Path(__file__).resolve().parents[1]
 FAKES = str(Path(__file__).with_name("compare_fakes_cli.py"))
 CELLS = (
     "from labkit import widgets\nwidgets.explore('pocket', part='lm_head', items=2)",
@@ -26,59 +15,14 @@ CELLS = (
     f"c.command = (sys.executable, {FAKES!r})\nc",
 )
 OUTPUTS = "(() => [...jupyterapp.shell.currentWidget.content.model.cells].flatMap(c => c.toJSON().outputs))()"
-IDLE = (
-    "() => { const w = jupyterapp.shell.currentWidget; const k = w?.sessionContext?.session?.kernel;"
-    " return k?.status === 'idle' }"
-)
-
-
-@contextlib.contextmanager
-def jupyter(folder):
-    """JupyterLab in the dark theme on ``folder``; its address."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    theme = folder / "settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings"
-    theme.parent.mkdir(parents=True)
-    theme.write_text(json.dumps({"theme": "JupyterLab Dark"}))
-    news = theme.with_name("notification.jupyterlab-settings")
-    news.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
-    command = [
-        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", f"--ServerApp.port={port}",
-        "--ServerApp.open_browser=False", "--ServerApp.allow_root=True", "--IdentityProvider.token=",
-        "--LabApp.expose_app_in_browser=True",
-    ]  # fmt: skip
-    environ = {
-        **os.environ, "PYTHONPATH": str(ROOT), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "FAKE_PAUSE_S": "1",
-    }  # fmt: skip
-    with (folder / "log.txt").open("wb") as told:
-        server = subprocess.Popen(command, env=environ, stdout=told, stderr=told, start_new_session=True)
-    try:
-        for _ in range(400):
-            assert server.poll() is None, (folder / "log.txt").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api"):
-                break
-            time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-def written(folder):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in CELLS])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "widgets.ipynb")
 
 
 @pytest.mark.slow
 @browser_needed
 @pytest.mark.skipif(get_spec("pocket").availability() != "here", reason="the pocket model is not in assets")
 def test_widgets_work_in_jupyterlab_in_the_dark(tmp_path):
-    written(tmp_path)
-    with jupyter(tmp_path) as url, page(1500, 2600) as tab:
+    write_notebook(tmp_path / "widgets.ipynb", CELLS)
+    with jupyter(tmp_path, dark=True, FAKE_PAUSE_S="1") as url, page(1500, 2600) as tab:
         tab.set_default_timeout(120_000)
         tab.goto(f"{url}/lab/tree/widgets.ipynb?reset")
         tab.wait_for_selector(".jp-NotebookPanel .jp-Cell")

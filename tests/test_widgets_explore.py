@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from labkit import exploring, weight_plots
+from labkit.calibration import calibration_batches
 from labkit.errors import LabError
 from labkit.loading import load
 from labkit.models import get_spec
@@ -36,6 +37,43 @@ def test_a_look_is_what_the_scheme_computes(engine):
     assert look.bits == pytest.approx(8 + 32 / weight.shape[1], abs=0.1)
     better, worse = look.sqnr_db, exploring.look(engine, "lm_head", "int4").sqnr_db
     assert better > worse + 15
+
+
+def test_calibrated_schemes_are_offered_and_beat_rounding_where_it_counts(engine, explore, monkeypatch):
+    """Not in the weights' error, but in the output's: that is what calibration is for."""
+    asked = []
+    statistics = exploring.statistics
+    monkeypatch.setattr(
+        exploring, "statistics", lambda one, names: asked.append(list(names)) or statistics(one, names, 2)
+    )
+    assert {"gptq", "awq", "int4", "int8-dynamic"} <= set(explore.scheme.options)
+    error = {}
+    for scheme in ("int4", "gptq", "awq"):
+        explore.scheme.value = scheme
+        change = explore.look.after - explore.look.before
+        moment = (explore._inputs or statistics(engine, ["lm_head"], 2))["lm_head"].second_moment
+        error[scheme] = (change @ moment * change).sum().item()
+        assert explore.status.value.count("Not possible") == 0
+        assert f"lm_head in {scheme}" in explore.status.value
+    assert error["gptq"] < error["int4"]
+    assert error["awq"] <= error["int4"]
+    assert asked == [["lm_head"]]  # once: the inputs are the model's, not the scheme's
+    explore.scheme.value = "int4"
+
+
+def test_what_cannot_be_calibrated_is_said(engine, monkeypatch):
+    names = exploring.linears(engine)["decoder"]
+    monkeypatch.setattr(exploring, "MOST_BYTES", 10_000_000)
+    with pytest.raises(exploring.ExploringError, match="choose one of them"):
+        exploring.statistics(engine, names)
+    monkeypatch.setattr(exploring, "default_calibration", only_typed)
+    unheard = exploring.linears(engine)["speech"][-1:]
+    with pytest.raises(exploring.ExploringError, match="no calibration item comes to"):
+        exploring.statistics(engine, unheard, 1)
+
+
+def only_typed(processor, modalities, count, **_):
+    return list(calibration_batches(processor, count, split="typed"))
 
 
 def test_the_answer_changes_with_the_modules_and_the_model_does_not(engine, explore):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from labkit import phonetap
 from labkit.chat import local
+from labkit.chat.frame import ChatBlocks
 from labkit.chat.messages import user_message
 from labkit.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
 from labkit.chat.turns import Turn, export, history, shown, target_of
@@ -17,20 +18,7 @@ from labkit.chat.words import LANGUAGES, words_of
 from labkit.errors import LabError
 from labkit.media import load_audio, load_image
 
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
-MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-CSS = ".labkit-narrow {min-width: 250px !important}"
-
-
-class ChatBlocks(gr.Blocks):
-    """Blocks that are launched with the chat's looks, and serve several people at a time."""
-
-    def launch(self, *words: Any, **options: Any) -> Any:
-        """As `gradio.Blocks.launch`; needs no network."""
-        theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
-        self.queue(default_concurrency_limit=8)
-        return super().launch(*words, **{"theme": theme, "css": CSS, "footer_links": [], **options})
 
 
 class Window:

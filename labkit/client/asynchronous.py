@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from labkit.client.reply import (
     error_of,
     event_of,
     make_request,
+    make_stream_request,
     read_reply,
     trusts_environment,
     unreachable,
@@ -53,35 +54,14 @@ class AsyncClient:
         """The names that the service answers to."""
         return [card["id"] for card in (await self._send("GET", "/models"))["data"]]
 
-    async def ask(
-        self,
-        text: str | None = None,
-        *,
-        image: Any = None,
-        audio: Any = None,
-        messages: Iterable[Mapping[str, Any]] = (),
-        thinking: bool = False,
-        **parameters: Any,
-    ) -> Reply:
-        """One answer; see `labkit.client.Client.ask`."""
-        model = await self._named()
-        body = make_request(model, text, image, audio, messages, thinking, parameters)
+    async def ask(self, text: str | None = None, **asked: Any) -> Reply:
+        """One answer; see `labkit.client.Client.ask` for the arguments."""
+        body = make_request(await self._named(), text, **asked)
         return read_reply(await self._send("POST", "/chat/completions", body))
 
-    async def stream(
-        self,
-        text: str | None = None,
-        *,
-        image: Any = None,
-        audio: Any = None,
-        messages: Iterable[Mapping[str, Any]] = (),
-        thinking: bool = False,
-        **parameters: Any,
-    ) -> AsyncStream:
-        """As `ask`, in pieces: ``async for piece in await client.stream("你是谁?")``."""
-        model = await self._named()
-        body = make_request(model, text, image, audio, messages, thinking, parameters)
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    async def stream(self, text: str | None = None, **asked: Any) -> AsyncStream:
+        """The same in pieces: ``async for piece in await client.stream("你是谁?")``."""
+        body = make_stream_request(await self._named(), text, asked)
         return AsyncStream(self._http, f"{self.base_url}/chat/completions", body)
 
     async def _named(self) -> str:

@@ -14,6 +14,7 @@ from labkit.client.reply import (
     error_of,
     event_of,
     make_request,
+    make_stream_request,
     read_reply,
     trusts_environment,
     unreachable,
@@ -93,29 +94,26 @@ class Client:
             ClientError: what the service says, or that there is none.
             MediaError: an image or a recording that cannot be sent.
         """
-        body = make_request(self.model, text, image, audio, messages, thinking, parameters)
+        turn = {"image": image, "audio": audio, "messages": messages, "thinking": thinking}
+        body = make_request(self.model, text, **turn, **parameters)
         return read_reply(self._send("POST", "/chat/completions", body))
 
-    def act(self, text: str | None = None, *, image: Any = None, audio: Any = None, **more: Any) -> Action:
-        """One action on the phone; the service keeps the answer to the grammar, so it always parses."""
-        reply = self.ask(text, image=image, audio=audio, **{"response_format": {"type": "action"}, **more})
+    def act(self, text: str | None = None, **asked: Any) -> Action:
+        """One action on the phone; the service keeps the answer to the grammar, so it always parses.
+
+        The arguments are those of `ask`.
+        """
+        reply = self.ask(text, **{"response_format": {"type": "action"}, **asked})
         if reply.action is None:
             raise ClientError(f"the answer holds no action: {reply.answer.error}")
         return reply.action
 
-    def stream(
-        self,
-        text: str | None = None,
-        *,
-        image: Any = None,
-        audio: Any = None,
-        messages: Iterable[Mapping[str, Any]] = (),
-        thinking: bool = False,
-        **parameters: Any,
-    ) -> Stream:
-        """As `ask`, in pieces: ``for piece in client.stream("你是谁?"): print(piece.text, end="")``."""
-        body = make_request(self.model, text, image, audio, messages, thinking, parameters)
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    def stream(self, text: str | None = None, **asked: Any) -> Stream:
+        """In pieces what `ask` gives, for the same arguments.
+
+        ``for piece in client.stream("你是谁?"): print(piece.text, end="")``
+        """
+        body = make_stream_request(self.model, text, asked)
         return Stream(self._http, f"{self.base_url}/chat/completions", body)
 
     def _send(self, method: str, path: str, body: Any = None) -> Any:

@@ -113,19 +113,25 @@ def read_reply(document: Mapping[str, Any]) -> Reply:
 
 def make_request(
     model: str,
-    text: str | None,
-    image: Any,
-    audio: Any,
-    history: Iterable[Mapping[str, Any]],
-    thinking: bool,
-    parameters: Mapping[str, Any],
+    text: str | None = None,
+    *,
+    image: Any = None,
+    audio: Any = None,
+    messages: Iterable[Mapping[str, Any]] = (),
+    thinking: bool = False,
+    **parameters: Any,
 ) -> dict[str, Any]:
-    """The body of a chat request."""
-    messages = as_openai([dict(message) for message in history])
-    if text is not None or image is not None or audio is not None or not messages:
-        messages.append(user_message(text, image, audio))
+    """The body of a chat request; the arguments are those of `labkit.client.Client.ask`."""
+    turns = as_openai([dict(message) for message in messages])
+    if text is not None or image is not None or audio is not None or not turns:
+        turns.append(user_message(text, image, audio))
     thought = {"enable_thinking": thinking, "return_reasoning": True}
-    return {"model": model, "messages": messages, **thought, **parameters}
+    return {"model": model, "messages": turns, **thought, **parameters}
+
+
+def make_stream_request(model: str, text: str | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for an answer in pieces, with its usage at the end."""
+    return {**make_request(model, text, **asked), "stream": True, "stream_options": {"include_usage": True}}
 
 
 def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ClientError:

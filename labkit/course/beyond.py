@@ -44,13 +44,6 @@ def _fits(answer: Any) -> None:
 EXERCISES = (
     Exercise(
         "08-a",
-        "Which is the largest group size of which two GPUs get whole groups in the 9B's down_proj (13,696 wide)?",
-        _group,
-        "64: 6,848 columns are 107 groups of 64, but 53.5 groups of 128.",
-        ("Two GPUs: each holds half of the 13,696 columns.", "6848 / 128 is no whole number."),
-    ),
-    Exercise(
-        "08-b",
         "Which of bf16, int8, int4, nf4 has the most bits, and with 25,480 tokens of cache leaves 2 of 12 GB free?",
         _fits,
         "int4: 7.8 GB with a full cache. int8 needs 12.0, and activations and CUDA want their part as well.",
@@ -58,5 +51,12 @@ EXERCISES = (
             "big.memory_chart(plans) draws weights and cache; hover at its right end.",
             "big.under(plan).bytes + 25_480 * big.kv_cache_bytes_per_token(), for each plan.",
         ),
+    ),
+    Exercise(
+        "08-b",
+        "Which is the largest group size of which two GPUs get whole groups in the 9B's down_proj (13,696 wide)?",
+        _group,
+        "64: 6,848 columns are 107 groups of 64, but 53.5 groups of 128.",
+        ("Two GPUs: each holds half of the 13,696 columns.", "6848 / 128 is no whole number."),
     ),
 )

@@ -38,13 +38,14 @@ class Service:
 
     Attributes:
         port, url: where it listens.
+        pid: its process.
         base_url: what OpenAI's clients are told.
         log: the path of its log.
     """
 
     def __init__(self, record: Record, process: subprocess.Popen | None = None):
         self._record, self._process = record, process
-        self.port, self.url = record.port, record.url
+        self.port, self.url, self.pid = record.port, record.url, record.pid
         self.base_url = f"{record.url}/v1"
         self.log = Path(record.log)
 
@@ -52,8 +53,11 @@ class Service:
         return f"<Service {self.url}: {self.state.name}>"
 
     def _repr_html_(self) -> str:
-        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
-        links = {"status page": f"{self.url}/", "through JupyterLab": f"{prefix}proxy/{self.port}/"}
+        from labkit.launch.jupyter import proxied
+
+        links = {"status page": f"{self.url}/"}
+        if path := proxied(self.port):
+            links["through JupyterLab"] = path
         told = " · ".join(f'<a href="{url}" target="_blank">{name}</a>' for name, url in links.items())
         return f"<p>{html.escape(self.state.told)}<br>{told}</p>"
 

@@ -28,9 +28,9 @@ PARTS = ("train", "calibration", "test")
 SIZE = (224, 476)
 STANDARD_SEED = 0
 FINE_TARGET = (30.0, 6.0)
-"""Width and height in thousandths of the screen that a hard target has at most: 32 x 14 pixels of a phone's 1080 x 2400, the
-height of small print's letters; a quarter of ScreenSpot-Pro's mean target (Li et al., 2025). So fine that even the unquantized
-pocket model misses some: what every plan hits tells no plans apart."""
+"""Width and height in thousandths of the screen that a hard target has at most: 32 x 14 pixels of a phone's 1080 x 2400,
+the height of small print's letters; a quarter of ScreenSpot-Pro's mean target (Li et al., 2025). So fine that even the
+unquantized pocket model misses some: what every plan hits tells no plans apart."""
 _SCREENS_FOR = {
     "app": ("home", "menu"), "setting": ("settings", "menu"), "contact": ("contacts", "messages"),
     "menu": ("menu", "settings"), "chip": ("search",), "button": ("dialog", "detail"), "tab": ("menu",),

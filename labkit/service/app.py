@@ -39,6 +39,19 @@ _ERRORS = {
         (504, "the answer took too long"),
     )
 }
+_STREAMED = {
+    "description": "the answer; with `stream` its chunks as events, the last of them `[DONE]`",
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "description": "one event",
+                "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+                "required": ["data"],
+            }
+        }
+    },
+}
 
 
 def build_app(backend: Backend, options: ServiceOptions) -> FastAPI:
@@ -104,7 +117,7 @@ def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
         "/v1/chat/completions",
         summary="Answer a conversation, whole or as a stream of server-sent events",
         response_model=ChatCompletion,
-        responses=_ERRORS,
+        responses={200: _STREAMED, **_ERRORS},
         openapi_extra={"requestBody": body},
         tags=["OpenAI"],
     )

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from labkit.engine import Engine
 from labkit.errors import LabError
-from labkit.service import log
+from labkit.service import log, writing
 from labkit.service.chat import ChatService, Completion
 from labkit.service.errors import ApiError, as_api_error
 from labkit.service.metrics import Metrics
@@ -138,7 +138,7 @@ class EngineBackend:
         if asked.stream:
             return EventStream(_lines(completion), completion.close, self.metrics.abandoned)
         try:
-            whole = await unless_gone(request, completion.whole())
+            whole = await unless_gone(request, writing.whole(completion))
         finally:
             completion.close()
         return Response(whole.json_text(), media_type="application/json")
@@ -170,7 +170,7 @@ class EngineBackend:
 async def _lines(completion: Completion) -> AsyncIterator[str]:
     """The stream's events; an error is one of them, and ``[DONE]`` always comes last."""
     try:
-        async for chunk in completion.chunks():
+        async for chunk in writing.chunks(completion):
             yield chunk.json_text()
     except Exception as error:
         if not isinstance(error, ApiError):

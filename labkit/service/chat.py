@@ -1,4 +1,4 @@
-"""Chat completions: from a checked request to prepared answers, and from their events to OpenAI's objects."""
+"""Chat completions: from a checked request to prepared answers, and to the events that tell them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from labkit.engine import Engine
 from labkit.errors import LabError
 from labkit.generation import RunningAnswer
 from labkit.grammar import Grammar, GrammarError
-from labkit.service import replies
 from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News
 from labkit.service.conversation import check_media, fetch_images, lab_messages
 from labkit.service.errors import ApiError, as_api_error
@@ -98,23 +97,33 @@ class ChatService:
 
 
 class Completion:
-    """One request being answered."""
+    """One request being answered; `labkit.service.writing` makes OpenAI's objects of it.
+
+    Attributes:
+        request, count: what was asked for, and how many answers to it.
+        readers: one for each answer, with what has come of it.
+        id, created: of the reply.
+        prompt_tokens: tokens in.
+        fingerprint: names what answers: the lab and its plan.
+    """
 
     def __init__(self, chat: ChatService, request: ChatRequest, count: int):
-        self._chat, self._request, self._count = chat, request, count
+        self._chat, self.request, self.count = chat, request, count
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._first: Event | None = None
         self._jobs: list[Job] = []
-        self._readers: list[ChoiceReader] = []
+        self.readers: list[ChoiceReader] = []
         self._started = time.monotonic()
         self._closed = False
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.prompt_tokens = 0
+        plan = chat.engine.plan
+        self.fingerprint = f"labkit-{plan.name if plan is not None else 'plain'}"
 
     async def begin(self, tools: ToolUse) -> None:
         """Decode, prepare, queue, and wait for the first event."""
-        chat, request = self._chat, self._request
+        chat, request = self._chat, self.request
         messages = await chat.decode(request)
         if tools.functions:
             messages.insert(0, {"role": "system", "content": describe(tools)})
@@ -125,7 +134,7 @@ class Completion:
         deadline = self._started + limit
         mode = HIDDEN if request.thinks is False else APART if request.splits_reasoning else INLINE
         for index, answer in enumerate(answers):
-            self._readers.append(
+            self.readers.append(
                 ChoiceReader(
                     index,
                     reasoning=HIDDEN if tools.functions and mode == INLINE else mode,
@@ -145,7 +154,7 @@ class Completion:
         self, messages: list[dict[str, Any]], schema: dict | None
     ) -> tuple[list[RunningAnswer], bool]:
         """In the preparing thread: the answers, and whether the prompt ends in ``<think>``."""
-        chat, request = self._chat, self._request
+        chat, request = self._chat, self.request
         try:
             thinking = chat.options.thinking if request.thinks is None else request.thinks
             inputs = chat.engine.prepare(messages, thinking)
@@ -156,7 +165,7 @@ class Completion:
                 _ = chat.engine.grammars.known  # tokens' bytes; refused here where they are not to be had
             answers = [
                 chat.engine.request(messages, grammar=grammar, inputs=inputs, **settings)
-                for settings in settings_of(request, chat.options, self._count)
+                for settings in settings_of(request, chat.options, self.count)
             ]
         except GrammarError as error:
             raise as_api_error(error, "response_format" if schema is None else "tools") from None
@@ -170,14 +179,14 @@ class Completion:
         return answers, opened
 
     def _grammar(self, schema: dict | None, thinking: str) -> Grammar | None:
-        grammars, wanted = self._chat.engine.grammars, self._request.response_format
+        grammars, wanted = self._chat.engine.grammars, self.request.response_format
         if schema is None:
             if wanted is None or wanted.type == "text":
                 return None
             if wanted.type != "json_schema":
                 return grammars.grammar(wanted.type, thinking=thinking)
             schema = wanted.json_schema.schema_
-        tokens = longest_answer(self._request, self._chat.options)
+        tokens = longest_answer(self.request, self._chat.options)
         return grammars.grammar("json_schema", narrowed(schema, tokens), thinking=thinking)
 
     async def news(self) -> AsyncIterator[News]:
@@ -186,12 +195,12 @@ class Completion:
         Raises:
             ApiError: an answer that cannot go on.
         """
-        open_choices = self._count
+        open_choices = self.count
         while open_choices:
             event, self._first = self._first or await self._events.get(), None
             if event.error is not None:
                 raise event.error
-            news = self._readers[event.index].read(event)
+            news = self.readers[event.index].read(event)
             open_choices -= news.finish_reason is not None
             if not news.is_empty:
                 yield news
@@ -200,114 +209,20 @@ class Completion:
     @property
     def completion_tokens(self) -> int:
         """Tokens generated so far, of all choices."""
-        return sum(reader.tokens for reader in self._readers)
+        return sum(reader.tokens for reader in self.readers)
 
     def close(self) -> None:
         """End whatever still runs, and give the places back."""
         if self._closed:
             return
         self._closed = True
-        ended = bool(self._readers) and all(reader.finish_reason for reader in self._readers)
+        ended = bool(self.readers) and all(reader.finish_reason for reader in self.readers)
         for job in self._jobs:
             self._chat.scheduler.cancel(job)
-        self._chat.scheduler.release(self._count, time.monotonic() - self._started if ended else None)
-
-    def usage(self) -> replies.Usage:
-        """Tokens in and out; thinking counts even where it is hidden."""
-        completion = self.completion_tokens
-        return replies.Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=completion,
-            total_tokens=self.prompt_tokens + completion,
-            completion_tokens_details=replies.CompletionDetails(
-                reasoning_tokens=sum(reader.reasoning_tokens for reader in self._readers)
-            ),
-            prompt_tokens_details=replies.PromptDetails(cached_tokens=0),
-        )
-
-    async def whole(self) -> replies.ChatCompletion:
-        """The finished answer as one object."""
-        async for _ in self.news():
-            pass
-        return replies.ChatCompletion(
-            object="chat.completion",
-            choices=[self._choice(reader) for reader in self._readers],
-            usage=self.usage(),
-            **self._common(),
-        )
-
-    def _choice(self, reader: ChoiceReader) -> replies.Choice:
-        fields: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
-        if reader.reasoning:
-            fields |= {"reasoning_content": reader.reasoning, "reasoning": reader.reasoning}
-        if reader.tool_call is not None:
-            fields |= {"content": None, "tool_calls": [reader.tool_call]}
-        return replies.Choice(
-            index=reader.index,
-            message=replies.AnswerMessage(**fields),
-            logprobs=_logprobs(reader.logprobs) if self._request.logprobs else None,
-            finish_reason=reader.finish_reason,
-        )
-
-    async def chunks(self) -> AsyncIterator[replies.ChatChunk]:
-        """The answer in pieces: the role first, a finish reason last, then the usage if it is wanted."""
-        for index in range(self._count):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
-        async for news in self.news():
-            delta: dict[str, Any] = {}
-            if news.reasoning:
-                yield self._chunk(
-                    news.index, {"reasoning_content": news.reasoning, "reasoning": news.reasoning}
-                )
-            if news.content:
-                delta["content"] = news.content
-            if news.tool_call is not None:
-                delta["tool_calls"] = [news.tool_call.model_copy(update={"index": 0})]
-            if delta or news.logprobs:
-                yield self._chunk(news.index, delta, news.logprobs)
-            if news.finish_reason is not None:
-                yield self._chunk(news.index, {}, finish_reason=news.finish_reason)
-        if self._wants_usage:
-            yield replies.ChatChunk(
-                object="chat.completion.chunk", choices=[], usage=self.usage(), **self._common()
-            )
-
-    def _chunk(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        logprobs: list[replies.TokenLogprob] | None = None,
-        finish_reason: str | None = None,
-    ) -> replies.ChatChunk:
-        choice = replies.ChunkChoice(
-            index=index,
-            delta=replies.Delta(**delta),
-            logprobs=_logprobs(logprobs) if logprobs else None,
-            finish_reason=finish_reason,
-        )
-        usage = {"usage": None} if self._wants_usage else {}
-        return replies.ChatChunk(object="chat.completion.chunk", choices=[choice], **usage, **self._common())
-
-    @property
-    def _wants_usage(self) -> bool:
-        options = self._request.stream_options
-        return bool(options and options.include_usage)
-
-    def _common(self) -> dict[str, Any]:
-        plan = self._chat.engine.plan
-        return {
-            "id": self.id,
-            "created": self.created,
-            "model": self._request.model,
-            "system_fingerprint": f"labkit-{plan.name if plan is not None else 'plain'}",
-        }
+        self._chat.scheduler.release(self.count, time.monotonic() - self._started if ended else None)
 
 
 def _field_of(error: LabError) -> str:
     """The field that the engine's message begins with, if it does."""
     word = str(error).partition(" ")[0].replace("max_new_tokens", "max_tokens")
     return word if word in ChatRequest.model_fields else "messages"
-
-
-def _logprobs(entries: list[replies.TokenLogprob]) -> replies.Logprobs:
-    return replies.Logprobs(content=entries, refusal=None)

@@ -8,9 +8,9 @@ from typing import Any
 
 from labkit.media import MediaError, load_audio, load_image
 from labkit.service.errors import ApiError
+from labkit.service.messages import AudioPart, ImagePart, Message, TextPart
 from labkit.service.options import ServiceOptions
 from labkit.service.remote import RemoteImages
-from labkit.service.schemas import AudioPart, ImagePart, Message, TextPart
 
 _ROLES = {"developer": "system", "tool": "user"}
 

@@ -39,6 +39,8 @@ function showModel(facts) {
   $("plan-description").textContent = facts.plan_description;
   $("plan-panel").hidden = !facts.parts.length;
   $("audio-row").hidden = !facts.modalities.includes("audio");
+  $("look").hidden = !facts.modalities.includes("image");
+  if (!$("look").hidden && !picture) $("sample").click();
   const byRole = new Map();
   for (const row of [...facts.parts].sort((a, b) => b.bytes - a.bytes)) {
     const part = byRole.get(row.role) ?? { role: row.role, schemes: [], parameters: 0, bytes: 0 };
@@ -188,7 +190,8 @@ async function ask(event) {
 async function stream(asked) {
   const started = performance.now();
   let first = null, rest = "";
-  const headers = { "Content-Type": "application/json" };
+  // JupyterLab's proxy hands a stream on piece by piece only where it is asked for as one.
+  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
   if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
   const answer = await fetch("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(asked) });
   if (!answer.ok) {
@@ -213,7 +216,7 @@ async function stream(asked) {
       if (told.usage) {
         const { prompt_tokens: asked, completion_tokens: given } = told.usage;
         const whole = performance.now() - started;
-        $("cost").textContent = `${asked} + ${given} token, ${seconds(first / 1000)} / ${seconds(whole / 1000)}`;
+        $("cost").textContent = `${asked} + ${given} tokens, ${seconds(first / 1000)} / ${seconds(whole / 1000)}`;
       }
     }
   }
@@ -240,5 +243,4 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     if (name === "drop") take(event.dataTransfer.files[0]);
   });
 }
-$("sample").click();
 refresh();

@@ -22,6 +22,13 @@ from labkit.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_pl
 CHARTS = {"Bytes": "bytes", "Time": "latency", "Accuracy": "accuracy", "Paired": "paired", "Drift": "drift"}
 POLL_S = 0.7
 
+TABLE_STYLE = (
+    "<style>.labkit-results th, .labkit-results td {padding: 2px 8px; text-align: right; white-space: nowrap}"
+    " .labkit-results tbody tr:nth-child(odd) {background: rgba(128, 128, 128, .12)}"
+    " .labkit-results table {border-collapse: collapse; margin-bottom: 12px}</style>"
+)
+"""A widget's HTML has none of the looks that a notebook gives to the tables of its outputs."""
+
 
 class Compare(ipywidgets.VBox):
     """See `labkit.widgets.compare`. ``comparison`` holds what is finished; ``run`` is the process or None."""
@@ -217,7 +224,8 @@ class Compare(ipywidgets.VBox):
     def _show(self, comparison: Comparison) -> None:
         """Table, conclusions and charts of what is finished."""
         self.comparison, self._shown = comparison, len(comparison.measurements)
-        table = ipywidgets.HTML(comparison._repr_html_(), layout=WIDE)
+        table = ipywidgets.HTML(TABLE_STYLE + comparison._repr_html_(), layout=WIDE)
+        table.add_class("labkit-results")
         said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in comparison.conclusions())
         pages = {"Table": table, "Conclusions": ipywidgets.HTML(f"<ul>{said}</ul>", layout=WIDE)}
         pages |= {title: ipywidgets.VBox(layout=WIDE) for title in CHARTS}

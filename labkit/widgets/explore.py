@@ -35,6 +35,7 @@ class Explore(ipywidgets.VBox):
         self.items = phonetap.items("typed", items)
         self.look: exploring.Look | None = None
         self._before: dict[int, Any] = {}
+        self._inputs: dict[str, Any] = {}
         self._quiet = False
         self._make_controls(part if part in self.parts else next(iter(self.parts)), linear, scheme)
         self._make_results()
@@ -66,7 +67,7 @@ class Explore(ipywidgets.VBox):
         self.scope = ipywidgets.Dropdown(
             options=[ONE, ALL], **common("for the tap", "what is quantized when the model answers")
         )
-        known = exploring.explorable_schemes()
+        known = exploring.explorable_schemes(self.engine)
         self.scheme = ipywidgets.Dropdown(
             options=known,
             value=scheme if scheme in known else known[-1],
@@ -112,8 +113,9 @@ class Explore(ipywidgets.VBox):
             return
         self.status.value = message("working …")
         try:
-            scheme = self.options.scheme()
-            self.look = exploring.look(self.engine, self.linear.value, scheme)
+            scheme, name = self.options.scheme(), self.linear.value
+            inputs = self._calibrated(scheme, [name])
+            self.look = exploring.look(self.engine, name, scheme, inputs.get(name))
         except LabError as error:
             self.status.value = message(str(error), is_error=True)
             return
@@ -131,8 +133,8 @@ class Explore(ipywidgets.VBox):
                 self._before[number] = exploring.answer(self.engine, item, {})
             modules = {self.look.name: self.look.module}
             if self.scope.value == ALL:
-                names = self.parts[self.part.value]
-                modules = exploring.look_at_all(self.engine, names, self.look.scheme)
+                names, scheme = self.parts[self.part.value], self.look.scheme
+                modules = exploring.look_at_all(self.engine, names, scheme, self._calibrated(scheme, names))
             after = exploring.answer(self.engine, item, modules)
         except LabError as error:
             self.status.value = message(str(error), is_error=True)
@@ -147,6 +149,15 @@ class Explore(ipywidgets.VBox):
         asked = f"<div><b>{html.escape(item.instruction)}</b><br>box: the target, ring: the tap</div>"
         self.taps.value = asked + show.row(*pictures, captions=captions, height=320).data
         self.status.value = message(f"{kind} {scheme}")
+
+    def _calibrated(self, scheme: Any, names: list[str]) -> dict[str, Any]:
+        """What a scheme that calibrates must know of the Linears' inputs; kept, since it is the model's."""
+        missing = [name for name in names if name not in self._inputs]
+        if scheme.requires_calibration and missing:
+            screens = f"{exploring.ITEMS} calibration screens"
+            self.status.value = message(f"{scheme.name} calibrates: the model looks at {screens} …")
+            self._inputs |= exploring.statistics(self.engine, missing)
+        return self._inputs if scheme.requires_calibration else {}
 
     def _show_weights(self) -> None:
         look = self.look

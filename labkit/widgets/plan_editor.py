@@ -11,8 +11,9 @@ from labkit.anatomy import dissect
 from labkit.anatomy_plots import role_name
 from labkit.errors import LabError
 from labkit.formats import format_bytes
-from labkit.plan import ROLES, QuantizationPlan, Rule, presets
+from labkit.plan import QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, known_schemes
+from labkit.rule import ROLES
 from labkit.widgets.fields import STYLE, WIDE, SchemeOptions, live, message
 
 DEFAULT = "the default"

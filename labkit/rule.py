@@ -1,0 +1,167 @@
+"""One line of a plan: which modules it is about, and the scheme that they get. The file's form is in `labkit.plan`."""
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.depth import kind_of
+from labkit.errors import LabError
+from labkit.quantization import Scheme, SchemeError, get_scheme
+
+ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
+MODULE_KINDS = ("linear", "embedding", "conv")
+_KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupported", "optional")
+
+
+class PlanError(LabError):
+    """A plan that says something impossible, or that does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a plan. Either ``roles`` or ``match`` is set.
+
+    Attributes:
+        scheme: what the matched Linears get.
+        roles: roles it applies to.
+        match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
+        modules: the kinds of modules it is about, of `MODULE_KINDS`.
+        linears: of those, only the Linears of these own names (`labkit.depth.kind_of`); empty: all.
+        depth: of those, only the ones from this relative depth on and below that (`labkit.depth`); a Linear
+            in no stack of layers has none. None: any.
+        on_unsupported: the scheme for a matched Linear that ``scheme`` cannot take; None: that is an error.
+        optional: a model without such a Linear is no error.
+    """
+
+    scheme: Scheme
+    roles: tuple[str, ...] = ()
+    match: str | None = None
+    on_unsupported: Scheme | None = None
+    optional: bool = False
+    linears: tuple[str, ...] = ()
+    depth: tuple[float, float] | None = None
+    modules: tuple[str, ...] = ("linear",)
+
+    def matches(self, name: str, role: str | None, depth: float | None = None) -> bool:
+        """Whether this rule is about the Linear ``name`` that plays ``role`` at relative ``depth``."""
+        if self.linears and kind_of(name) not in self.linears:
+            return False
+        if self.depth is not None and (depth is None or not self.depth[0] <= depth < self.depth[1]):
+            return False
+        if self.match is None:
+            return role in self.roles
+        if self.match.startswith("re:"):
+            return re.fullmatch(self.match[3:], name) is not None
+        return name == self.match or fnmatch.fnmatchcase(name, self.match)
+
+    def names_exactly(self, name: str) -> bool:
+        """Whether this rule is for this one Linear."""
+        return self.match == name
+
+    def __str__(self) -> str:
+        what = f"match {self.match}" if self.match is not None else f"role {', '.join(self.roles)}"
+        if self.linears:
+            what += f", linear {', '.join(self.linears)}"
+        if self.depth is not None:
+            what += f", depth {self.depth[0]:g} to {self.depth[1]:g}"
+        return f"({what} -> {self.scheme.name})"
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str, on_unsupported: str | None = None) -> "Rule":
+        """A rule from its mapping in the file; ``where`` names it in errors."""
+        if not isinstance(data, Mapping):
+            raise PlanError(f"{where}: a rule is a mapping with role or match, and scheme; this is {data!r}")
+        if ("role" in data) == ("match" in data):
+            raise PlanError(f"{where}: give either role or match, and not both")
+        if "scheme" not in data:
+            raise PlanError(f"{where}: the key scheme is missing")
+        options = {str(key): value for key, value in data.items() if key not in _KEYS}
+        try:
+            scheme = get_scheme(data["scheme"], **options)
+            fallback = data.get("on_unsupported", on_unsupported)
+            fallback = None if fallback in (None, "error") else get_scheme(fallback)
+        except SchemeError as error:
+            known = f" (keys of a rule: {', '.join(_KEYS)})" if "unknown option" in str(error) else ""
+            raise PlanError(f"{where}: {error}{known}") from error
+        optional = data.get("optional", False)
+        if not isinstance(optional, bool):
+            raise PlanError(f"{where}: optional must be true or false, not {optional!r}")
+        return cls(
+            scheme,
+            _known(data, "role", ROLES, "role", where),
+            _match(data, where),
+            fallback,
+            optional,
+            _linears(data, where),
+            _depth(data, where),
+            _known(data, "modules", MODULE_KINDS, "kind of modules", where) or ("linear",),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping `from_dict` reads."""
+        head: dict[str, Any] = {"match": self.match}
+        if self.match is None:
+            head = {"role": _one_or_list(self.roles)}
+        if self.linears:
+            head["linear"] = _one_or_list(self.linears)
+        if self.depth is not None:
+            head["depth"] = list(self.depth)
+        if self.modules != ("linear",):
+            head["modules"] = _one_or_list(self.modules)
+        data = {**head, "scheme": self.scheme.name, **self.scheme.options()}
+        if self.on_unsupported is not None:
+            data["on_unsupported"] = self.on_unsupported.name
+        return {**data, "optional": True} if self.optional else data
+
+
+def _listed(data: Mapping, key: str) -> list[Any]:
+    """The values of a key that takes one value or a list; none if the key is not there."""
+    value = data.get(key, [])
+    return value if isinstance(value, list) else [value]
+
+
+def _one_or_list(values: Sequence[str]) -> str | list[str]:
+    return values[0] if len(values) == 1 else list(values)
+
+
+def _known(data: Mapping, key: str, known: Sequence[str], noun: str, where: str) -> tuple[str, ...]:
+    """The values of a key, each one of the known."""
+    values = _listed(data, key)
+    for value in values:
+        if value not in known:
+            raise PlanError(f"{where}: unknown {noun} {value!r}; known are {', '.join(known)}")
+    if key in data and not values:
+        raise PlanError(f"{where}: {key} is an empty list; known are {', '.join(known)}")
+    return tuple(values)
+
+
+def _linears(data: Mapping, where: str) -> tuple[str, ...]:
+    names = _listed(data, "linear")
+    wrong = not all(isinstance(name, str) and name and "." not in name for name in names)
+    if wrong or ("linear" in data and not names):
+        raise PlanError(f"{where}: linear is a Linear's own name such as down_proj, or a list of such names")
+    return tuple(names)
+
+
+def _match(data: Mapping, where: str) -> str | None:
+    pattern = data.get("match")
+    if "match" in data and not (isinstance(pattern, str) and pattern):
+        raise PlanError(f"{where}: match must be a module name, a glob or re: and a regular expression")
+    if pattern is not None and pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise PlanError(f"{where}: {pattern!r} is no regular expression: {error}") from error
+    return pattern
+
+
+def _depth(data: Mapping, where: str) -> tuple[float, float] | None:
+    depth = data.get("depth")
+    if depth is None:
+        return None
+    right = isinstance(depth, list) and len(depth) == 2 and all(type(end) in (int, float) for end in depth)
+    if not right or not 0 <= depth[0] < depth[1] <= 1:
+        raise PlanError(f"{where}: depth is [from, to] with 0 <= from < to <= 1, not {depth!r}")
+    return float(depth[0]), float(depth[1])
