@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from labkit.lockstep import Lockstep, LockstepError, run_model, to_device
 from labkit.quantization import Scheme
+from labkit.quantization.column_blocks import forget_graphs
 from labkit.quantization.statistics import InputStatistics
 from labkit.workfolder import FinishedModules
 
@@ -85,6 +86,7 @@ def calibrate_(
                 visit(name, [], None)
             lockstep.walk(visit)
     finally:
+        forget_graphs()
         for name in in_training:
             model.get_submodule(name).training = True
 
