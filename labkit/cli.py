@@ -16,7 +16,7 @@ from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.chat_cli import add_chat
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
-from labkit.search_cli import add_search, add_sensitivity
+from labkit.search_cli import add_perplexity, add_search, add_sensitivity
 from labkit.service.arguments import add_service_arguments
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,nf4,llm-int8"
@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plot(commands)
     add_sensitivity(commands)
     add_search(commands)
+    add_perplexity(commands)
     add_fit(commands)
     _add_serve(commands)
     add_chat(commands)

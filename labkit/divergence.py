@@ -162,15 +162,20 @@ def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> float:
-    """Of sequences of token ids [n, L] without padding: exp of the mean negative log-likelihood of each next
-    token."""
+def sequence_losses(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> list[float]:
+    """Of sequences of token ids [n, L] without padding: the mean negative log-likelihood, in nats, of each next
+    token, one number a sequence. The exponential of their mean is the perplexity."""
     device = next(model.parameters()).device
-    total = 0.0
+    losses: list[float] = []
     for batch in sequences.split(batch_size):
         logits = run_model(model, {"input_ids": batch.to(device)}).logits[:, :-1].float()
         loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch[:, 1:].flatten().to(device), reduction="sum"
-        )
-        total += float(loss)
-    return math.exp(total / (sequences.shape[0] * (sequences.shape[1] - 1)))
+            logits.transpose(1, 2), batch[:, 1:].to(device), reduction="none"
+        )  # [n, L - 1]
+        losses += loss.mean(1).tolist()
+    return losses
+
+
+def perplexity_of(losses: Sequence[float]) -> float:
+    """The perplexity of sequences of equal length with these losses."""
+    return math.exp(math.fsum(losses) / len(losses))

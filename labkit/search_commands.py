@@ -1,4 +1,4 @@
-"""What ``labkit sensitivity`` and ``labkit search`` do."""
+"""What ``labkit sensitivity``, ``labkit search`` and ``labkit perplexity`` do."""
 
 import argparse
 from dataclasses import fields
@@ -103,6 +103,37 @@ def search(options: argparse.Namespace) -> None:
         measurements = Comparison.load(output / "test").measurements
         screen.print(make_table("On test items", *tables.quality_table(measurements)))
     _tell_files(screen, found.path, output / "search.json", output / "pareto.html")
+
+
+def perplexity(options: argparse.Namespace) -> None:
+    """``labkit perplexity``: measure, then print the table and where the file is."""
+    from labkit.perplexity import FILE, compare_perplexity
+
+    output = Path(options.output or Path("results") / f"perplexity-{Path(options.model).name}")
+    found = compare_perplexity(
+        options.model,
+        options.plans,
+        material=_material(options),
+        dtype=options.dtype,
+        device=options.device,
+        threads=options.threads,
+        output=output,
+    )
+    rows = [
+        [
+            one["plan"],
+            format_bytes(one["bytes"]),
+            f"{one['bits']:.2f}",
+            f"{one['perplexity']:.2f}",
+            f"{one['change']:+.1%} [{one['low']:+.1%}, {one['high']:+.1%}]".replace("-", "−"),
+            f"{one['kl']:.2e}",
+        ]
+        for one in found.rows()
+    ]
+    headers = ["Plan", "Weights", "Bits a value", "Perplexity", "vs unquantized [95 %]", "KL, nats a token"]
+    screen = console()
+    screen.print(make_table("", headers, rows))
+    _tell_files(screen, output / FILE)
 
 
 def _material(options: argparse.Namespace) -> Any:

@@ -82,6 +82,17 @@ def test_measuring_again_measures_nothing(sensitivity, llama_folder, material):
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("records*.jsonl")} == before
 
 
+def test_records_without_the_probe_get_one(sensitivity, llama_folder, material, tmp_path):
+    """As where the table alone was kept, and a search wants to go on from it."""
+    output = shutil.copytree(sensitivity[0], tmp_path / "copied")
+    probe = output / "probe.safetensors"
+    before, records = probe.read_bytes(), (output / "records.jsonl").read_bytes()
+    probe.unlink()
+    assert measured(llama_folder, material, output) == sensitivity[1]
+    assert probe.read_bytes() == before
+    assert (output / "records.jsonl").read_bytes() == records
+
+
 def test_parts_come_after_linears_of_the_same_name(sensitivity, llama_folder, material, tmp_path):
     """lm_head is both."""
     assert measured(llama_folder, material, tmp_path, parts=False).parts == []
