@@ -51,7 +51,7 @@ class Probe:
 
     @torch.inference_mode()
     def log_probs_of(self, model: nn.Module, index: int) -> Tensor:
-        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, on the CPU."""
+        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, where the model is."""
         lengths = self.lengths[index]
         kept = max(lengths) + self.skipped
         batch = to_device(self.inputs[index], next(model.parameters()).device)
@@ -60,7 +60,7 @@ class Probe:
         logits = run_model(model, batch).logits[:, -kept:]
         end = kept - self.skipped
         rows = [row[end - length : end] for row, length in zip(logits, lengths)]
-        return torch.cat(rows).float().log_softmax(-1).cpu()
+        return torch.cat(rows).float().log_softmax(-1)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the probe to a safetensors file, whole or not at all."""
@@ -92,7 +92,7 @@ class Probe:
 
     def remember(self, model: nn.Module) -> Probe:
         """Take down the distributions of ``model``, the unquantized one; returns the probe itself."""
-        self.log_probs = [self.log_probs_of(model, index).half() for index in range(len(self.inputs))]
+        self.log_probs = [self.log_probs_of(model, index).half().cpu() for index in range(len(self.inputs))]
         return self
 
 
@@ -128,7 +128,7 @@ def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Di
         if found is None:
             same += len(reference)
             continue
-        expected = reference.float()
+        expected = reference.to(found.device).float()
         # both sum to one but for rounding to fp16: what is missing would look like divergence
         gap = expected.exp() * (expected - found) + found.exp() - expected.exp()
         total += float(gap.sum(dtype=torch.float64))

@@ -239,6 +239,8 @@ def test_its_file_carries_the_evidence_and_fits_taller_models(search):
     assert plan.evidence["goal"] == {"bits": 5.0}
     assert [one["plan"] for one in plan.evidence["measured"]] == ["unquantized", "int8", "searched-5bit"]
     assert plan.evidence["measured"][-1]["kl"] == pytest.approx(found.found["kl"], rel=1e-4)
+    assert min(one["kl"] for one in plan.evidence["rounds"]) == plan.evidence["measured"][-1]["kl"]
+    assert [one["round"] for one in found.rounds] == [*range(1, len(found.rounds) + 1)]
     from transformers import LlamaForCausalLM
 
     config = tiny_models.llama_config()

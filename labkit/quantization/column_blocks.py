@@ -14,8 +14,8 @@ from torch import Tensor
 
 from labkit.quantization import affine
 
-KEPT_GRAPHS = 32
-"""Recordings kept at most; a model has a few shapes of Linears, and two loops for each."""
+KEPT_BYTES = 2**30
+"""What recordings may hold: a model has a few shapes of Linears, and two loops for each."""
 
 
 def solve_block(
@@ -73,16 +73,15 @@ def run_block(block: Callable, changed: Sequence[Tensor], given: Sequence[Tensor
         return
     tensors = (*changed, *given)
     key = (block, tensors[0].device, *(tuple(one.shape) for one in tensors), *options)
-    graph = _graphs.get(key)
-    if graph is None:
-        if len(_graphs) >= KEPT_GRAPHS:
-            forget_graphs()
-        graph = _graphs[key] = _Graph(block, tensors, options)
+    graph = _graphs.pop(key, None) or _Graph(block, tensors, options)
+    _graphs[key] = graph  # behind all others: the first is the one that was not used for longest
     graph.play(tensors, len(changed))
+    while sum(one.bytes for one in _graphs.values()) > KEPT_BYTES and len(_graphs) > 1:
+        del _graphs[next(iter(_graphs))]
 
 
 def forget_graphs() -> None:
-    """Free what recordings hold: a few hundred MB where Linears are large."""
+    """Free what recordings hold: some hundred MB where Linears are large."""
     _graphs.clear()
 
 
@@ -91,6 +90,7 @@ class _Graph:
 
     def __init__(self, block: Callable, tensors: Sequence[Tensor], options: Sequence[object]) -> None:
         self._tensors = [torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in tensors]
+        self.bytes = sum(one.numel() * one.element_size() for one in self._tensors)
         with torch.cuda.device(tensors[0].device):
             self._fill(tensors)
             stream = (
