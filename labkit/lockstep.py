@@ -292,7 +292,15 @@ def _kind(batch: Any) -> Any:
     return len(batch) if isinstance(batch, tuple | list) else None
 
 
+TOO_LARGE = (
+    "what the calibration batches hold at one layer does not fit into the device's memory: give fewer or shorter ones, "
+    "or a scheme that needs no second pass of the unquantized model (gptq with drift_correction: 0.0), which halves it"
+)
+
+
 def _about_failure(index: int, error: Exception) -> LockstepError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return LockstepError(TOO_LARGE)
     told = " ".join(f"{type(error).__name__}: {error}".split())
     return LockstepError(f"calibration batch {index} does not run through the model ({told})")
 
