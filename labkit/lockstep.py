@@ -75,7 +75,7 @@ class Lockstep:
         device: torch.device | str | None = None,
         references: bool = False,
     ) -> None:
-        self.model, self.device, self.references = model, device, references
+        self.model, self.device, self.references = model, _with_index(device), references
         self.watched = dict(watched)
         self.batches = list(batches)
         self.replacements: dict[str, nn.Module] = {}
@@ -272,10 +272,17 @@ class _Pass(threading.Thread):
 
     def _run(self, batch: Any) -> None:
         device = None if self._device is None else torch.device(self._device)
-        if device is not None and device.type == "cuda":
+        if device is not None and device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # a setting of the thread
         with torch.no_grad():
             run_model(self._model, to_device(batch, device))
+
+
+def _with_index(device: torch.device | str | None) -> torch.device | str | None:
+    """``cuda`` as the GPU that the present thread means by it: other threads would mean the first."""
+    if device is None or torch.device(device).type != "cuda" or torch.device(device).index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _free_workspaces() -> None:
