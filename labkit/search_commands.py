@@ -11,6 +11,8 @@ from labkit.formats import format_bytes, format_rate
 from labkit.terminal import console, make_table
 
 SHOWN_LINEARS = 12
+BROKEN = 9.0
+"""From ten times the perplexity on nobody asks for per cent."""
 
 
 def sensitivity(options: argparse.Namespace) -> None:
@@ -125,7 +127,7 @@ def perplexity(options: argparse.Namespace) -> None:
             format_bytes(one["bytes"]),
             f"{one['bits']:.2f}",
             f"{one['perplexity']:.2f}",
-            f"{one['change']:+.1%} [{one['low']:+.1%}, {one['high']:+.1%}]".replace("-", "−"),
+            _change(one["change"], one["low"], one["high"]),
             f"{one['kl']:.2e}",
         ]
         for one in found.rows()
@@ -134,6 +136,13 @@ def perplexity(options: argparse.Namespace) -> None:
     screen = console()
     screen.print(make_table("", headers, rows))
     _tell_files(screen, output / FILE)
+
+
+def _change(change: float, low: float, high: float) -> str:
+    """``+3.0% [+2.1%, +4.0%]``; of a model that is broken how many times as large."""
+    if change > BROKEN:
+        return f"{1 + change:,.0f} times"
+    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]".replace("-", "−")
 
 
 def _material(options: argparse.Namespace) -> Any:

@@ -17,6 +17,7 @@ from labkit.material import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Material
 from labkit.perplexity import Perplexities, compare_perplexity
 from labkit.plan import PlanError
 from labkit.recordfolder import RecordFolderError
+from labkit.search_commands import _change
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = "int4-8bit:group_size=32,int4-2bit:group_size=32,gptq-2bit:group_size=32"
@@ -124,6 +125,11 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(folder, materia
     (tmp_path / "perplexity.json").write_text('{"settings": {}}')
     with pytest.raises(LabError, match="is damaged"):
         Perplexities.load(tmp_path)
+
+
+def test_a_change_is_told_in_per_cent_and_of_a_broken_model_in_times():
+    assert _change(-0.0051, -0.0102, 0.0049) == "−0.5% [−1.0%, +0.5%]"
+    assert _change(26562.9, 20000.0, 30000.0) == "26,564 times"
 
 
 def test_the_command_prints_and_writes(folder, material, tmp_path, capsys):
