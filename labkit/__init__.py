@@ -28,6 +28,7 @@ _HOME = {
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plan",
     "compare": "labkit.comparison",
+    "compare_perplexity": "labkit.perplexity",
     "export": "labkit.interchange",
     "get_spec": "labkit.models.spec",
     "list_models": "labkit.models.spec",

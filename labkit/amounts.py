@@ -15,6 +15,9 @@ KEPT_DTYPES = ("bf16", "fp16")
 AGAINST = ("int4", "gptq", "int8")
 """Uniform plans beside which a searched one is judged."""
 
+PERPLEXITY_PLANS = ("int8", "gptq", "awq", "hqq", "nf4", "int4")
+"""Plans that `labkit perplexity` compares."""
+
 
 class MaterialError(LabError):
     """There is nothing to calibrate on or to judge by, or too little of it."""
@@ -31,10 +34,11 @@ class Amounts:
         default=None, metadata={"help": "a file of plain text, for a model without eyes"}
     )
     length: int = field(default=256, metadata={"help": "tokens of a sequence of text"})
+    seed: int = field(default=0, metadata={"help": "draws other items, or sequences, that calibrate"})
 
     def __post_init__(self) -> None:
-        for name in ("calibration", "probe", "validation", "length"):
+        for name in ("calibration", "probe", "validation", "length", "seed"):
             value = getattr(self, name)
-            least = 0 if name == "validation" else 1
+            least = 0 if name in ("validation", "seed") else 1
             if type(value) is not int or value < least:
                 raise MaterialError(f"{name} must be a whole number of at least {least}, not {value!r}")

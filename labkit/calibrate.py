@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.lockstep import Lockstep, LockstepError, run_model, to_device
+from labkit.lockstep import TOO_LARGE, Lockstep, LockstepError, run_model, to_device
 from labkit.quantization import Scheme
+from labkit.quantization.column_blocks import forget_graphs
 from labkit.quantization.statistics import InputStatistics
 from labkit.quantization.unread import at_hand
 from labkit.workfolder import FinishedModules
@@ -47,7 +48,8 @@ def calibrate_(
         work: where finished modules are kept, and taken from.
 
     Raises:
-        LockstepError: a batch does not run, or no batch comes to some of the Linears (before any is solved).
+        LockstepError: a batch does not run, or no batch comes to some of the Linears (before any is solved); or all
+            of them together do not fit into the device's memory.
         SchemeError: a Linear cannot be solved, naming it.
     """
     in_training = [name for name, module in model.named_modules() if module.training]
@@ -86,7 +88,10 @@ def calibrate_(
             for name in missing:
                 visit(name, [], None)
             lockstep.walk(visit)
+    except torch.OutOfMemoryError as error:
+        raise LockstepError(TOO_LARGE) from error
     finally:
+        forget_graphs()
         for name in in_training:
             model.get_submodule(name).training = True
 

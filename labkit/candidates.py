@@ -42,11 +42,16 @@ def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
     A comma before ``name=value`` belongs to the options of the candidate before it.
     """
     if isinstance(texts, str):
-        texts = re.split(r";|,(?![^,;:]*=)", texts)
+        texts = split_candidates(texts)
     schemes = [parse_candidate(text) for text in texts if text.strip()]
     if not schemes:
         raise CandidateError("no candidate scheme is given")
     return {label_of(scheme): scheme for scheme in schemes}
+
+
+def split_candidates(text: str) -> list[str]:
+    """The candidates of a text as `parse_candidates` reads it, each still a text."""
+    return [one.strip() for one in re.split(r";|,(?![^,;:]*=)", text) if one.strip()]
 
 
 def label_of(scheme: Scheme) -> str:

@@ -18,7 +18,7 @@ from labkit.errors import LabError
 from labkit.fit_cli import add_fit
 from labkit.measure_cli import add_ask, add_compare, add_plot, add_screen
 from labkit.quantize_cli import add_export, add_quantize
-from labkit.search_cli import add_search, add_sensitivity
+from labkit.search_cli import add_perplexity, add_search, add_sensitivity
 from labkit.service.arguments import add_service_arguments
 
 
@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plot(commands)
     add_sensitivity(commands)
     add_search(commands)
+    add_perplexity(commands)
     add_fit(commands)
     add_context(commands)
     _add_serve(commands)

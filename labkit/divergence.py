@@ -51,7 +51,7 @@ class Probe:
 
     @torch.inference_mode()
     def log_probs_of(self, model: nn.Module, index: int) -> Tensor:
-        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, on the CPU."""
+        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, where the model is."""
         lengths = self.lengths[index]
         kept = max(lengths) + self.skipped
         batch = to_device(self.inputs[index], next(model.parameters()).device)
@@ -60,7 +60,7 @@ class Probe:
         logits = run_model(model, batch).logits[:, -kept:]
         end = kept - self.skipped
         rows = [row[end - length : end] for row, length in zip(logits, lengths)]
-        return torch.cat(rows).float().log_softmax(-1).cpu()
+        return torch.cat(rows).float().log_softmax(-1)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the probe to a safetensors file, whole or not at all."""
@@ -92,7 +92,7 @@ class Probe:
 
     def remember(self, model: nn.Module) -> Probe:
         """Take down the distributions of ``model``, the unquantized one; returns the probe itself."""
-        self.log_probs = [self.log_probs_of(model, index).half() for index in range(len(self.inputs))]
+        self.log_probs = [self.log_probs_of(model, index).half().cpu() for index in range(len(self.inputs))]
         return self
 
 
@@ -128,7 +128,7 @@ def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Di
         if found is None:
             same += len(reference)
             continue
-        expected = reference.float()
+        expected = reference.to(found.device).float()
         # both sum to one but for rounding to fp16: what is missing would look like divergence
         gap = expected.exp() * (expected - found) + found.exp() - expected.exp()
         total += float(gap.sum(dtype=torch.float64))
@@ -162,15 +162,20 @@ def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> float:
-    """Of sequences of token ids [n, L] without padding: exp of the mean negative log-likelihood of each next
-    token."""
+def sequence_losses(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> list[float]:
+    """Of sequences of token ids [n, L] without padding: the mean negative log-likelihood, in nats, of each next
+    token, one number a sequence. The exponential of their mean is the perplexity."""
     device = next(model.parameters()).device
-    total = 0.0
+    losses: list[float] = []
     for batch in sequences.split(batch_size):
         logits = run_model(model, {"input_ids": batch.to(device)}).logits[:, :-1].float()
         loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch[:, 1:].flatten().to(device), reduction="sum"
-        )
-        total += float(loss)
-    return math.exp(total / (sequences.shape[0] * (sequences.shape[1] - 1)))
+            logits.transpose(1, 2), batch[:, 1:].to(device), reduction="none"
+        )  # [n, L - 1]
+        losses += loss.mean(1).tolist()
+    return losses
+
+
+def perplexity_of(losses: Sequence[float]) -> float:
+    """The perplexity of sequences of equal length with these losses."""
+    return math.exp(math.fsum(losses) / len(losses))

@@ -10,7 +10,7 @@ from typing import Any
 
 from labkit.apply import weights_bytes
 from labkit.checks import choose_device
-from labkit.divergence import Probe, divergence, perplexity
+from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
 from labkit.errors import LabError
 from labkit.evaluation import evaluate, summarize
 from labkit.loading import load
@@ -68,7 +68,8 @@ class Judge:
 
         ``plan, definition, searched, judged, bytes, predicted_kl, kl, agreement``; with ``judged`` also how it does
         on validation items: ``items, click_accuracy, step_success_rate, parse_rate`` and ``right`` (item -> was the
-        step right?), or ``perplexity``. ``predicted`` is the divergence that a search predicts.
+        step right?), or ``perplexity`` and ``losses`` (of each sequence). ``predicted`` is the divergence that a
+        search predicts.
         """
         key = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         record = self._records.get(key)
@@ -121,7 +122,8 @@ class Judge:
     def _judge(self, engine: Any) -> dict[str, Any]:
         if self.material.text is not None:
             sequences = self.material.sequences(engine.tokenizer, "validation")
-            return {"perplexity": perplexity(engine.model, sequences)}
+            losses = sequence_losses(engine.model, sequences)
+            return {"perplexity": perplexity_of(losses), "losses": losses}
         items = self.material.items("validation", engine.modalities)
         if not items:
             return {}

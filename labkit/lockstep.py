@@ -75,7 +75,7 @@ class Lockstep:
         device: torch.device | str | None = None,
         references: bool = False,
     ) -> None:
-        self.model, self.device, self.references = model, device, references
+        self.model, self.device, self.references = model, _with_index(device), references
         self.watched = dict(watched)
         self.batches = list(batches)
         self.replacements: dict[str, nn.Module] = {}
@@ -220,6 +220,8 @@ class _Pass(threading.Thread):
         self._back.acquire()
         if self._error is not None:
             raise _about_failure(self.number, self._error) from self._error
+        if self.inputs is not None and self.inputs.is_cuda:
+            _free_workspaces()
         if self.reference is not None:
             self.reference.advance()
             if not self._is_beside(self.reference):
@@ -270,10 +272,24 @@ class _Pass(threading.Thread):
 
     def _run(self, batch: Any) -> None:
         device = None if self._device is None else torch.device(self._device)
-        if device is not None and device.type == "cuda":
+        if device is not None and device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # a setting of the thread
         with torch.no_grad():
             run_model(self._model, to_device(batch, device))
+
+
+def _with_index(device: torch.device | str | None) -> torch.device | str | None:
+    """``cuda`` as the GPU that the present thread means by it: other threads would mean the first."""
+    if device is None or torch.device(device).type != "cuda" or torch.device(device).index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _free_workspaces() -> None:
+    """Let go of what cuBLAS keeps for each thread that multiplies, 32 MB on recent cards: hundreds of passes wait, and
+    one works."""
+    if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):
+        clear()
 
 
 def _kind(batch: Any) -> Any:
@@ -283,7 +299,15 @@ def _kind(batch: Any) -> Any:
     return len(batch) if isinstance(batch, tuple | list) else None
 
 
+TOO_LARGE = (
+    "what the calibration batches hold at one layer does not fit into the device's memory: give fewer or shorter ones, "
+    "or a scheme that needs no second pass of the unquantized model (gptq with drift_correction: 0.0), which halves it"
+)
+
+
 def _about_failure(index: int, error: Exception) -> LockstepError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return LockstepError(TOO_LARGE)
     told = " ".join(f"{type(error).__name__}: {error}".split())
     return LockstepError(f"calibration batch {index} does not run through the model ({told})")
 

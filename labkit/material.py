@@ -20,6 +20,8 @@ from labkit.calibration import default_calibration
 from labkit.divergence import Probe, answer_probe, text_probe
 
 PROBE_SEED, VALIDATION_SEED = 1, 2
+DRAWN_FROM = 100
+"""Seeds of other calibration items are above it, and so never those of the two."""
 SHARES = {"calibration": (0.0, 0.6), "probe": (0.6, 0.8), "validation": (0.8, 1.0)}
 PURPOSES = tuple(SHARES)
 
@@ -54,7 +56,8 @@ class Material(Amounts):
         """Model inputs for calibration of ``model``, or of models of that class."""
         if self.text is not None:
             return list(self.sequences(processor.tokenizer, "calibration").split(1))
-        return default_calibration(processor, modalities, self.calibration, model=model)
+        seed = DRAWN_FROM + self.seed if self.seed else None
+        return default_calibration(processor, modalities, self.calibration, seed=seed, model=model)
 
     def make_probe(self, engine: Any) -> Probe:
         """The probe of the unquantized ``engine``."""
@@ -72,7 +75,8 @@ class Material(Amounts):
         return phonetap.items(split=split, count=count, seed=seed, part="calibration")
 
     def sequences(self, tokenizer: Any, purpose: str) -> Tensor:
-        """Token ids [n, length] of the text's part for ``purpose``, at most as many as are wanted.
+        """Token ids [n, length] of the text's part for ``purpose``, at most as many as are wanted: its first ones, or
+        for calibration with a ``seed`` such as that draws.
 
         Raises:
             MaterialError: the part is shorter than one sequence.
@@ -80,12 +84,15 @@ class Material(Amounts):
         text = self._read()
         low, high = (round(share * len(text)) for share in SHARES[purpose])
         ids = tokenizer.encode(text[low:high], add_special_tokens=False)
-        count = min(len(ids) // self.length, max(getattr(self, purpose), 1))
-        if not count:
+        there = len(ids) // self.length
+        if not there:
             raise MaterialError(
                 f"{self.text}: its part for {purpose} has {len(ids)} tokens, and a sequence takes {self.length}"
             )
-        return torch.tensor(ids[: count * self.length]).view(count, self.length)
+        whole = torch.tensor(ids[: there * self.length]).view(there, self.length)
+        if purpose == "calibration" and self.seed:
+            whole = whole[torch.randperm(there, generator=torch.Generator().manual_seed(self.seed))]
+        return whole[: max(getattr(self, purpose), 1)]
 
     def _read(self) -> str:
         try:

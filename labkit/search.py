@@ -121,8 +121,8 @@ def search_plan(
         solver.settle_dtype(dtype)
         chosen = solver.best(room) if goal.max_loss is None else solver.smallest(goal.max_loss)
         return finish(
-            judge, settings, chosen, [judge.measure(plan) for plan in others], solver.front(), against,
-            test_items, threads=threads, progress=progress,
+            judge, settings, chosen, [judge.measure(plan) for plan in others], solver.front(), solver.measured,
+            against, test_items, threads=threads, progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted; run the same again to continue"

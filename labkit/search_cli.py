@@ -1,9 +1,9 @@
-"""The arguments of ``labkit sensitivity`` and ``labkit search``."""
+"""The arguments of ``labkit sensitivity``, ``labkit search`` and ``labkit perplexity``."""
 
 import argparse
 from dataclasses import fields
 
-from labkit.amounts import AGAINST, CANDIDATES, KEPT_DTYPES, ROUNDS, Amounts
+from labkit.amounts import AGAINST, CANDIDATES, KEPT_DTYPES, PERPLEXITY_PLANS, ROUNDS, Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 
 COMMANDS = "labkit.search_commands"
@@ -92,12 +92,51 @@ def add_search(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=later("search", COMMANDS))
 
 
+def add_perplexity(commands: argparse._SubParsersAction) -> None:
+    """``labkit perplexity``."""
+    command = commands.add_parser(
+        "perplexity",
+        help="compare plans on a language model by the perplexity of text",
+        description=(
+            "Quantize a language model under each plan, calibrated on the first part of a text, and judge it on\n"
+            "the last: perplexity beside the unquantized model's, with a 95 % interval, and KL divergence.\n"
+            "Prints a table and writes perplexity.json to --output.\n\n"
+            "Ctrl-C keeps what is measured; the same command again continues, and may name further plans."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "examples:\n"
+            "  labkit perplexity ./my-llama --text book.txt\n"
+            "  labkit perplexity ./my-llama --text book.txt --plans int4,gptq,gptq:dampening_frac=0.05,gptq-3bit"
+        ),
+    )
+    command.add_argument("model", help="a checkpoint's folder, or a hub id")
+    command.add_argument(
+        "--plans", default=",".join(PERPLEXITY_PLANS), metavar="A,B,…",
+        help="presets, plan files, or candidates such as gptq-3bit, laid on every Linear "
+        f"({','.join(PERPLEXITY_PLANS)})",
+    )  # fmt: skip
+    _add_amounts(command)
+    command.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of what is not quantized (fp32)"
+    )
+    command.add_argument("--output", metavar="FOLDER", help="where it goes (results/perplexity-MODEL)")
+    add_machine(command)
+    command.set_defaults(run=later("perplexity", COMMANDS))
+
+
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
     command.add_argument("--schemes", default=SCHEMES, metavar="A,B,…", help=f"candidates ({SCHEMES})")
     command.add_argument("--no-parts", action="store_true", help="leave out the parts as wholes")
+    _add_amounts(command)
+    command.add_argument("--jobs", type=count, metavar="N", help="processes side by side (half the cores)")
+    add_machine(command)
+
+
+def _add_amounts(command: argparse.ArgumentParser) -> None:
     for item in fields(Amounts):
-        kind = {"validation": count_or_none, "text": str}.get(item.name, count)
+        kind = {"validation": count_or_none, "seed": count_or_none, "text": str}.get(item.name, count)
         usual = "" if item.default is None else f" ({item.default})"
         command.add_argument(
             f"--{item.name}",
@@ -106,5 +145,3 @@ def _add_common(command: argparse.ArgumentParser) -> None:
             metavar="FILE" if item.name == "text" else "N",
             help=item.metadata["help"] + usual,
         )
-    command.add_argument("--jobs", type=count, metavar="N", help="processes side by side (half the cores)")
-    add_machine(command)

@@ -1,4 +1,4 @@
-"""What ``labkit sensitivity`` and ``labkit search`` do."""
+"""What ``labkit sensitivity``, ``labkit search`` and ``labkit perplexity`` do."""
 
 import argparse
 from dataclasses import fields
@@ -11,6 +11,8 @@ from labkit.formats import format_bytes, format_rate
 from labkit.terminal import console, make_table
 
 SHOWN_LINEARS = 12
+BROKEN = 9.0
+"""From ten times the perplexity on nobody asks for per cent."""
 
 
 def sensitivity(options: argparse.Namespace) -> None:
@@ -103,6 +105,44 @@ def search(options: argparse.Namespace) -> None:
         measurements = Comparison.load(output / "test").measurements
         screen.print(make_table("On test items", *tables.quality_table(measurements)))
     _tell_files(screen, found.path, output / "search.json", output / "pareto.html")
+
+
+def perplexity(options: argparse.Namespace) -> None:
+    """``labkit perplexity``: measure, then print the table and where the file is."""
+    from labkit.perplexity import FILE, compare_perplexity
+
+    output = Path(options.output or Path("results") / f"perplexity-{Path(options.model).name}")
+    found = compare_perplexity(
+        options.model,
+        options.plans,
+        material=_material(options),
+        dtype=options.dtype,
+        device=options.device,
+        threads=options.threads,
+        output=output,
+    )
+    rows = [
+        [
+            one["plan"],
+            format_bytes(one["bytes"]),
+            f"{one['bits']:.2f}",
+            f"{one['perplexity']:.2f}",
+            _change(one["change"], one["low"], one["high"]),
+            f"{one['kl']:.2e}",
+        ]
+        for one in found.rows()
+    ]
+    headers = ["Plan", "Weights", "Bits a value", "Perplexity", "vs unquantized [95 %]", "KL, nats a token"]
+    screen = console()
+    screen.print(make_table("", headers, rows))
+    _tell_files(screen, output / FILE)
+
+
+def _change(change: float, low: float, high: float) -> str:
+    """``+3.0% [+2.1%, +4.0%]``; of a model that is broken how many times as large."""
+    if change > BROKEN:
+        return f"{1 + change:,.0f} times"
+    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]".replace("-", "−")
 
 
 def _material(options: argparse.Namespace) -> Any:

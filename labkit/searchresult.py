@@ -36,6 +36,7 @@ class Search:
         others: those of the uniform plans.
         front: ``bytes, kl`` of the predicted best plan of each size.
         test: rows of the comparison on test items, empty if there was none.
+        rounds: ``round, bytes, predicted_kl, kl`` of each plan that was tried; the best of them is the one found.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Search:
     others: list[dict[str, Any]] = field(repr=False)
     front: list[dict[str, Any]] = field(repr=False)
     test: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    rounds: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def plan(self) -> QuantizationPlan:
@@ -111,6 +113,7 @@ def finish(
     found: dict[str, Any],
     others: list[dict[str, Any]],
     front: list[dict[str, Any]],
+    rounds: list[dict[str, Any]],
     against: Sequence[str | os.PathLike],
     test_items: int,
     *,
@@ -135,9 +138,10 @@ def finish(
             {name: _rounded(one[name]) for name in SHOWN if one.get(name) is not None}
             for one in (reference, *others, found)
         ],
+        "rounds": [{name: _rounded(value) for name, value in one.items()} for one in rounds],
     }
     replace(plan, evidence=evidence).to_yaml(path)
-    result = Search(str(path), settings, found, reference, others, front)
+    result = Search(str(path), settings, found, reference, others, front, rounds=rounds)
     result.save(folder)
     if test_items and judge.material.text is None:
         from labkit.comparison import compare

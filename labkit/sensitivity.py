@@ -211,14 +211,15 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
     }  # the part lm_head is the Linear of that name
     parts = [task for task in job.parts if task not in done_parts]
     total = len(job.tasks) + len(job.parts)
-    if not tasks and not parts:
+    probe = folder.path / "probe.safetensors"  # records may have come from elsewhere, without it
+    if not tasks and not parts and probe.is_file():
         return
     with tqdm(
         total=total, initial=total - len(tasks) - len(parts), desc="Sensitivity", unit=" measured",
         disable=not progress,
     ) as bar:  # fmt: skip
         try:
-            if not (folder.path / "probe.safetensors").is_file():
+            if not probe.is_file():
                 bar.set_description("Sensitivity: the unquantized model answers")
                 _make_probe(job, folder)
             bar.set_description("Sensitivity")

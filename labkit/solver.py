@@ -57,6 +57,7 @@ class Solver:
         modules = ("linear",) if linears_only else ("linear", *KINDS)
         self.records = [one for one in sensitivity.linears if one.get("module", "linear") in modules]
         self.weights = _weights_of_parts(sensitivity)
+        self.measured: list[dict[str, Any]] = []  # of each plan tried: round, bytes, predicted_kl, kl
         self._take(KEPT_DTYPES[0])
         whole = judge.predicted_bytes(_nothing(self.dtype))
         # what no choice changes: norms, and what is tied or has no candidate
@@ -128,7 +129,11 @@ class Solver:
             plan = plan_of(self.units, chosen, self.name, f"Found by search: {size} of weights.", self.dtype)
             predicted = chosen.loss + self.dtype_kl
             self.say(f"round {number}: {size}, predicted divergence {predicted:.3g}")
-            kl = self.judge.measure(plan, predicted, judged=False)["kl"]
+            record = self.judge.measure(plan, predicted, judged=False)
+            kl = record["kl"]
+            self.measured.append(
+                {"round": number, "bytes": record["bytes"], "predicted_kl": predicted, "kl": kl}
+            )
             self.say(f"round {number}: measured divergence {kl:.3g}")
             fruitless += 1
             if best is None or kl < best[0]:

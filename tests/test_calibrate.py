@@ -175,6 +175,21 @@ def test_what_cannot_be_solved_is_refused_by_name(llama):
         quantize_(model, "gptq", sequences(), progress=False)
 
 
+@pytest.mark.parametrize("where", ["statistics", "pass"])
+def test_too_little_memory_is_told_with_what_helps(llama, monkeypatch, where):
+    def full(*_, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if where == "statistics":
+        monkeypatch.setattr(calibrate.InputStatistics, "add", full)
+    else:
+        monkeypatch.setattr(type(llama.model.norm), "forward", full)
+    with pytest.raises(
+        LockstepError, match=r"fewer or shorter ones, or .*drift_correction: 0\.0\), which halves"
+    ):
+        quantized(llama, "gptq", sequences())
+
+
 def states_equal(a, b):
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

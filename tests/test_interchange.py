@@ -208,7 +208,8 @@ def test_gptqs_exceptions_stand_in_dynamic(made, tmp_path):
         ("llm-int8", "compressed-tensors", "nearest: int8-dynamic, or int8"),
         ("int3", "compressed-tensors", "the format's versions pack 3 bits differently; nearest: int4 with num_bits 4"),
         ("hqq", "gptq", "its zero points are real numbers; nearest: gptq, or int4"),
-        ("awq", "compressed-tensors", "it also holds input_scale; nearest: gptq, or int4"),
+        ("awq", "compressed-tensors", "siblings such as q, k and v have others, so the norm before them cannot take "
+         "it up; nearest: gptq, or int4"),
         ("nf4", "gptq", "nearest: int4 with group_size 64"),
         ("llm-int8", "gptq", "nearest: int8."),
         ("int8-dynamic", "gptq", "the format quantizes weights only; nearest: int8, or --format compressed-tensors"),

@@ -80,6 +80,7 @@ def test_only_public_names_are_listed():
         "QuantizationPlan",
         "__version__",
         "compare",
+        "compare_perplexity",
         "export",
         "get_spec",
         "list_models",

@@ -190,3 +190,11 @@ def test_batches_are_passed_as_what_they_are():
     both = run_model(model, (rows(0), rows(1)))
     torch.testing.assert_close(run_model(model, {"a": rows(0), "b": rows(1)}), both)
     assert not torch.equal(run_model(model, rows(0)), both)
+
+
+def test_a_gpu_without_a_number_is_the_one_of_the_thread_that_asks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert Lockstep(nn.Linear(2, 2), {}, [], "cuda").device == torch.device("cuda:1")
+    assert Lockstep(nn.Linear(2, 2), {}, [], "cuda:0").device == "cuda:0"
+    assert Lockstep(nn.Linear(2, 2), {}, [], "cpu").device == "cpu"
+    assert Lockstep(nn.Linear(2, 2), {}, []).device is None

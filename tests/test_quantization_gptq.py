@@ -1,10 +1,13 @@
 """The column solve: what it computes, that it is the textbook's, and that each step around it helps."""
 
+import contextlib
+import types
+
 import pytest
 import torch
 from torch import nn
 
-from labkit.quantization import SchemeError, affine, get_scheme
+from labkit.quantization import SchemeError, affine, column_blocks, get_scheme
 from labkit.quantization.gptq import correct_drift, prepare_columns, refine, solve, trace_error
 from labkit.quantization.statistics import InputStatistics
 
@@ -224,3 +227,73 @@ def test_second_moments_are_those_of_all_rows_in_any_dtype():
     diagonal.add(inputs.bfloat16())
     torch.testing.assert_close(diagonal.mean_square, statistics.mean_square)
     assert statistics.rows == 60
+
+
+class PlayedBack:
+    """Stands in for ``torch.cuda``: what is called while it records is called again when it plays."""
+
+    def __init__(self):
+        self.recorded = []
+        self.Stream = lambda: types.SimpleNamespace(wait_stream=lambda other: None)
+        self.current_stream = self.Stream
+        self.CUDAGraph = lambda: types.SimpleNamespace(replay=lambda: [one() for one in self.recorded])
+
+    def device(self, _):
+        return contextlib.nullcontext()
+
+    stream = device
+
+    def graph(self, _, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        return contextlib.nullcontext()
+
+
+def test_a_recorded_block_works_on_tensors_of_its_own_and_gives_back_what_changed(monkeypatch):
+    def block(changed, given, factor):
+        cuda.recorded.append(lambda: changed.add_(factor * given))
+
+    monkeypatch.setattr(torch, "cuda", cuda := PlayedBack())
+    graph = column_blocks._Graph(block, (torch.zeros(3), torch.ones(3)), (2.0,))
+    del cuda.recorded[:-1]  # of the run before recording
+    for start in (1.0, 5.0):
+        changed, given = torch.full((6,), start)[::2], torch.arange(3.0)
+        graph.play((changed, given), 1)
+        assert changed.tolist() == [start, start + 2, start + 4]
+        assert given.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("num_bits", "symmetric"), [(4, False), (3, True)])
+def test_codes_found_on_a_gpu_are_as_good_and_nearly_all_the_same(num_bits, symmetric):
+    """Blocks of 32 of 80 columns, so that the last is a smaller one; two weights, so that graphs are played again."""
+    for seed in (0, 1):
+        weight, inputs = problem(64, 80, 400, seed)
+        scale, zero_point = affine.choose_qparams(weight, num_bits, 16, symmetric, torch.bfloat16)
+        codes = {}
+        for device in ("cpu", "cuda"):
+            here = [one.to(device) for one in (weight, scale, zero_point)]
+            columns = prepare_columns(moment_of(inputs).to(device))
+            options = (here[1], here[2], num_bits, symmetric, 32)
+            solution = solve(here[0], columns, *options)
+            codes[device] = refine(here[0], columns, solution, *options, sweeps=2).cpu()
+        assert (codes["cpu"] == codes["cuda"]).float().mean() > 0.98
+        costs = [
+            trace_error(weight, value(one, scale, zero_point, num_bits), moment_of(inputs))
+            for one in codes.values()
+        ]
+        assert costs[1] == pytest.approx(costs[0], rel=0.02)
+    assert column_blocks._graphs
+    column_blocks.forget_graphs()
+    assert not column_blocks._graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_moments_on_a_gpu_are_summed_exactly(dtype):
+    inputs = torch.randn(3, 50, 24).to(dtype)
+    here, there = (InputStatistics(24, drifting=True, device=device) for device in ("cpu", "cuda"))
+    for batch in inputs:
+        here.add(batch, batch * 1.5)
+        there.add(batch.cuda(), (batch * 1.5).cuda())
+    torch.testing.assert_close(there.second_moment.cpu(), here.second_moment, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(there.drift.cpu(), here.drift, rtol=1e-5, atol=1e-5)

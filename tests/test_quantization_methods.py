@@ -115,8 +115,27 @@ def test_hqqs_zero_need_be_no_code_and_the_module_says_so():
     torch.testing.assert_close(module.dequantize(torch.float32), groups.flatten(1))
 
 
-def test_groups_of_one_value_and_of_zeros_stay_what_they_are():
+@pytest.mark.parametrize("num_bits", [2, 3])
+def test_coarse_grids_of_hqq_keep_a_code_for_zero_and_with_it_small_weights_of_large_inputs(num_bits):
+    linear, inputs = linear_and_inputs(columns=256)
+    linear.weight.data += 0.4  # no grid over the whole range has a code at 0.0 by chance
+    large = slice(0, 256, 64)  # one column a group: inputs a hundred times as large, weights near 0.0
+    linear.weight.data[:, large] *= 0.02
+    inputs[:, large] *= 100
+    moment = statistics_of(inputs).second_moment
+    modules = {name: get_scheme(name, num_bits=num_bits).quantize_linear(linear) for name in ("int4", "hqq")}
+    assert modules["hqq"].has_integer_zero_points
+    errors = {
+        name: trace_error(linear.weight.detach(), module.dequantize(torch.float32), moment)
+        for name, module in modules.items()
+    }
+    assert errors["hqq"] < errors["int4"]
+
+
+@pytest.mark.parametrize("num_bits", [3, 4])
+def test_groups_of_one_value_and_of_zeros_stay_what_they_are(num_bits):
     weight = torch.cat((torch.zeros(3, 32), torch.full((3, 32), 0.75), torch.full((3, 32), -2.0)))
-    codes, scale, zero = fit_grids(weight, 4, 32)
-    back = affine.value_of_codes(codes.unflatten(1, (-1, 32)).float(), scale[..., None], zero[..., None], 4)
+    codes, scale, zero = fit_grids(weight, num_bits, 32)
+    groups = codes.unflatten(1, (-1, 32)).float()
+    back = affine.value_of_codes(groups, scale[..., None], zero[..., None], num_bits)
     torch.testing.assert_close(back.flatten(1), weight, rtol=1e-2, atol=0)

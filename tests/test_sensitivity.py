@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file
 
 from labkit import search as search_module
 from labkit import solver
@@ -80,6 +81,17 @@ def test_measuring_again_measures_nothing(sensitivity, llama_folder, material):
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("records*.jsonl")}
     assert measured(llama_folder, material, output) == found
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("records*.jsonl")} == before
+
+
+def test_records_without_the_probe_get_one(sensitivity, llama_folder, material, tmp_path):
+    """As where the table alone was kept, and a search wants to go on from it."""
+    output = shutil.copytree(sensitivity[0], tmp_path / "copied")
+    probe = output / "probe.safetensors"
+    before, records = load_file(probe), (output / "records.jsonl").read_bytes()
+    probe.unlink()
+    assert measured(llama_folder, material, output) == sensitivity[1]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(probe).items())
+    assert (output / "records.jsonl").read_bytes() == records
 
 
 def test_parts_come_after_linears_of_the_same_name(sensitivity, llama_folder, material, tmp_path):
@@ -228,6 +240,8 @@ def test_its_file_carries_the_evidence_and_fits_taller_models(search):
     assert plan.evidence["goal"] == {"bits": 5.0}
     assert [one["plan"] for one in plan.evidence["measured"]] == ["unquantized", "int8", "searched-5bit"]
     assert plan.evidence["measured"][-1]["kl"] == pytest.approx(found.found["kl"], rel=1e-4)
+    assert min(one["kl"] for one in plan.evidence["rounds"]) == plan.evidence["measured"][-1]["kl"]
+    assert [one["round"] for one in found.rounds] == [*range(1, len(found.rounds) + 1)]
     from transformers import LlamaForCausalLM
 
     config = tiny_models.llama_config()

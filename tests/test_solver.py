@@ -30,7 +30,7 @@ class FakeJudge:
             kl = next(self.kls) if plan.name == "found" else self.others[plan.name]
             if isinstance(kl, Exception):
                 raise kl
-            self.records[key] = {"plan": plan, "kl": kl, "predicted_kl": predicted}
+            self.records[key] = {"plan": plan, "kl": kl, "predicted_kl": predicted, "bytes": 900}
         if judged:
             self.judged.append(self.records[key])
         return self.records[key]
@@ -61,10 +61,15 @@ def no_corrections(monkeypatch):
 def test_the_best_of_the_plans_measured_is_kept_and_judged(no_corrections):
     """Even if it is not the one predicted best, nor the last; three that are no better end the search."""
     judge = FakeJudge([5.0, 3.0, 1.0, 4.0, 2.0, 6.0, 0.1])
-    record = solver_with(judge).best(ROOM)
+    made = solver_with(judge)
+    record = made.best(ROOM)
     assert [one["kl"] for one in whole_plans(judge)] == [5.0, 3.0, 1.0, 4.0, 2.0, 6.0]
     assert record["kl"] == 1.0
     assert judge.judged == [record]
+    assert [(one["round"], one["kl"]) for one in made.measured] == [
+        *enumerate([5.0, 3.0, 1.0, 4.0, 2.0, 6.0], 1)
+    ]
+    assert made.measured[2]["predicted_kl"] == record["predicted_kl"]
 
 
 def test_no_more_rounds_are_measured_than_allowed_and_no_plan_twice(no_corrections):

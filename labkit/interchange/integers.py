@@ -11,6 +11,7 @@ from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.int8_dynamic import Int8DynamicLinear
+from labkit.quantization.linear import ScaledInput
 
 # Classes whose weight is ``(code - zero_point) * scale``, and the buffers that say so.
 AFFINE = {
@@ -64,6 +65,11 @@ def cannot_be_integers(module: nn.Module) -> str | None:
     buffers = next((AFFINE[cls] for cls in type(module).__mro__ if cls in AFFINE), None)
     if buffers is None:
         return "its weight is no integer times a scale"
+    if isinstance(module, ScaledInput):
+        return (
+            "its inputs are multiplied by an input_scale of its own; siblings such as q, k and v have others, so the norm "
+            "before them cannot take it up"
+        )
     if more := sorted(set(module._buffers) - buffers):
         return f"it also holds {', '.join(more)}"
     if isinstance(module, Int4Linear) and not _zero_points_fit(module):

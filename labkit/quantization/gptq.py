@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
+from labkit.quantization.column_blocks import refine_block, run_block, solve_block
 from labkit.quantization.int4 import Int4, Int4Linear
 from labkit.quantization.kernels.reference import row_slices
 from labkit.quantization.ranges import search_qparams
@@ -32,6 +33,7 @@ from labkit.quantization.statistics import InputStatistics
 TRIES = 8
 RAISED_DAMPENING = 1e-5  # the least dampening_frac of the second try; it grows tenfold from there on
 SLICE_ELEMENTS = 2**24
+SLICE_ELEMENTS_GPU = 2**27  # each slice takes all steps anew: as few as memory allows
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def prepare_columns(moment: Tensor, dampening_frac: float = 0.01, act_order: boo
     moment.diagonal().copy_(torch.where(moment.diagonal() > 0, moment.diagonal(), mean))
     fraction = dampening_frac
     for _ in range(TRIES):
-        damped = moment + fraction * mean * torch.eye(len(moment), device=moment.device)
+        damped = moment.clone()
+        damped.diagonal().add_(fraction * mean)
         # flipped twice, the lower factor of the flipped matrix is an upper factor R of the matrix, R Rᵀ,
         # and the inverse of R is what is wanted
         lower, failed = torch.linalg.cholesky_ex(damped.double().flip(0, 1))
@@ -137,14 +140,17 @@ def solve(
     added = torch.zeros(count, device=weight.device)
     for start in range(0, count, column_block_size):
         stop = min(start + column_block_size, count)
-        errors = torch.empty_like(values[start:stop])
-        for i in range(start, stop):
-            codes[i] = affine.round_to_codes(values[i], scales[i], zeros[i], num_bits, symmetric)
-            given = affine.value_of_codes(codes[i], scales[i], zeros[i], num_bits)
-            errors[i - start] = (values[i] - given).div_(columns.factor[i, i])
-            values[i + 1 : stop].addr_(columns.factor[i, i + 1 : stop], errors[i - start], alpha=-1)
+        block = slice(start, stop)
+        errors = torch.empty_like(values[block])
+        run_block(
+            solve_block,
+            (values[block], codes[block], errors),
+            (scales[block], zeros[block], columns.factor[block, block]),
+            num_bits,
+            symmetric,
+        )
         values[stop:].addmm_(columns.factor[start:stop, stop:].T, errors, alpha=-1)
-        added[start:stop] = errors.square().sum(1)
+        added[block] = errors.square().sum(1)
     return _solution(codes, added, order)
 
 
@@ -174,14 +180,16 @@ def refine(
     slopes = moment @ errors  # half the gradient of the trace
     for start in [*range(0, len(order), column_block_size)] * sweeps:
         stop = min(start + column_block_size, len(order))
-        before = errors[start:stop].clone()
-        for i in range(start, stop):
-            wanted = values[i] - errors[i] + slopes[i] / moment[i, i]
-            codes[i] = affine.round_to_codes(wanted, scales[i], zeros[i], num_bits, symmetric)
-            error = values[i] - affine.value_of_codes(codes[i], scales[i], zeros[i], num_bits)
-            slopes[start:stop].addr_(moment[start:stop, i], error - errors[i])
-            errors[i] = error
-        change = errors[start:stop] - before
+        block = slice(start, stop)
+        before = errors[block].clone()
+        run_block(
+            refine_block,
+            (codes[block], errors[block], slopes[block]),
+            (values[block], scales[block], zeros[block], moment[block, block]),
+            num_bits,
+            symmetric,
+        )
+        change = errors[block] - before
         slopes[:start].addmm_(moment[:start, start:stop], change)
         slopes[stop:].addmm_(moment[stop:, start:stop], change)
     return _in_order(codes, order)
@@ -247,7 +255,9 @@ class Gptq(Int4):
     def fill_calibrated(self, module: Int4Linear, weight: Tensor, statistics: InputStatistics) -> None:
         columns = prepare_columns(statistics.second_moment, self.dampening_frac, self.act_order)
         dtype = module.scale_zero.dtype
-        for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):
+        for part in row_slices(
+            *weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS, gpu_elements=SLICE_ELEMENTS_GPU
+        ):
             rows = weight[part]
             if statistics.drifting and self.drift_correction:
                 rows = correct_drift(rows, columns, statistics.drift, self.drift_correction)

@@ -76,7 +76,7 @@ class InputStatistics:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total [K, K] += leftᵀ right, for rows [M, K] in any floating dtype."""
-    if left.dtype == torch.bfloat16 and left.device.type == "cuda":
+    if left.dtype in (torch.bfloat16, torch.float16) and left.device.type == "cuda":
         total += torch.mm(left.T, right, out_dtype=torch.float32)  # exact products, summed in fp32
     else:
         total.addmm_(left.float().T, right.float())

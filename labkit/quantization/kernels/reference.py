@@ -20,10 +20,11 @@ def row_slices(
     device: torch.device,
     multiple: int = 1,
     cpu_elements: int = SLICE_ELEMENTS_CPU,
+    gpu_elements: int = SLICE_ELEMENTS_GPU,
 ) -> Iterator[slice]:
-    """Slices of output channels of about ``cpu_elements`` or `SLICE_ELEMENTS_GPU` values each, beginning at
+    """Slices of output channels of about ``cpu_elements`` or ``gpu_elements`` values each, beginning at
     multiples of ``multiple``."""
-    limit = cpu_elements if device.type == "cpu" else SLICE_ELEMENTS_GPU
+    limit = cpu_elements if device.type == "cpu" else gpu_elements
     step = max(limit // (in_features * multiple), 1) * multiple
     for start in range(0, out_features, step):
         yield slice(start, min(start + step, out_features))

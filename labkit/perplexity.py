@@ -1,0 +1,193 @@
+"""Plans beside each other on a language model: perplexity of text, and divergence from the unquantized model.
+
+``labkit.compare_perplexity("./my-llama", "int4,gptq,awq", material=Material(text="book.txt"))`` calibrates each plan
+on the first part of the text, and judges it on the last, which no plan has seen. Losses are compared sequence by
+sequence, so that what is hard for every plan falls out. Each record is kept as soon as it exists: the same call
+continues, and further plans are added to what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.amounts import PERPLEXITY_PLANS
+from labkit.candidates import label_of, parse_candidate, split_candidates
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.judge import Judge
+from labkit.material import Material
+from labkit.models import find_roles, get_spec
+from labkit.plan import PlanError, QuantizationPlan, Rule, presets
+from labkit.preflight import check_count, lab_version
+from labkit.quantization import DTYPES, get_scheme
+from labkit.recordfolder import RecordFolder
+from labkit.results import environment, paired_difference
+
+if TYPE_CHECKING:
+    import pandas
+
+FILE = "perplexity.json"
+
+
+@dataclass
+class Perplexities:
+    """What `compare_perplexity` returns.
+
+    Attributes:
+        settings: what it was measured with.
+        records: one a plan, the unquantized model's first: ``plan, bytes, bits`` (a value of the Linears, on average,
+            with scales), ``kl, agreement, perplexity, losses`` (of each sequence, in nats a token), ``definition``.
+        environment: machine, versions and commit.
+    """
+
+    settings: dict[str, Any]
+    records: list[dict[str, Any]] = field(repr=False)
+    environment: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One entry a plan: ``plan, bytes, bits, kl, perplexity`` and ``change, low, high``, the perplexity as a share
+        of the unquantized model's, less 1, with its 95 % interval (paired by sequence)."""
+        reference = self.records[0]
+        rows = []
+        for one in self.records:
+            difference = paired_difference(one["losses"], reference["losses"])
+            change = {name: math.expm1(value) for name, value in zip(("change", "low", "high"), difference)}
+            rows.append(
+                {**{name: one[name] for name in ("plan", "bytes", "bits", "kl", "perplexity")}, **change}
+            )
+        return rows
+
+    def table(self) -> pandas.DataFrame:
+        """`rows` as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows()).set_index("plan")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ``perplexity.json`` into a folder, whole or not at all."""
+        with atomic_path(Path(path) / FILE) as temporary:
+            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Perplexities:
+        """Read what `save` wrote. Raises LabError if it is missing or damaged."""
+        file = Path(path) / FILE
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise LabError(f"{file} is not there: measure with `labkit perplexity` first") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise LabError(f"{file} is damaged: {error}") from None
+
+
+def compare_perplexity(
+    model: str | os.PathLike,
+    plans: str | Sequence[str | os.PathLike] = PERPLEXITY_PLANS,
+    *,
+    material: Material,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+    output: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Perplexities:
+    """Measure the perplexity of a model under plans that are all calibrated on the same text.
+
+    Args:
+        model: a checkpoint's folder, or a hub id: any language model.
+        plans: names of presets, plan files, or candidates as ``gptq-3bit`` or ``gptq:dampening_frac=0.05``, which are
+            laid on every Linear; a text with commas between them, or a list.
+        material: the text and how much of it (`labkit.material`); its ``seed`` draws other sequences to calibrate on.
+        dtype: of what is not quantized, and of the unquantized model.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads (default: as torch has them).
+        output: a folder; what is measured there already with the same settings is kept (default:
+            ``results/perplexity-MODEL``).
+        progress: say on standard error what is being done.
+
+    Raises:
+        LabError: no text, an unknown plan, or whatever else cannot work, before anything is measured.
+    """
+    import torch
+
+    from labkit.loading import choose_device, load
+
+    if threads is not None:
+        check_count("threads", threads)
+        torch.set_num_threads(threads)
+    if material.text is None:
+        raise LabError("perplexity is measured on text: give a file of plain text (--text)")
+    if dtype not in DTYPES:
+        raise LabError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    spec = get_spec(model)
+    chosen = [replace(one, default=dtype) for one in plans_of(plans)]
+    folder = RecordFolder(
+        Path(output or Path("results") / f"perplexity-{Path(spec.name).name}"), "perplexities"
+    )
+    settings = {
+        "version": lab_version(),
+        "model": Path(spec.name).name,
+        "material": material.settings(),
+        "dtype": dtype,
+        "device": str(choose_device(device)).partition(":")[0],
+    }
+    probe = folder.path / "probe.safetensors"
+    judge = Judge(spec, material, str(probe), device, folder, dtype)
+    skeleton = judge.checkpoint.skeleton()
+    roles = find_roles(skeleton)
+    resolved = [
+        one.resolve(skeleton, roles, judge.device) for one in chosen
+    ]  # refused before anything is measured
+    folder.open(settings)
+    if not probe.is_file():
+        _say("the unquantized model answers", progress)
+        material.make_probe(load(spec, dtype, device, progress=False)).save(probe)
+    records = [{**judge.reference(), "bits": 8.0 * DTYPES[dtype].itemsize}]
+    for plan, laid in zip(chosen, resolved):
+        _say(plan.name, progress)
+        linears = [part for part in laid.parts if part.is_linear]
+        bits = 8 * sum(part.bytes for part in linears) / sum(part.parameters for part in linears)
+        records.append({**judge.measure(plan), "bits": bits})
+    for one in records:
+        for name in ("key", "searched", "judged", "predicted_kl"):
+            one.pop(name)
+    found = Perplexities(settings, records, environment())
+    found.save(folder.path)
+    return found
+
+
+def plans_of(plans: str | Sequence[str | os.PathLike]) -> list[QuantizationPlan]:
+    """The plans that ``compare_perplexity`` measures.
+
+    Raises:
+        PlanError: an entry is neither a preset, nor a file, nor a candidate.
+    """
+    if isinstance(plans, str):
+        plans = split_candidates(plans)
+    return [_plan_of(str(one)) for one in plans]
+
+
+def _plan_of(text: str) -> QuantizationPlan:
+    if text in presets() or Path(text).expanduser().is_file():
+        return QuantizationPlan.from_yaml(text)
+    try:
+        scheme = parse_candidate(text)
+    except LabError as error:
+        raise PlanError(
+            f"{text!r} is no preset ({', '.join(presets())}), no plan file, and {error}"
+        ) from None
+    rule = Rule(scheme, match="re:.*", on_unsupported=get_scheme("int8"))
+    return QuantizationPlan(label_of(scheme), (rule,), f"Every Linear {label_of(scheme)}.")
+
+
+def _say(text: str, progress: bool) -> None:
+    import sys
+
+    if progress:
+        print(f"perplexity: {text}", file=sys.stderr, flush=True)
