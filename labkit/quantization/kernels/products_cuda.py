@@ -38,7 +38,8 @@ class Packed:
 
     Attributes:
         weight: bf16 [N, K], int8 [N, K], or uint8 [N, K/2] (two codes a byte, `affine.pack`).
-        scales: int8: bf16 [N]; uint8: bf16 [K/G, N, 2], scale and zero (`int4.Int4Linear`); bf16: None.
+        scales: int8: bf16 [N]; uint8: bf16 [K/G, N, 2], scale and zero (`int4.Int4Linear`), the lines of it at any
+            distance; bf16: None.
         group_size: G of uint8, else 0.
     """
 
@@ -89,6 +90,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@cache
 def available(device: torch.device) -> bool:
     """Whether the kernels run on ``device``: triton is there, and the GPU has bf16 tensor cores (Ampere and later)."""
     if _triton_version() is None:
@@ -147,8 +149,8 @@ def product(
     length = packed.in_features
     if packed.group_size:
         kernels.nibbles_product[grid](
-            rows, packed.weight, packed.scales.view(torch.int32), offset, out, count, width, length, length // 2,
-            tiles.splits, GROUP=packed.group_size, **options,
+            rows, packed.weight, packed.scales.view(torch.int32), offset, out, count, width, packed.scales.stride(0) // 2,
+            length, length // 2, tiles.splits, GROUP=packed.group_size, **options,
         )  # fmt: skip
     else:
         scales = rows if packed.scales is None else packed.scales
@@ -182,7 +184,7 @@ def dequantize(packed: Packed, dtype: torch.dtype, part: slice = slice(None)) ->
     if packed.group_size:
         bn, bk, half = 16, 128, length // 2
         kernels.nibbles_dequantize[(-(-rows // bn), -(-half // bk))](
-            packed.weight, packed.scales.view(torch.int32), out, start, rows, packed.out_features, length, half,
+            packed.weight, packed.scales.view(torch.int32), out, start, rows, packed.scales.stride(0) // 2, length, half,
             GROUP=packed.group_size, BN=bn, BK=bk,
         )  # fmt: skip
     else:

@@ -120,11 +120,12 @@ def bytes_product(
 
 @triton.jit(do_not_specialize=["M", "splits"])
 def nibbles_product(
-    x_ptr, w_ptr, pair_ptr, bias_ptr, out_ptr, M, N, K, half, splits,
+    x_ptr, w_ptr, pair_ptr, bias_ptr, out_ptr, M, N, stride, K, half, splits,
     GROUP: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] bf16 times w [N, K/2], two codes a byte (`affine.pack`), pair [K/G, N] int32 = bf16 (scale, zero).
+    """x [M, K] bf16 times w [N, K/2], two codes a byte (`affine.pack`), pair [K/G, N] int32 = bf16 (scale, zero), a line of it
+    every ``stride`` values.
 
     A code c stands for (c - 8) scale + zero. The tensor cores sum up (128 + c) x and x over one group at a time;
     scale and zero come in afterwards, in fp32. half is K/2, GATED as in `bytes_product`.
@@ -142,18 +143,16 @@ def nibbles_product(
     w_at = w_ptr + row.to(tl.int64)[:, None] * half + columns[None, :]
     x_at = x_ptr + m[None, :] * K + columns[:, None]
     pair_at = pair_ptr + row
-    width = N
     acc = tl.zeros((BN, BM), tl.float32)
     ones = tl.full((BN, BK), 1.0, tl.bfloat16)
     if GATED:
-        width = 2 * N
         up_at = w_ptr + (row.to(tl.int64) + N)[:, None] * half + columns[None, :]
         up = tl.zeros((BN, BM), tl.float32)
     at = tl.minimum(first, tiles - 1) * BK
     x_low = tl.load(x_at + at, mask=there, other=0.0)
     x_high = tl.load(x_at + (at + half), mask=there, other=0.0)
-    low = pair_at + at // GROUP * width
-    high = pair_at + (at + half) // GROUP * width
+    low = pair_at + at // GROUP * stride
+    high = pair_at + (at + half) // GROUP * stride
     p_low = tl.load(low)
     p_high = tl.load(high)
     if GATED:
@@ -163,8 +162,8 @@ def nibbles_product(
         at = tl.minimum(tile + 1, tiles - 1) * BK
         next_low = tl.load(x_at + at, mask=there, other=0.0)
         next_high = tl.load(x_at + (at + half), mask=there, other=0.0)
-        low = pair_at + at // GROUP * width
-        high = pair_at + (at + half) // GROUP * width
+        low = pair_at + at // GROUP * stride
+        high = pair_at + (at + half) // GROUP * stride
         q_low = tl.load(low)
         q_high = tl.load(high)
         a, b = _nibbles(tl.load(w_at + tile * BK), NATIVE)
@@ -195,7 +194,7 @@ def nibbles_product(
 
 @triton.jit(do_not_specialize=["first", "rows"])
 def nibbles_dequantize(
-    w_ptr, pair_ptr, out_ptr, first, rows, N, K, half, GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    w_ptr, pair_ptr, out_ptr, first, rows, stride, K, half, GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
     """The channels ``first`` ... ``first + rows`` of the weight of `nibbles_product` -> out [rows, K]."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -206,7 +205,7 @@ def nibbles_dequantize(
     at = n.to(tl.int64)[:, None] * K + column[None, :]
     for side in tl.static_range(2):
         group = (column + side * half) // GROUP
-        pair = tl.load(pair_ptr + group[None, :] * N + channel[:, None], mask=inside, other=0)
+        pair = tl.load(pair_ptr + group[None, :] * stride + channel[:, None], mask=inside, other=0)
         scale = (pair << 16).to(tl.float32, bitcast=True)
         zero = ((pair >> 16) << 16).to(tl.float32, bitcast=True)
         code = (packed >> (4 * side)) & 15
