@@ -24,6 +24,7 @@ from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.sampling import Sampler, SamplingSettings
+from labkit.static.forward import forward_of
 
 __all__ = ["Engine", "Generation", "GenerationError", "Messages"]
 
@@ -205,7 +206,12 @@ class Engine:
 
     @cached_property
     def _forward(self) -> Forward:
-        return Forward(self.model)
+        return forward_of(self.model)
+
+    @property
+    def route(self) -> str:
+        """By what a token is decoded: a captured step, or the model's own modules and why."""
+        return self._forward.route
 
 
 def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:

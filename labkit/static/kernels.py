@@ -43,7 +43,9 @@ def add_norm(
 
 
 @triton.jit
-def _head(parts_ptr, bias_ptr, row, column, M, width, SPLITS: tl.constexpr, BIAS: tl.constexpr, dtype: tl.constexpr):
+def _head(
+    parts_ptr, bias_ptr, row, column, M, width, SPLITS: tl.constexpr, BIAS: tl.constexpr, dtype: tl.constexpr
+):
     """Some columns of one row of a product's parts, summed, rounded, with its bias."""
     total = tl.zeros(column.shape, tl.float32)
     for split in tl.static_range(SPLITS):
@@ -182,4 +184,6 @@ def advance(state_ptr, M, BM: tl.constexpr):
     m = tl.arange(0, BM)
     lives = (m < M) & (tl.load(state_ptr + M + m, mask=m < M, other=0) > 1)
     for line in tl.static_range(2, 4):
-        tl.store(state_ptr + line * M + m, tl.load(state_ptr + line * M + m, mask=lives, other=0) + 1, mask=lives)
+        tl.store(
+            state_ptr + line * M + m, tl.load(state_ptr + line * M + m, mask=lives, other=0) + 1, mask=lives
+        )

@@ -17,6 +17,4 @@ def multiply(rows: Tensor, packed: Packed) -> Tensor:
     tiles = tiles_for(packed, rows.shape[0]) if rows.dtype == torch.bfloat16 else None
     if tiles is not None:
         return cuda.product(rows, packed, tiles)
-    return sliced_multiply(
-        rows, packed.out_features, lambda part: cuda.dequantize(packed, rows.dtype, part)
-    )
+    return sliced_multiply(rows, packed.out_features, lambda part: cuda.dequantize(packed, rows.dtype, part))

@@ -124,8 +124,8 @@ def nibbles_product(
     GROUP: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] bf16 times w [N, K/2], two codes a byte (`affine.pack`), pair [K/G, N] int32 = bf16 (scale, zero), a line of it
-    every ``stride`` values.
+    """x [M, K] bf16 times w [N, K/2], two codes a byte (`affine.pack`), pair [K/G, N] int32 = bf16 (scale, zero),
+    its lines ``stride`` apart.
 
     A code c stands for (c - 8) scale + zero. The tensor cores sum up (128 + c) x and x over one group at a time;
     scale and zero come in afterwards, in fp32. half is K/2, GATED as in `bytes_product`.
