@@ -35,8 +35,8 @@ def run_plan(
     `request`: ``output, model, model_source, plan, source, definition, device, seed, split, items,
     enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, source, device=…,
     work_folder=…, progress=False)``, ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``,
-    which gives the fields of cost. That is measured before anything is evaluated, so that batches do not
-    raise the peak of memory.
+    which gives the fields of cost. That is measured before anything is evaluated, so that batches do not raise the
+    peak of memory. With ``weights`` in the request (``random``) nothing is evaluated.
     """
     from labkit import evaluation
 
@@ -48,8 +48,8 @@ def run_plan(
     ids = {item.id for item in wanted}
     records = [record for record in state["records"] if record["id"] in ids]
 
-    cost = state["cost"]
-    if cost is None or len(records) < len(wanted):
+    cost, weights = state["cost"], request.get("weights")
+    if cost is None or (weights is None and len(records) < len(wanted)):
         emit({"event": "stage", "stage": "loading"})
         engine = load(
             request["model_source"],
@@ -57,11 +57,13 @@ def run_plan(
             device=request["device"],
             work_folder=folder.work_path(plan),
             progress=False,
+            **({"weights": weights} if weights else {}),
         )
         if cost is None:
             emit({"event": "stage", "stage": "measuring"})
             cost = measure(engine, wanted, enable_thinking=request["enable_thinking"])
             folder.append_partial(plan, "cost", cost)
+    if weights is None and len(records) < len(wanted):
         emit({"event": "stage", "stage": "answering"})
         done, hits = len(records), sum(record["success"] for record in records)
         emit({"event": "answers", "done": done, "total": len(wanted), "hits": hits})
@@ -88,6 +90,7 @@ def run_plan(
         plan=plan,
         device=request["device"],
         plan_definition=dict(request["definition"]),
+        weights=weights,
         seed=request["seed"],
         split=request["split"],
         enable_thinking=request["enable_thinking"],

@@ -24,6 +24,7 @@ from torch import nn
 from labkit import anatomy_plots
 from labkit.errors import LabError
 from labkit.formats import format_bytes
+from labkit.kvcache import keeping_of, vector_bytes
 from labkit.models import ROLES, ModelSpec, find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
 from labkit.plan import QuantizationPlan
@@ -160,14 +161,19 @@ class Anatomy:
     def kv_cache_bytes_per_token(self) -> int:
         """Bytes the KV cache grows by with every token: keys and values, in every layer of the decoder.
 
-        In the plan's ``runtime.kv_cache`` dtype, else its default (``int8`` counts without its scales).
+        In the plan's ``runtime.kv_cache`` type, else its default; ``int8`` with its scales.
         """
         config = self.skeleton.config.get_text_config(decoder=True)
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         plan = self.resolved.plan
         kept = plan.runtime.kv_cache or plan.default
-        itemsize = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, "int8": 1}[kept]
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * head * itemsize
+        itemsize = 1 if kept == "int8" else DTYPES[kept].itemsize
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * vector_bytes(head, kept, itemsize)
+
+    def kv_cache_bytes(self, tokens: int) -> int:
+        """Bytes that the KV cache of a conversation of so many tokens holds: a window keeps the last ones and the
+        first `labkit.kvcache.SINKS`."""
+        return keeping_of(self.resolved.plan.runtime).kept(tokens) * self.kv_cache_bytes_per_token()
 
     def image_tokens(self, width: int, height: int, max_pixels: int | None = None) -> int:
         """Tokens that an image of this size takes in the prompt, after the processor has resized it.
@@ -222,7 +228,8 @@ class Anatomy:
         lines = {}
         for plan in plans:
             one = self.under(plan)
-            lines[one.resolved.plan.name] = (one.bytes, one.kv_cache_bytes_per_token())
+            most = keeping_of(one.resolved.plan.runtime).limit
+            lines[one.resolved.plan.name] = (one.bytes, one.kv_cache_bytes_per_token(), most)
         return anatomy_plots.memory(lines, tokens)
 
 

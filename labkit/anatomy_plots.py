@@ -163,18 +163,21 @@ def bars(
     return chart.update_annotations(font={"color": traces.TEXT, "size": 13})
 
 
-def memory(lines: Mapping[str, tuple[int, int]], tokens: int) -> "go.Figure":
+def memory(lines: Mapping[str, tuple[int, int, int | None]], tokens: int) -> "go.Figure":
     """Weights and KV cache against the tokens of a conversation.
 
-    lines: plan -> (bytes of the weights, bytes of the KV cache a token). GPU sizes are dashed lines.
+    lines: plan -> (bytes of the weights, bytes of the KV cache a token, the most tokens it keeps or None). GPU
+    sizes are dashed lines.
     """
     import plotly.graph_objects as go
 
     chart = traces.subplots(1, 1, [""])
-    largest = max(weights + tokens * each for weights, each in lines.values()) / 1e9
-    for plan, (weights, each) in lines.items():
-        ends = [0, tokens]
-        sizes = [weights + count * each for count in ends]
+    largest = (
+        max(weights + min(tokens, most or tokens) * each for weights, each, most in lines.values()) / 1e9
+    )
+    for plan, (weights, each, most) in lines.items():
+        ends = sorted({0, min(most or tokens, tokens), tokens})
+        sizes = [weights + min(count, most or tokens) * each for count in ends]
         chart.add_trace(
             go.Scatter(
                 x=ends,

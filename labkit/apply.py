@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from labkit.calibrate import calibrate_
 from labkit.lockstep import checked_batches
 from labkit.plan import PlanError, QuantizationPlan
-from labkit.quantization import QuantizedLinear
+from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.stored import StoredInt8
 from labkit.resolution import ResolvedPlan, default_dtype_of
@@ -72,14 +72,7 @@ def quantize_(
     if work is None and work_folder is not None and calibrated:
         work = WorkFolder(work_folder, fingerprint_of(model, resolved.schemes, plan.dtype, batches))
     places = find_places(model, set(resolved.schemes))
-    # what the walk replaces: the calibrated, and for references to the unquantized model all others too
-    walked = calibrated
-    if any(one.needs_reference for one in calibrated.values()):
-        walked = {
-            name: scheme
-            for name, scheme in resolved.schemes.items()
-            if isinstance(model.get_submodule(name), nn.Linear)
-        }
+    walked = walked_schemes(model, resolved.schemes)
 
     with tqdm(
         total=len(resolved.schemes), desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress
@@ -115,6 +108,17 @@ def quantize_(
             calibrate_(model, walked, batches, replace, dtype=plan.dtype, device=device, work=work)
     model.requires_grad_(False)
     return resolved
+
+
+def walked_schemes(model: nn.Module, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """What the calibration's walk replaces: the calibrated, and for references to the unquantized model all other
+    Linears too."""
+    calibrated = {name: scheme for name, scheme in schemes.items() if scheme.requires_calibration}
+    if not any(one.needs_reference for one in calibrated.values()):
+        return calibrated
+    return {
+        name: scheme for name, scheme in schemes.items() if isinstance(model.get_submodule(name), nn.Linear)
+    }
 
 
 def weights_bytes(model: nn.Module) -> int:

@@ -6,7 +6,9 @@ from importlib import import_module
 
 def add_machine(command: argparse.ArgumentParser) -> None:
     """``--device`` and ``--threads``."""
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    command.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N, or several GPUs, cuda:0,cuda:1 (auto)"
+    )
     command.add_argument("--threads", type=count, metavar="N", help="CPU threads (all cores)")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from labkit.lockstep import Lockstep, LockstepError, run_model, to_device
 from labkit.quantization import Scheme
 from labkit.quantization.statistics import InputStatistics
+from labkit.quantization.unread import at_hand
 from labkit.workfolder import FinishedModules
 
 
@@ -66,6 +67,7 @@ def calibrate_(
             elif gathered is None or not gathered.serves(scheme, inputs):
                 gathered = _Gathered(scheme, inputs, originals, there)
             statistics = gathered and gathered.statistics
+            linear = at_hand(linear)
             try:
                 module = scheme.quantize_linear(linear, device=there, dtype=dtype, statistics=statistics)
             except ValueError as error:

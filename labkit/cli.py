@@ -131,7 +131,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
             "examples:\n"
             "  labkit compare pocket --output results/first\n"
             "  labkit compare pocket --plans fp32,int4,my-plan.yaml --split hard --items 400 --seed 3 \\\n"
-            "      --output results/hard\n\n"
+            "      --output results/hard\n"
+            "  labkit compare autoglm-phone-9b --weights random --plans bf16,int4 --device cuda\n\n"
             "An unquantized plan (fp32, bf16 or fp16) is added if none is named: every table needs that row."
         ),
     )
@@ -153,6 +154,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--output", metavar="FOLDER", help="where results.json and report.html go (results/MODEL)"
+    )
+    command.add_argument(
+        "--weights",
+        choices=("random",),
+        help="random: what the architecture costs, without its weights; no item is answered",
     )
     command.add_argument("--batch-size", type=count, default=8, metavar="N", help="answers at a time (8)")
     add_machine(command)

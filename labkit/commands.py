@@ -30,6 +30,7 @@ def compare(options: argparse.Namespace) -> int:
         threads=options.threads,
         enable_thinking=options.thinking,
         batch_size=options.batch_size,
+        weights=options.weights,
         output=output,
     )
     console = _console()
@@ -39,9 +40,9 @@ def compare(options: argparse.Namespace) -> int:
         console.print(f"• {sentence}", highlight=False)
     if added := comparison.environment["added_plan"]:
         console.print(f"• {added} was added, to have an unquantized row.", highlight=False)
-    for title, table in (("Cost", tables.cost_table), ("Quality", tables.quality_table)):
+    for title, table in tables.shown_tables(comparison.measurements).items():
         console.print()
-        console.print(_table(title, *table(comparison.measurements)))
+        console.print(_table(title, *table))
     console.print()
     console.print(f"{output / 'results.json'}\n{output / 'report.html'}", highlight=False, soft_wrap=True)
     for plan, reason in comparison.failures.items():

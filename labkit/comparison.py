@@ -97,6 +97,7 @@ def compare(
     threads: int | None = None,
     enable_thinking: bool = False,
     batch_size: int = 8,
+    weights: str | None = None,
     output: str | os.PathLike | None = None,
     progress: bool = True,
     _worker: Sequence[str] | None = None,
@@ -107,9 +108,10 @@ def compare(
     measured under its own plan, beside the unquantized model that it was made of. plans: preset names or YAML
     files (default: `DEFAULT_PLANS`); an unquantized row is added if none is among them. items: how many test
     items. seed: None for the standard set, a number for other screens. split: ``typed, spoken, hard`` or
-    ``all``. threads: CPU threads of the measuring process, all cores unless given. output: a folder; what is
-    measured there already with the same settings is kept, and an interrupted comparison continues. Without one
-    nothing is left on disk.
+    ``all``. device: several GPUs, ``cuda:0,cuda:1``, share the layers. weights: ``random`` measures what the
+    architecture costs with random weights; no item is answered. threads: CPU threads of the measuring process,
+    all cores unless given. output: a folder; what is measured there already with the same settings is kept, and
+    an interrupted comparison continues. Without one nothing is left on disk.
 
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
     before anything is measured, and `ComparisonInterrupted` (a KeyboardInterrupt) on Ctrl-C.
@@ -124,6 +126,7 @@ def compare(
         threads=threads,
         enable_thinking=enable_thinking,
         batch_size=batch_size,
+        weights=weights,
     )
     with contextlib.ExitStack() as stack:
         if output is None:
@@ -183,6 +186,11 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
 
 def describe(settings: Mapping[str, Any]) -> str:
     """One line: what a comparison was made with."""
+    if settings.get("weights"):
+        return (
+            f"{settings['model']} with {settings['weights']} weights on {settings['device']}, "
+            f"{settings['threads']} threads: cost only"
+        )
     seed = "standard set" if settings["seed"] is None else f"seed {settings['seed']}"
     return (
         f"{settings['model']} on {settings['device']}, {settings['threads']} threads, "

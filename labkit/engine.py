@@ -20,6 +20,7 @@ from labkit.detokenize import Detokenizer
 from labkit.forward import Forward
 from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
 from labkit.grammar import Grammar, Grammars
+from labkit.kvcache import keeping_of
 from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
@@ -35,9 +36,10 @@ class Engine:
     """A loaded, quantized model that answers.
 
     Made by :func:`labkit.load`.  Attributes: ``model``, ``processor``, ``tokenizer``, ``spec``, ``plan``,
-    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``dtype``, ``load_s`` (seconds
+    ``resolved`` (what the plan did to each module), ``roles``, ``device``, ``devices``, ``dtype``, ``load_s`` (seconds
     of reading and quantizing the weights; importing libraries is not counted) and ``provenance`` (what the
-    model was calibrated with and, if it was restored, made of: for the record that `labkit.save` writes).
+    model was calibrated with and, if it was restored, made of: for the record that `labkit.save` writes), and
+    ``weights`` (``random`` if they are, else None).
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         roles: Mapping[str, str] | None = None,
         load_s: float = 0.0,
         provenance: Mapping[str, Any] | None = None,
+        weights: str | None = None,
     ):
         self.model = model.eval()
         self.processor = processor
@@ -59,7 +62,9 @@ class Engine:
         self.roles = dict(roles or {})
         self.load_s = load_s
         self.provenance = dict(provenance or {})
+        self.weights = weights
         self.device = next(model.parameters()).device
+        self.devices = list(dict.fromkeys(one.device for one in model.parameters()))
         self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
         known = family_of(model.config.model_type).modalities
         self.modalities = frozenset(getattr(processor, "modalities", known))
@@ -206,7 +211,7 @@ class Engine:
 
     @cached_property
     def _forward(self) -> Forward:
-        return forward_of(self.model)
+        return forward_of(self.model, keeping_of(getattr(self.plan, "runtime", None)))
 
     @property
     def route(self) -> str:

@@ -122,7 +122,7 @@ def workspace_bytes(anatomy: Anatomy) -> int:
 
 def _need(anatomy: Anatomy, context: int, image_tokens: int) -> Need:
     parts = anatomy.resolved.parts
-    cache = context * anatomy.kv_cache_bytes_per_token()
+    cache = anatomy.kv_cache_bytes(context)
     read = sum(part.bytes for part in parts if part.role in ("decoder", "lm_head")) + cache
     return Need(
         plan=anatomy.resolved.plan.name,

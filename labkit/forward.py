@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.errors import LabError
+from labkit.kvcache import PLAIN, Keeping
 from labkit.quantization import QuantizedLinear
 from labkit.rows import JoinedCache, RowCache, use_rows
 
@@ -51,6 +53,7 @@ class Forward:
 
     Args:
         model: a transformers causal model (text or multimodal) in evaluation mode.
+        keeping: how its cache is kept.
 
     ``route`` says by what a token is decoded. ``way`` says how rows are: ``together`` (any number, as they come),
     ``padded`` (always `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of
@@ -58,8 +61,9 @@ class Forward:
     each other).
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN):
         self._model = model
+        self._keeping = keeping
         self._config = model.config.get_text_config(decoder=True)
         self._joins = use_rows(model)
         self._way: str | None = None
@@ -105,6 +109,8 @@ class Forward:
         positions = arguments.get("position_ids")
         # A row that sees its whole cache needs no mask, where the model is told the positions.
         needs_mask = positions is None or bool((mask == 0).any())
+        if needs_mask and self._keeping.window is not None:
+            raise LabError("sliding_window is for prompts without padding, of models that are told positions")
         last = None if positions is None else positions[..., -1:]
         return Row(cache, last, mask if needs_mask else None), output.logits[:, -1]
 
@@ -124,7 +130,7 @@ class Forward:
         )
 
     def _new_cache(self) -> Any:
-        return RowCache(self._config)
+        return RowCache(self._config, self._keeping)
 
     def _step(self, row: Row, token: Tensor) -> Tensor:
         """One row with its own cache."""

@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from labkit.apply import weights_bytes
+from labkit.checks import choose_device
 from labkit.divergence import Probe, divergence, perplexity
 from labkit.errors import LabError
 from labkit.evaluation import evaluate, summarize
-from labkit.loading import choose_device, load
+from labkit.loading import load
 from labkit.material import Material
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint

@@ -1,15 +1,16 @@
 """Spec and plan in, engine out.
 
 Everything that can be wrong is checked before anything takes long: the folder and its files, the
-configuration, the device, the plan against the model's skeleton on the meta device, and whether each scheme
-runs on the device. Weights come from safetensors only, and code from a model's repository is never run.
+configuration, the device and its memory, the plan against the model's skeleton on the meta device, and whether
+each scheme runs on the device. Weights come from safetensors only, shard by shard, and code from a model's
+repository is never run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,37 @@ from labkit.calibration import DEFAULT_COUNT, default_calibration
 from labkit.checkpoint.fingerprint import Fingerprinted
 from labkit.checkpoint.manifest import CheckpointError, Manifest
 from labkit.checkpoint.restore import resolve_stored, restore, stored_plan
+from labkit.checks import (
+    check_calibration,
+    check_placed_memory,
+    check_runtime,
+    choose_device,
+    choose_devices,
+    staging_device,
+)
 from labkit.engine import Engine
-from labkit.machine import memory
+from labkit.filling import fill_, largest_work_bytes
+from labkit.lockstep import checked_batches
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
+from labkit.models.sources import RandomSource, Source, has_plain_names
 from labkit.models.spec import ModelSpec, get_spec
+from labkit.placement import Placement, check_map, connect_, placed_on
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES
 from labkit.resolution import ResolvedPlan
-from labkit.workfolder import FinishedModules
+from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
+
+RANDOM = "random"
 
 
 def load(
     model: str | Path | ModelSpec = "pocket",
     plan: str | Path | QuantizationPlan | None = None,
-    device: str | torch.device = "auto",
+    device: str | torch.device | Sequence[str] = "auto",
     *,
+    weights: str | None = None,
+    device_map: Mapping[str, Any] | None = None,
     calibration: Any = None,
     work_folder: str | Path | None = None,
     dtype: str | None = None,
@@ -44,14 +60,21 @@ def load(
 ) -> Engine:
     """Load a model, quantize it by a plan, and give the engine that answers with it.
 
-    A folder that the lab has quantized (`labkit.save`, ``labkit quantize``) is restored as it is.
+    Weights are read shard by shard, and each module is quantized and put where it stays as soon as its weights
+    are there: memory holds the quantized model, one shard and one module's work (`labkit.filling`). A folder
+    that the lab has quantized (`labkit.save`, ``labkit quantize``) is restored as it is.
 
     Args:
         model: ``"pocket"``, another registered name, a folder with a transformers checkpoint or a quantized
             one, or a hub id.
         plan: a preset's name, the path of a plan file, or a plan (default: ``"bf16"``; of a quantized folder
             its own, and no other).
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; several GPUs,
+            ``"cuda:0,cuda:1"``, share the decoder's layers (`labkit.placement`).
+        weights: ``"random"`` builds the same architecture with random weights, for measuring what it costs;
+            nothing is read but its configuration, and where there is no tokenizer, prompts are token ids.
+        device_map: prefixes of module names -> device, instead of an even split; the rest is on the first
+            device.
         calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
             the standard ones are used if a plan needs some and none are given (see :mod:`labkit.calibration`).
         work_folder: where layers solved on calibration are kept, so that the same call continues after an
@@ -64,38 +87,63 @@ def load(
         LabError: whatever cannot work, before weights are read; the message says what would.
     """
     spec = get_spec(model)
+    if weights not in (None, RANDOM):
+        raise LoadError(f"weights is {weights!r}; it is {RANDOM!r}, or None for the model's own")
     if spec.is_quantized:
-        return _load_quantized(spec, plan, device, dtype, calibration, progress)
+        if weights is not None:
+            raise LoadError(f"{spec.name} is quantized already and has its weights: name the model it is of")
+        return _load_quantized(spec, plan, device, device_map, dtype, calibration, progress)
     plan = as_plan("bf16" if plan is None else plan, dtype)
-    target = choose_device(device)
-    checkpoint = Checkpoint(spec)
-    checkpoint.check_weights()
+    targets = choose_devices(device)
+    checkpoint = Checkpoint(spec, ask_hub=weights is None)
+    check_runtime(checkpoint, plan)
+    if weights is None:
+        checkpoint.check_weights()
     skeleton = checkpoint.skeleton()
     roles = find_roles(skeleton)
-    predicted = plan.resolve(skeleton, roles=roles, device=target)
-    check_calibration(predicted, calibration, checkpoint.family.modalities)
-    check_memory(predicted.predicted_bytes, target, spec, plan)
-    staging = staging_device(checkpoint.stored_bytes(skeleton), target, spec.name)
-    del skeleton
+    resolved = plan.resolve(skeleton, roles=roles, device=targets[0])
+    calibrated = any(scheme.requires_calibration for scheme in resolved.schemes.values())
+    if weights is None:
+        check_calibration(resolved, calibration, checkpoint.family.modalities)
+    elif calibrated:
+        raise LoadError(
+            f"plan {plan.name} calibrates, which says nothing on random weights; int4 has the same bytes as gptq "
+            "and awq"
+        )
+    place = _place(skeleton, resolved, targets, device_map)
+    if calibrated and len(place.devices) > 1:
+        raise LoadError(
+            f"plan {plan.name} calibrates, which runs on one device: quantize it there (labkit quantize), "
+            "then load the folder on several"
+        )
+    check_placed_memory(place, resolved, spec)
 
     started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
-    processor = checkpoint.processor(plan.dtype)
-    loaded = checkpoint.weights(staging, progress)
-    batches = _batches(predicted, calibration, processor, checkpoint)
+    if weights == RANDOM:
+        processor = checkpoint.processor_or_ids(plan.dtype)
+        source: Source = RandomSource(skeleton)
+    else:
+        processor = checkpoint.processor(plan.dtype)
+    batches = _batches(resolved, calibration, processor, checkpoint)
     batches = None if batches is None else Fingerprinted.of(batches)
-    resolved = quantize_(
-        loaded,
-        plan,
-        batches,
-        roles=roles,
-        device=target,
-        work_folder=work_folder,
-        steps=steps,
-        progress=progress,
-    )
-    loaded.to(target)
+    work = {"work_folder": work_folder, "steps": steps}
+    if weights is None and not has_plain_names(skeleton):
+        if len(place.devices) > 1:
+            raise LoadError(
+                f"the stored tensors of {spec.name} are put together by transformers, on one device alone"
+            )
+        skeleton = _load_whole(checkpoint, skeleton, plan, batches, roles, targets[0], progress, **work)
+    else:
+        if weights is None:
+            source = checkpoint.tensors(skeleton)
+        check_placed_memory(place, resolved, spec, largest_work_bytes(skeleton, resolved.schemes, source))
+        kept = _work(checkpoint, resolved, batches, **work) if weights is None else None
+        given = [] if batches is None else checked_batches(batches)
+        fill_(skeleton, source, resolved, place, batches=given, work=kept, progress=progress)
+        checkpoint.add_generation_config(skeleton)
+    connect_(skeleton, place)
     return Engine(
-        loaded,
+        skeleton,
         processor,
         spec=spec,
         plan=plan,
@@ -103,26 +151,80 @@ def load(
         roles=roles,
         load_s=time.perf_counter() - started,
         provenance={"calibration": batches.facts() if batches is not None else None},
+        weights=weights,
     )
 
 
+def _load_whole(
+    checkpoint: Checkpoint,
+    skeleton: torch.nn.Module,
+    plan: QuantizationPlan,
+    batches: Any,
+    roles: Mapping[str, str],
+    target: torch.device,
+    progress: bool,
+    **work: Any,
+) -> torch.nn.Module:
+    """`load` for architectures whose tensors transformers puts together: read whole, then quantized."""
+    staging = staging_device(checkpoint.stored_bytes(skeleton), target, checkpoint.spec.name)
+    loaded = checkpoint.weights(staging, progress)
+    quantize_(loaded, plan, batches, roles=roles, device=target, progress=progress, **work)
+    return loaded.to(target)
+
+
+def _work(
+    checkpoint: Checkpoint,
+    resolved: ResolvedPlan,
+    batches: Any,
+    work_folder: Any,
+    steps: FinishedModules | None,
+) -> FinishedModules | None:
+    """Where finished modules are kept, if anywhere."""
+    if steps is not None or work_folder is None or batches is None:
+        return steps
+    facts = checkpoint.facts()
+    weights = str(facts["fingerprint"] or facts["commit"])
+    return WorkFolder(work_folder, fingerprint_of(weights, resolved.schemes, resolved.plan.dtype, batches))
+
+
+def _place(
+    skeleton: torch.nn.Module,
+    resolved: ResolvedPlan,
+    targets: Sequence[torch.device],
+    device_map: Mapping[str, Any] | None,
+) -> Placement:
+    """Where each module goes."""
+    if device_map is not None:
+        return check_map(skeleton, {name: choose_device(one) for name, one in device_map.items()}, targets[0])
+    return placed_on(skeleton, resolved, targets)
+
+
 def _load_quantized(
-    spec: ModelSpec, plan: Any, device: Any, dtype: str | None, calibration: Any, progress: bool
+    spec: ModelSpec,
+    plan: Any,
+    device: Any,
+    device_map: Mapping[str, Any] | None,
+    dtype: str | None,
+    calibration: Any,
+    progress: bool,
 ) -> Engine:
     """`load` for a folder that the lab has quantized."""
     manifest = Manifest.read(spec.folder)
     plan = check_stored_plan(spec, manifest, plan, dtype, calibration)
-    target = choose_device(device)
+    targets = choose_devices(device)
     manifest.check_sizes(spec.folder)
     manifest.check_hashes(spec.folder)
     checkpoint = Checkpoint(spec)
+    check_runtime(checkpoint, plan)
     skeleton = checkpoint.skeleton()
-    resolved, roles = resolve_stored(manifest, skeleton, target, spec.folder)
-    check_memory(resolved.predicted_bytes, target, spec, plan)
+    resolved, roles = resolve_stored(manifest, skeleton, targets[0], spec.folder)
+    place = _place(skeleton, resolved, targets, device_map)
+    check_placed_memory(place, resolved, spec)
 
     started = time.perf_counter()
     processor = checkpoint.processor(plan.dtype)
-    loaded = restore(checkpoint, manifest, resolved, skeleton, target, progress)
+    loaded = restore(checkpoint, manifest, resolved, skeleton, place, progress)
+    connect_(loaded, place)
     return Engine(
         loaded,
         processor,
@@ -171,54 +273,6 @@ def as_plan(plan: str | Path | QuantizationPlan, dtype: str | None = None) -> Qu
     return dataclasses.replace(plan, default=dtype)
 
 
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device meant, checked to exist.
-
-    Raises:
-        LoadError: an unknown name, or a GPU that is not there.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise LoadError(f"unknown device {str(device)!r}; known: auto, cpu, cuda, cuda:0, ...") from None
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    if chosen.type != "cuda":
-        raise LoadError(f"the device {chosen} is not supported; known: auto, cpu, cuda, cuda:0, ...")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (chosen.index or 0) >= count:
-        found = (
-            f"this machine has {count} GPU{'s' if count != 1 else ''}"
-            if count
-            else "there is no usable GPU here"
-        )
-        raise LoadError(f"the device {chosen} does not exist: {found}; 'auto' takes what there is")
-    return torch.device("cuda", chosen.index or 0)
-
-
-def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Collection[str]) -> None:
-    """Refuse a plan whose schemes look at activations when there is nothing for them to look at.
-
-    Raises:
-        LoadError: no batches are given, and the model takes no images, which PhoneTap's items are.
-    """
-    for name, scheme in resolved.schemes.items():
-        if not scheme.requires_calibration:
-            continue
-        if "image" not in modalities and (calibration is None or isinstance(calibration, int)):
-            raise LoadError(
-                f"plan {resolved.plan.name}: {scheme.name} ({name}) needs calibration batches, and PhoneTap's are "
-                "screenshots, which this model does not take: pass calibration=[token ids, ...]"
-            )
-        if isinstance(calibration, int) and (isinstance(calibration, bool) or calibration < 1):
-            raise LoadError(
-                f"calibration must be batches or a number of items from 1 on, not {calibration!r}"
-            )
-        return
-
-
 def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:
     """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
     if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
@@ -229,37 +283,3 @@ def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoin
     return default_calibration(
         processor, modalities, calibration or DEFAULT_COUNT, model=checkpoint.model_class
     )
-
-
-def staging_device(stored: int, target: torch.device, name: str) -> torch.device:
-    """Where the unquantized weights, ``stored`` bytes, are read to: the target if they fit, else the CPU.
-
-    Raises:
-        LoadError: they fit neither.
-    """
-    for device in dict.fromkeys((target, torch.device("cpu"))):
-        if stored < free_bytes(device):
-            return device
-    raise LoadError(
-        f"reading {name} takes {stored / 1e9:.1f} GB for a while, before it is quantized; "
-        f"cpu has {memory()[1] / 1e9:.1f} GB free"
-    )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
-
-
-def check_memory(needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan) -> None:
-    """Refuse what cannot fit, by the plan's predicted bytes against the memory that is free now.
-
-    Raises:
-        LoadError: with both figures.
-    """
-    free = free_bytes(device)
-    if needed > free:
-        raise LoadError(
-            f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights; "
-            f"{device} has {free / 1e9:.1f} GB free. Try a plan with fewer bits, such as int4"
-        )

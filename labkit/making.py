@@ -21,7 +21,8 @@ from labkit.checkpoint.fingerprint import Fingerprinted
 from labkit.checkpoint.manifest import CheckpointError
 from labkit.checkpoint.save import check_space, check_target, save
 from labkit.checkpoint.steps import Steps
-from labkit.loading import as_plan, choose_device, load
+from labkit.checks import choose_device
+from labkit.loading import as_plan, load
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec

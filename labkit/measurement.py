@@ -32,6 +32,10 @@ STANDARD_TEXTS = (
 """Prompts for models that see no screens."""
 
 
+ID_PROMPT = 32
+"""Token ids of a prompt for a model without a tokenizer, besides its picture: about what a PhoneTap request has."""
+
+
 def measure(
     engine: Engine,
     items: Sequence[Any] | None = None,
@@ -68,7 +72,7 @@ def measure(
     for index in range(warmup):
         engine.generate(conversations[index % len(conversations)], **options)
     answers = [engine.generate(messages, **options) for messages in conversations]
-    peak = peak_memory(engine.device)
+    peak = peak_memory(*engine.devices)
     samples = samples_of(answers)
     by_role = bytes_by_role(engine)
     return {
@@ -99,7 +103,10 @@ def measure(
 
 def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: int) -> list[Any]:
     """``count`` conversations this model can take, spread evenly over the items."""
+    takes_ids = getattr(engine.processor, "takes_ids", False)
     if "image" not in engine.modalities:
+        if takes_ids:
+            return [_in_ids(engine, None, index) for index in range(count)]
         return [
             [{"role": "user", "content": STANDARD_TEXTS[index % len(STANDARD_TEXTS)]}]
             for index in range(count)
@@ -112,7 +119,15 @@ def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: i
     if not items:
         raise LabError("there are no items to measure with")
     chosen = [items[index * len(items) // count] for index in range(min(count, len(items)))]
+    if takes_ids:
+        return [_in_ids(engine, item.screen.image, index) for index, item in enumerate(chosen)]
     return [item.messages() for item in chosen]
+
+
+def _in_ids(engine: Engine, image: Any, seed: int) -> list[dict[str, Any]]:
+    """A screen and `ID_PROMPT` random token ids, for a model without a tokenizer."""
+    parts = [{"type": "text", "text": engine.tokenizer.random_text(ID_PROMPT, seed)}]
+    return [{"role": "user", "content": [*([{"type": "image", "image": image}] if image else []), *parts]}]
 
 
 def samples_of(answers: Sequence[Generation]) -> dict[str, list[float]]:
@@ -148,10 +163,10 @@ def bytes_by_role(engine: Engine) -> dict[str, int]:
     return found
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def peak_memory(*devices: torch.device) -> int:
+    """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on GPUs (their sum)."""
+    if devices[0].type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(one) for one in devices)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -160,9 +175,10 @@ def peak_memory(device: torch.device) -> int:
 
 def _start_peak(engine: Engine) -> int:
     """The peak until now, that is of loading; a GPU's counter starts again."""
-    peak = peak_memory(engine.device)
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    peak = peak_memory(*engine.devices)
+    for device in engine.devices:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
     return peak
 
 

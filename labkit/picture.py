@@ -113,7 +113,8 @@ def _rates(panel: Panel, measurements: Sequence[Measurement]) -> list[str]:
         rate = panel.value(m)
         middle = TOP + LINE * (number + 0.5)
         if rate is None:
-            parts.append(_text(panel.left, _middle(number), "not measured"))
+            why = "not measured" if m.weights is None else f"{m.weights} weights: cost only"
+            parts.append(_text(panel.left, _middle(number), why))
             continue
         colour = plan_colour(m.plan)
         parts.append(
@@ -150,7 +151,7 @@ def _text(
 def _spoken(measurements: Sequence[Measurement]) -> str:
     """The picture in words, for those who do not see it."""
     told = [
-        f"{m.plan}: {format_bytes(m.weights_bytes)} of weights, {format_seconds(m.answer_s)} an answer, "
+        f"{m.label}: {format_bytes(m.weights_bytes)} of weights, {format_seconds(m.answer_s)} an answer, "
         f"{format_rate(m.step_success_rate)} of the steps right"
         for m in measurements
     ]

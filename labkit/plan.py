@@ -66,8 +66,14 @@ class RuntimeOptions:
         metadata={"help": "dtype of the KV cache; none: the plan's default", "choices": KV_CACHE_DTYPES},
     )
     sliding_window: int | None = field(
-        default=None, metadata={"help": "tokens of the past each token attends to; none: all of them"}
+        default=None,
+        metadata={"help": "tokens of the past each token attends to, besides the first 4; none: all of them"},
     )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the cache is kept whole, in the dtype the model computes in."""
+        return self == RuntimeOptions()
 
     def __post_init__(self) -> None:
         if self.kv_cache is not None and self.kv_cache not in KV_CACHE_DTYPES:

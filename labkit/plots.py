@@ -110,7 +110,7 @@ def drift(measurements: Sequence[Measurement]) -> "go.Figure":
                 x=[m.bias_x * 100],
                 y=[m.bias_y * 100],
                 mode="markers",
-                name=m.plan,
+                name=m.label,
                 legend="legend2",
                 marker=traces.marker(m, index),
                 error_x=traces.error(m.bias_x, m.bias_x_low, m.bias_x_high, m.plan),

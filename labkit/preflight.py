@@ -14,6 +14,8 @@ from labkit.models import get_spec
 from labkit.results import environment
 from labkit.tables import UNQUANTIZED
 
+PROMPTS = 8
+"""Prompts that are timed."""
 DEFAULT_PLANS = ("fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")
 
 
@@ -47,6 +49,7 @@ class Job:
             "plan": plan,
             "source": self.plans[plan].source,
             "definition": self.plans[plan].definition,
+            "weights": self.settings.get("weights"),
             **{name: self.settings[name] for name in names},
         }
 
@@ -62,6 +65,7 @@ def prepare(
     threads: int | None,
     enable_thinking: bool,
     batch_size: int,
+    weights: str | None = None,
 ) -> Job:
     """Check every argument of `labkit.compare` and settle what is left open.
 
@@ -85,6 +89,9 @@ def prepare(
     spec = get_spec(model)
     loaded = [_load_plan(plan) for plan in plans]
     device = _settle_device(device)
+    if weights is not None:
+        items = min(items, PROMPTS)
+        _check_random(weights, spec, [plan for plan, _ in loaded])
     from labkit.models.checkpoint import Checkpoint, folder_fingerprint
 
     base, stored = spec, None
@@ -104,9 +111,13 @@ def prepare(
             raise LabError(f"two plans are called {name!r}; every plan needs a name of its own")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise LabError(f"the plan's name {name!r} must be made of letters, digits and . + - _ only")
-    checkpoint = Checkpoint(spec)
-    chosen = _check_items(split, items, seed, spec.name, checkpoint.family.modalities)
-    _check_plans(Checkpoint(base), base, from_base, device)
+    checkpoint = Checkpoint(spec, ask_hub=weights is None)
+    senses = checkpoint.family.modalities
+    sees = "image" in senses or weights is None
+    if weights is not None and "audio" not in senses and split == "all":
+        split = "typed"  # items are prompts alone
+    chosen = _check_items(split, items, seed, spec.name, senses) if sees else []
+    _check_plans(checkpoint if base is spec else Checkpoint(base), base, from_base, device, weights)
     if stored is not None:
         _check_stored(checkpoint, device)
     settings = {
@@ -124,10 +135,11 @@ def prepare(
         "threads": threads,
         "enable_thinking": bool(enable_thinking),
         "batch_size": batch_size,
+        **({} if weights is None else {"weights": weights}),
     }
     return Job(
         settings=settings,
-        model_source=_source_of(base),
+        model_source=base.name if weights is not None and base.published is not None else _source_of(base),
         plans={
             plan.name: JobPlan(source, plan.to_dict(), _source_of(spec) if plan is stored else None)
             for plan, source in loaded
@@ -217,23 +229,36 @@ def _stored_plan(spec: Any, asked: Sequence[tuple[Any, Any]]) -> Any:
 
 def _check_stored(checkpoint: Any, device: str) -> None:
     """Look at the files of a quantized folder, and whether its schemes run on the device."""
-    import torch
-
     from labkit.checkpoint import Manifest
     from labkit.checkpoint.restore import resolve_stored
-    from labkit.loading import check_memory
+    from labkit.checks import check_placed_memory, choose_devices
+    from labkit.placement import placed_on
 
     spec = checkpoint.spec
     manifest = Manifest.read(spec.folder)
     manifest.check_sizes(spec.folder)
-    resolved, _ = resolve_stored(manifest, checkpoint.skeleton(), torch.device(device), spec.folder)
-    check_memory(resolved.predicted_bytes, torch.device(device), spec, resolved.plan)
+    devices, skeleton = choose_devices(device), checkpoint.skeleton()
+    resolved, _ = resolve_stored(manifest, skeleton, devices[0], spec.folder)
+    check_placed_memory(placed_on(skeleton, resolved, devices), resolved, spec)
 
 
 def _settle_device(device: str) -> str:
-    from labkit.loading import choose_device
+    from labkit.checks import choose_devices
 
-    return str(choose_device(device))
+    return ",".join(map(str, choose_devices(device)))
+
+
+def _check_random(weights: str, spec: Any, plans: Sequence[Any]) -> None:
+    """Refuse what random weights cannot be."""
+    if weights != "random":
+        raise LabError(f"weights is {weights!r}; it is 'random', or not given")
+    if spec.is_quantized:
+        raise LabError(f"{spec.name} is quantized already and has its weights: name the model it is of")
+    for plan in plans:
+        if plan.requires_calibration:
+            raise LabError(
+                f"plan {plan.name} calibrates, which says nothing on random weights: int4 costs the same as gptq and awq"
+            )
 
 
 def _unquantized_for(spec: Any, device: str) -> str:
@@ -242,28 +267,30 @@ def _unquantized_for(spec: Any, device: str) -> str:
         return "fp32"
     import torch
 
-    memory = torch.cuda.get_device_properties(device).total_memory
+    memory = sum(torch.cuda.get_device_properties(one).total_memory for one in device.split(","))
     return "fp32" if spec.parameters and spec.parameters * 4 < 0.8 * memory else "bf16"
 
 
-def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str) -> None:
+def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str, weights: str | None) -> None:
     """Resolve every plan on the model's skeleton (meta device) for this device; look at the files."""
-    import torch
-
-    from labkit.loading import check_calibration, check_memory
+    from labkit.checks import check_calibration, check_placed_memory, check_runtime, choose_devices
     from labkit.models import find_roles
+    from labkit.placement import placed_on
 
-    checkpoint.check_weights()
+    if weights is None:
+        checkpoint.check_weights()
+    devices = choose_devices(device)
     skeleton = checkpoint.skeleton()
     roles = find_roles(skeleton)
     for plan in plans:
         try:
-            resolved = plan.resolve(skeleton, roles=roles, device=device)
+            check_runtime(checkpoint, plan)
+            resolved = plan.resolve(skeleton, roles=roles, device=devices[0])
         except LabError as error:
             known = "" if plan.name in str(error) else f"plan {plan.name}: "
             raise LabError(f"{known}{error}") from None
         check_calibration(resolved, None, checkpoint.family.modalities)
-        check_memory(resolved.predicted_bytes, torch.device(device), spec, plan)
+        check_placed_memory(placed_on(skeleton, resolved, devices), resolved, spec)
 
 
 def _check_items(split: str, count: int, seed: int | None, model: str, modalities: Sequence[str]) -> list:

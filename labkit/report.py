@@ -87,7 +87,8 @@ def report_html(environment: Mapping[str, Any], measurements: Sequence[Measureme
     from plotly.offline import get_plotlyjs
 
     names = {m.model for m in measurements}
-    title = f"{', '.join(sorted(names))} under {len(measurements)} plans"
+    random = " with random weights" if tables.is_cost_only(measurements) else ""
+    title = f"{', '.join(sorted(names))}{random} under {len(measurements)} plans"
     body = [
         f"<h1>{_text(title)}</h1>",
         f"<p class='subtitle'>{_text(_subtitle(environment, measurements))}</p>",
@@ -96,7 +97,7 @@ def report_html(environment: Mapping[str, Any], measurements: Sequence[Measureme
         *(_chart(kind, measurements) for kind in CHARTS if _drawable(kind, measurements)),
         _splits(measurements),
         disagreements.section(measurements),
-        _claims(),
+        "" if tables.is_cost_only(measurements) else _claims(),
         _conditions(environment, measurements),
     ]
     return (
@@ -111,10 +112,7 @@ def report_html(environment: Mapping[str, Any], measurements: Sequence[Measureme
 
 def tables_html(measurements: Sequence[Measurement]) -> str:
     """The tables of cost and of quality, as the command line prints them."""
-    return "\n".join(
-        _table(caption, *table(measurements))
-        for caption, table in (("Cost", tables.cost_table), ("Quality", tables.quality_table))
-    )
+    return "\n".join(_table(caption, *table) for caption, table in tables.shown_tables(measurements).items())
 
 
 def _subtitle(environment: Mapping[str, Any], measurements: Sequence[Measurement]) -> str:
@@ -126,7 +124,9 @@ def _subtitle(environment: Mapping[str, Any], measurements: Sequence[Measurement
         part
         for part in (
             f"{first.device} ({where})" if where else first.device,
-            f"{first.items} PhoneTap test items, {first.split} splits, {seed}",
+            "random weights: cost only"
+            if first.weights
+            else f"{first.items} PhoneTap test items, {first.split} splits, {seed}",
             f"thinking {'on' if first.enable_thinking else 'off'}",
             str(environment.get("time", "")).replace("T", " ")[:16] + " UTC",
         )
@@ -147,9 +147,8 @@ def _table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) 
     head = "".join(f"<th>{_text(name)}</th>" for name in headers)
     lines = []
     for row in rows:
-        dot = (
-            f"<i style='background:{traces.plan_colour(row[0])}'></i>" if row[0] != tables.ARTICLE_ROW else ""
-        )
+        colour = traces.plan_colour(row[0].partition(" ")[0])
+        dot = f"<i style='background:{colour}'></i>" if row[0] != tables.ARTICLE_ROW else ""
         cells = "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
         kind = " class='claim'" if row[0] == tables.ARTICLE_ROW else ""
         lines.append(f"<tr{kind}><th scope='row'>{dot}{_text(row[0])}</th>{cells}</tr>")

@@ -46,6 +46,8 @@ class Measurement:
     device: str
     plan_definition: dict[str, Any] = field(default_factory=dict)
     """The plan itself as it was measured: its rules, default and runtime."""
+    weights: str | None = None
+    """``random``: the architecture with random weights. Then only cost was measured. None: the model's own."""
     seed: int | None = None
     split: str | None = None
     enable_thinking: bool | None = None
@@ -95,6 +97,11 @@ class Measurement:
     """Raw samples: lists of numbers such as ``ttft_s``, and ``items``, one record an item."""
     environment: dict[str, Any] = field(default_factory=dict)
     """What only the measuring process knew: threads, GPU, driver, versions it really loaded."""
+
+    @property
+    def label(self) -> str:
+        """What tables and charts call it: the plan, and that the weights are random if they are."""
+        return self.plan if self.weights is None else f"{self.plan} ({self.weights} weights)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for JSON."""

@@ -21,8 +21,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from labkit.errors import LabError
+from labkit.kvcache import PLAIN, Band, Keeping, Store, attend_band
+
 ATTENTION = "labkit_rows"
-GROWTH = 128  # tokens by which a cache grows at a time
 _PLAIN = {
     "sliding_window",
     "softcap",
@@ -32,57 +34,65 @@ _PLAIN = {
 
 
 class RowLayer(DynamicLayer):
-    """One layer's keys and values ``[1, H, L, D]`` of one conversation, in buffers that grow by `GROWTH` tokens."""
+    """One layer's keys and values ``[1, H, L, D]`` of one conversation, kept as `labkit.kvcache` says."""
+
+    def __init__(self, keeping: Keeping = PLAIN):
+        super().__init__()
+        self._keeping = keeping
+        self._length = 0
+        self._stores = (Store(keeping), Store(keeping))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append ``[1, H, n, D]``; returns all keys and values so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._length, self._buffers = 0, None
-        end = self._length + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
-            self._grow(end, key_states, value_states)
-        keys, values = self._buffers
-        keys[:, :, self._length : end] = key_states
-        values[:, :, self._length : end] = value_states
-        self._length = end
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        return self.keys, self.values
+    ) -> tuple[Tensor, Tensor] | tuple[Band, Band]:
+        """Append ``[1, H, n, D]``; returns what they may attend to.
 
-    def _grow(self, needed: int, key_states: Tensor, value_states: Tensor) -> None:
-        room = -(-needed // GROWTH) * GROWTH
-        grown = []
-        for new, old in zip((key_states, value_states), self._buffers or (None, None)):
-            buffer = new.new_empty(*new.shape[:2], room, new.shape[3])
-            if old is not None:
-                buffer[:, :, : self._length] = old[:, :, : self._length]
-            grown.append(buffer)
-        self._buffers = tuple(grown)
+        That is all keys and values that are kept; for a prompt, which is exact and sees a window token by
+        token, its own (see `attend_band`).
+        """
+        self.is_initialized = True
+        start, self._length = self._length, self._length + key_states.shape[-2]
+        kept = [store.append(new, start) for store, new in zip(self._stores, (key_states, value_states))]
+        if key_states.shape[-2] == 1 or self._keeping == PLAIN:
+            return tuple(kept)
+        if start:
+            raise LabError("a prompt in several parts is not possible with kv_cache or sliding_window")
+        window = self._keeping.window
+        if window is None or self._length <= window:
+            return key_states, value_states
+        return Band(key_states, window), Band(value_states, window)
+
+    def get_seq_length(self) -> int:
+        """Tokens so far, whether they are kept or not."""
+        return self._length
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(one.nbytes for one in self._buffers) if self.is_initialized else 0
+        return sum(store.stored_bytes for store in self._stores)
 
 
 class RowCache(DynamicCache):
     """The cache of one conversation: `RowLayer` where the model's layers are plain, else transformers' own."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, keeping: Keeping = PLAIN):
         super().__init__(config=config)
-        self.layers = [RowLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.layers = [RowLayer(keeping) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     @property
     def is_plain(self) -> bool:
-        """Whether it can be one of several rows: no sliding windows, no states of another kind."""
+        """Whether it can be one of several rows: no windows of the model's own, no states of another kind."""
         return bool(self.layers) and all(type(layer) is RowLayer for layer in self.layers)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes that this conversation's keys and values take."""
         return sum(layer.stored_bytes for layer in self.layers if isinstance(layer, RowLayer))
+
+
+def keeps_rows(config: Any) -> bool:
+    """Whether all layers of a model with this text configuration keep plain keys and values."""
+    return RowCache(config).is_plain and config._attn_implementation in (None, "sdpa", ATTENTION)
 
 
 class JoinedLayer(CacheLayerMixin):
@@ -132,8 +142,8 @@ class JoinedCache(Cache):
 def attend_rows(
     module: torch.nn.Module,
     query: Tensor,
-    key: Tensor | list[Tensor],
-    value: Tensor | list[Tensor],
+    key: Tensor | list[Tensor] | Band,
+    value: Tensor | list[Tensor] | Band,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **kwargs: Any,
@@ -143,6 +153,8 @@ def attend_rows(
     query ``[B, heads, 1, D]``, keys and values B lists' entries ``[1, groups, L_b, D]`` -> ``[B, 1, heads, D]``.
     Query heads that share keys are computed together, without repeating the keys.
     """
+    if isinstance(key, Band):
+        return attend_band(query, key, value, scaling), None
     if isinstance(key, Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if any(kwargs.get(name) is not None for name in _PLAIN):

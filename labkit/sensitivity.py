@@ -155,7 +155,7 @@ def _prepare(
     model: str | os.PathLike, schemes: str | Sequence[str], material: Material, parts: bool, device: str
 ) -> _Job:
     from labkit.bench import can_store, measurable_linears, measurable_others
-    from labkit.loading import choose_device
+    from labkit.checks import choose_device
     from labkit.models import find_roles, get_spec
     from labkit.models.checkpoint import Checkpoint, folder_fingerprint
 

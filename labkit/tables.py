@@ -20,6 +20,7 @@ from labkit.formats import (
 from labkit.results import Measurement
 
 ARTICLE_ROW = "article's claim"
+RANDOM_WEIGHTS = "The weights are random: this is what plans cost, and says nothing of how well they answer."
 UNQUANTIZED = ("fp32", "bf16", "fp16")
 """Plans that quantize nothing, the best reference first."""
 
@@ -114,7 +115,8 @@ def conclusions(measurements: Sequence[Measurement]) -> list[str]:
     others = [m for m in measurements if m is not reference]
     if reference is None or not others:
         return []
-    sentences = [
+    sentences = [RANDOM_WEIGHTS] if is_cost_only(measurements) else []
+    sentences += [
         text
         for text in (
             _about_bytes(reference, others),
@@ -130,6 +132,11 @@ def conclusions(measurements: Sequence[Measurement]) -> list[str]:
     if reference.plan != "fp32":
         sentences.append(f"FP32 was not measured here: all comparisons are with {reference.plan}.")
     return sentences
+
+
+def is_cost_only(measurements: Sequence[Measurement]) -> bool:
+    """Whether nothing was answered: the weights are random."""
+    return any(m.weights is not None for m in measurements)
 
 
 def _about_bytes(reference: Measurement, others: Sequence[Measurement]) -> str | None:
@@ -184,7 +191,7 @@ def _about_time(reference: Measurement, others: Sequence[Measurement]) -> str | 
 
 
 def _about_claims(reference: Measurement, others: Sequence[Measurement]) -> str | None:
-    if reference.plan != "fp32":
+    if reference.plan != "fp32" or is_cost_only([reference]):
         return None
     met = {
         "at least 62 % fewer bytes": [
@@ -217,7 +224,10 @@ def _join(words: Sequence[str]) -> str:
 
 
 def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, as text, of what each plan costs; the last row is the article's claim."""
+    """Headers and rows, as text, of what each plan costs; the last row is the article's claim.
+
+    Rows with random weights say so.
+    """
     reference = reference_of(measurements)
     against = f"vs {reference.plan}" if reference else "change"
     kinds = {m.peak_memory_kind for m in measurements}
@@ -229,7 +239,7 @@ def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[lis
         cut = change(m.weights_bytes, reference and reference.weights_bytes)
         rows.append(
             [
-                m.plan,
+                m.label,
                 format_bytes(m.weights_bytes),
                 "" if itself else format_change(cut),
                 format_bytes(m.peak_memory_bytes),
@@ -243,6 +253,12 @@ def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[lis
     bytes_claim, latency_claim = CLAIMS["bytes"], CLAIMS["latency"]
     claimed = ["", format_change(bytes_claim.value), "", "", "", "", "", format_change(latency_claim.value)]
     return headers, [*rows, [ARTICLE_ROW, *claimed]]
+
+
+def shown_tables(measurements: Sequence[Measurement]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Title -> `cost_table` and, unless the weights are random, `quality_table`."""
+    shown = {"Cost": cost_table(measurements)}
+    return shown if is_cost_only(measurements) else {**shown, "Quality": quality_table(measurements)}
 
 
 def quality_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:

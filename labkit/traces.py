@@ -68,7 +68,7 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
             continue
         chart.add_trace(
             go.Bar(
-                y=[m.plan for m in known],
+                y=[m.label for m in known],
                 x=[size / 1e6 for size in sizes],
                 name=role.replace("_", "-"),
                 orientation="h",
@@ -87,7 +87,7 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
         cut = "" if m is reference else f"  {format_change(change(m.weights_bytes, base))}"
         chart.add_annotation(
             x=m.weights_bytes / 1e6,
-            y=m.plan,
+            y=m.label,
             text=f"{format_bytes(m.weights_bytes)}{cut}",
             showarrow=False,
             xanchor="left",
@@ -117,7 +117,7 @@ def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: i
     values = [getattr(m, name) for m in known]
     chart.add_trace(
         go.Bar(
-            y=[m.plan for m in known],
+            y=[m.label for m in known],
             x=[value * scale for value in values],
             orientation="h",
             showlegend=False,
@@ -173,7 +173,7 @@ def add_accuracy(
                 x=[m.weights_bytes / 1e6],
                 y=[rate * 100],
                 mode="markers",
-                name=m.plan,
+                name=m.label,
                 legend="legend2",
                 legendgroup=m.plan,
                 showlegend=col == 1,
@@ -217,7 +217,7 @@ def add_paired(chart: Any, measurements: Sequence[Measurement], name: str, row: 
         chart.add_trace(
             go.Scatter(
                 x=[value * 100],
-                y=[m.plan],
+                y=[m.label],
                 mode="markers",
                 showlegend=False,
                 marker=marker(m, index),
@@ -234,7 +234,7 @@ def add_paired(chart: Any, measurements: Sequence[Measurement], name: str, row: 
     chart.add_vline(x=0, line={"color": TEXT, "width": 1.5, "dash": "dot"}, row=row, col=col)
     against = f"points against {reference.plan}" if reference else "points"
     chart.update_xaxes(title=f"← fewer · more →  ({against})", row=row, col=col)
-    order = [m.plan for m in others]
+    order = [m.label for m in others]
     chart.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed", row=row, col=col)
 
 

@@ -115,13 +115,16 @@ class WorkFolder:
 
 
 def fingerprint_of(
-    model: nn.Module, schemes: Mapping[str, Scheme], dtype: torch.dtype, batches: Iterable[Any]
+    model: nn.Module | str, schemes: Mapping[str, Scheme], dtype: torch.dtype, batches: Iterable[Any]
 ) -> dict[str, str]:
-    """``{"plan", "weights", "calibration"}``: what decides the outcome of a calibrated quantization."""
+    """``{"plan", "weights", "calibration"}``: what decides the outcome of a calibrated quantization.
+
+    model: whose weights are hashed, or what they are recognized by, for a model that is not in memory.
+    """
     plan = [(name, scheme.name, scheme.options()) for name, scheme in schemes.items()]
     return {
         "plan": hashlib.sha256(repr((plan, dtype)).encode()).hexdigest(),
-        "weights": hash_of(dict(model.state_dict(keep_vars=True))),
+        "weights": model if isinstance(model, str) else hash_of(dict(model.state_dict(keep_vars=True))),
         "calibration": hash_of(list(batches)),
     }
 

@@ -76,9 +76,7 @@ def test_nothing_but_the_folder_is_needed(tmp_path, monkeypatch):
     moved = folder.rename(tmp_path / "elsewhere")
     shutil.rmtree(original)
     monkeypatch.setattr(Checkpoint, "weights", lambda *_: pytest.fail("original weights were read"))
-    monkeypatch.setattr(
-        "labkit.loading.quantize_", lambda *_, **__: pytest.fail("the model was quantized anew")
-    )
+    monkeypatch.setattr("labkit.loading.fill_", lambda *_, **__: pytest.fail("the model was quantized anew"))
     assert torch.equal(logits(labkit.load(moved, device="cpu", progress=False)), logits(engine))
 
 

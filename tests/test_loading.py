@@ -11,8 +11,9 @@ from PIL import Image
 
 import labkit
 from labkit.apply import weights_bytes
+from labkit.checks import check_memory, choose_device, staging_device
 from labkit.errors import LabError
-from labkit.loading import check_memory, choose_device, load, staging_device
+from labkit.loading import load
 from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
 from labkit.models.checkpoint import Checkpoint, HubError, LoadError, _ask_for
@@ -156,7 +157,7 @@ def test_the_dtype_of_the_rest_can_be_chosen(llama_folder):
 
 
 def test_a_wrong_plan_is_refused_before_weights_are_read(llama_folder, monkeypatch):
-    monkeypatch.setattr(Checkpoint, "weights", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(Checkpoint, "tensors", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(PlanError, match="presets are fp32"):
         load(llama_folder, "int5", "cpu")
     plan = QuantizationPlan.from_dict({"name": "x", "rules": [{"role": "speech", "scheme": "int8"}]})
@@ -193,7 +194,7 @@ def test_what_cannot_fit_is_refused_with_both_figures():
 
 def test_weights_are_read_where_there_is_room(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
-    monkeypatch.setattr("labkit.loading.free_bytes", lambda device: {"cpu": 30, "cuda": 20}[device.type])
+    monkeypatch.setattr("labkit.checks.free_bytes", lambda device: {"cpu": 30, "cuda": 20}[device.type])
     assert staging_device(19, gpu, "m") == gpu
     assert staging_device(25, gpu, "m") == cpu
     assert staging_device(25, cpu, "m") == cpu

@@ -1,5 +1,6 @@
 """The model of a quantized checkpoint, without the original weights and without calibration."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,10 +62,10 @@ def restore(
     manifest: Manifest,
     resolved: ResolvedPlan,
     skeleton: nn.Module,
-    device: torch.device,
+    place: Callable[[str], torch.device],
     progress: bool = True,
 ) -> nn.Module:
-    """Fill the skeleton (meta device) with the stored tensors, on ``device``.
+    """Fill the skeleton (meta device) with the stored tensors, each where ``place`` says of its module's name.
 
     Raises:
         CheckpointError: the files do not hold what the model needs.
@@ -77,7 +78,7 @@ def restore(
         for parent, attribute in places[name]:
             setattr(parent, attribute, module)
     try:
-        read_tensors(skeleton, folder, manifest.weight_files, manifest.ties, device, progress)
+        read_tensors(skeleton, folder, manifest.weight_files, manifest.ties, place, progress)
     except CheckpointError as error:
         raise CheckpointError(f"{error} ({_versions(manifest)})") from None
     skeleton.requires_grad_(False)

@@ -51,6 +51,10 @@ def save(
     check_target(folder, force)
     if engine.resolved is None or engine.plan is None:
         raise CheckpointError("only a model that labkit.load gave can be saved: this engine has no plan")
+    if engine.weights is not None:
+        raise CheckpointError(
+            f"{engine.spec.name} has {engine.weights} weights here, which nobody needs to keep"
+        )
     source = Checkpoint(engine.spec)
     check_space(folder, engine.resolved.predicted_bytes)
     with writing(folder) as temporary:

@@ -5,7 +5,7 @@ frequencies), so that nothing has to be computed again in the same way. A tensor
 stored once; the manifest names its other places.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,13 +104,13 @@ def read_tensors(
     folder: Path,
     names: Iterable[str],
     ties: Mapping[str, str],
-    device: torch.device,
+    place: Callable[[str], torch.device],
     progress: bool = True,
 ) -> None:
     """Fill ``model``, whose tensors may be on the meta device, from the safetensors files ``names``.
 
-    Each tensor becomes memory of its own on ``device``, aligned as torch aligns it, so that products run as
-    they do after quantizing, and later changes of the files harm nobody.
+    Each tensor becomes memory of its own, on the device that ``place`` names for its module, aligned as torch
+    aligns it, so that products run as they do after quantizing, and later changes of the files harm nobody.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or has another shape or dtype than its module takes.
@@ -128,6 +128,7 @@ def read_tensors(
                         )
                     tensor = file.get_tensor(key)
                     _check_fits(entry, tensor, folder / name)
+                    device = place(entry.prefix.removesuffix("."))
                     copied = tensor.to(device) if device.type != "cpu" else tensor.clone()
                     modules.setdefault(id(entry.module), (entry.module, {}))[1][entry.attribute] = copied
         except (SafetensorError, OSError) as error:

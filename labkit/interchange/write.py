@@ -30,6 +30,7 @@ from labkit.interchange.integers import (
 )
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import get_spec
+from labkit.placement import Placement
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.stored import StoredInt8
 from labkit.resolution import ResolvedPlan
@@ -92,7 +93,7 @@ def export(
     resolved, roles = resolve_stored(manifest, skeleton, cpu, spec.folder)
     unquantized = _named_parts(dequantize, resolved, roles)
     check_space(output, 2 * resolved.predicted_bytes)
-    model = restore(source, manifest, resolved, skeleton, cpu, progress)
+    model = restore(source, manifest, resolved, skeleton, Placement(cpu), progress)
 
     kinds = _kinds(model, resolved, unquantized, format, rules)
     options = rules.survey(kinds.values())

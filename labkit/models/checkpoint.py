@@ -19,7 +19,9 @@ import torch
 
 from labkit.errors import LabError
 from labkit.models.families import family_of
+from labkit.models.ids import IdProcessor
 from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
+from labkit.models.sources import LoadError, ShardedSource
 from labkit.models.spec import ModelSpec, list_models
 
 logger = logging.getLogger(__name__)
@@ -29,10 +31,6 @@ COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*",
 NO_COMPANIONS = ("*.index.json", "labkit*.json", "quantize_config.json")
 HASHED_BYTES = 1_000_000_000
 """Checkpoints up to this size are recognized by their content, larger ones by sizes and times of change."""
-
-
-class LoadError(LabError):
-    """A model that cannot be loaded as asked."""
 
 
 class HubError(LoadError):
@@ -45,15 +43,21 @@ class Checkpoint:
     Where the hub is out of reach, a spec's published configuration serves for the skeleton; weights and
     processor then raise.
 
+    Args:
+        spec: which model.
+        ask_hub: False takes what is in the folder or the hub's local cache, or was published, without asking.
+
     Raises:
         LoadError: no readable configuration, or an architecture that transformers does not have.
     """
 
-    def __init__(self, spec: ModelSpec):
+    def __init__(self, spec: ModelSpec, ask_hub: bool = True):
         self.spec = spec
         self.source = str(spec.folder or spec.source)
         self._unreachable: LoadError | None = None
         try:
+            if not ask_hub and spec.folder is None and spec.availability() != "downloaded":
+                raise HubError(f"{spec.source} is not in the local cache, and the hub is not asked")
             facts = self._read_json("config.json")
         except HubError as error:
             if spec.published is None:
@@ -127,11 +131,7 @@ class Checkpoint:
         folder = self.spec.folder
         if folder is None:
             return
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(self._read_json(index.name).get("weight_map", {}).values()))
-        else:
-            names = ["model.safetensors"]
+        names = self._weight_names()
         for name in names:
             path = folder / name
             if not path.is_file():
@@ -145,6 +145,30 @@ class Checkpoint:
                     pass
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
+
+    def _weight_names(self) -> list[str]:
+        """The files that hold the weights, as the index says where there is one."""
+        index = "model.safetensors.index.json"
+        try:
+            return sorted(set(self._read_json(index).get("weight_map", {}).values()))
+        except LoadError:
+            if self.spec.folder is not None and (self.spec.folder / index).is_file():
+                raise
+            return ["model.safetensors"]  # a single file
+
+    def tensors(self, skeleton: torch.nn.Module) -> ShardedSource:
+        """The weights, tensor by tensor; those of a model on the hub are downloaded now, if they are not here.
+
+        Raises:
+            LoadError: weights missing from the files or of other shapes than the configuration says.
+        """
+        if self._unreachable is not None:
+            raise self._unreachable
+        folder = self.spec.folder
+        files = [
+            folder / name if folder else _from_hub(self.spec.source, name) for name in self._weight_names()
+        ]
+        return ShardedSource(skeleton, files, self.spec.name)
 
     def stored_bytes(self, skeleton: torch.nn.Module) -> int:
         """Bytes of the weights as stored: of the files, or on the hub by the configuration's dtype."""
@@ -201,6 +225,15 @@ class Checkpoint:
                 f"the processor of {self.spec.name} cannot be built: {_first_line(error)}"
             ) from error
 
+    def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The processor; where there is none to be had, one whose prompts are token ids."""
+        if self._unreachable is None:
+            try:
+                return self.processor(dtype)
+            except LoadError as error:
+                logger.warning("prompts of %s are token ids: %s", self.spec.name, error)
+        return IdProcessor(self.config)
+
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, processor and licence files: in the folder, or downloaded before."""
         folder = self.spec.folder or _from_hub(self.spec.source, "config.json").parent
@@ -211,9 +244,13 @@ class Checkpoint:
         """Give a model that was not made by `weights` its settings of generation, as that does."""
         from transformers import GenerationConfig
 
-        if self.spec.folder is not None and (self.spec.folder / "generation_config.json").is_file():
-            with quiet_transformers():
-                model.generation_config = GenerationConfig.from_pretrained(self.source)
+        if self._unreachable is not None:
+            return
+        try:
+            facts = self._read_json("generation_config.json")
+        except LoadError:
+            return  # it has none
+        model.generation_config = GenerationConfig.from_dict(facts)
 
     def facts(self) -> dict[str, Any]:
         """Which model this is, for the record of what is made of it: ``name, source, on_hub, commit,

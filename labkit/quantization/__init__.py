@@ -11,6 +11,7 @@
 | `hqq.py` | int4's storage, fitted without calibration |
 | `nf4.py`, `llm_int8.py` | bitsandbytes' schemes |
 | `stored.py` | embeddings and convolutions whose weight is stored in 8 bits |
+| `unread.py` | a Linear that waits for calibration with its weight in the file |
 | `kernels/` | the products, chosen by device |
 """
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.quantization import affine
+from labkit.quantization.kernels.reference import row_slices
 
 KINDS: dict[str, type[nn.Module]] = {
     "linear": nn.Linear,
@@ -39,12 +40,14 @@ class StoredInt8:
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Quantize ``weight`` [N, ...] into the buffers."""
+        """Quantize ``weight`` [N, ...] into the buffers, a slice of rows at a time."""
         rows = weight.flatten(1)
-        scale, zero_point = affine.choose_qparams(rows, 8, None, True, self.scale.dtype)
-        codes = affine.quantize(rows, scale, zero_point, 8, symmetric=True)
-        self.weight_int8.copy_((codes.to(torch.int16) - 128).to(torch.int8).view(weight.shape))
-        self.scale.copy_(scale[:, 0])
+        for part in row_slices(*rows.shape, rows.device):
+            scale, zero_point = affine.choose_qparams(rows[part], 8, None, True, self.scale.dtype)
+            codes = affine.quantize(rows[part], scale, zero_point, 8, symmetric=True)
+            signed = (codes.to(torch.int16) - 128).to(torch.int8)
+            self.weight_int8[part] = signed.view(self.weight_int8[part].shape)
+            self.scale[part] = scale[:, 0]
 
 
 class StoredEmbedding(StoredInt8):

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from labkit.forward import PADDED_ROWS, Forward, Row
+from labkit.kvcache import Keeping
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.kernels.products_cuda import available
 from labkit.quantization.nf4 import NF4Linear
+from labkit.rows import PLAIN
 from labkit.static.cache import StaticCache
 from labkit.static.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
 from labkit.static.products import KernelProduct
@@ -35,15 +37,17 @@ class StaticRow(Row):
     position: int
 
 
-def forward_of(model: nn.Module) -> Forward:
-    """The passes of a model: with a captured step where there can be one, else through the model's own modules.
+def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
+    """The passes of a model whose cache is kept as ``keeping`` says: with a captured step where there can be one, else through the model's own modules.
 
     ``route`` of what is returned says which, and why.
     """
     reason = why_not(model)
+    if reason is None and keeping != PLAIN:
+        reason = "the captured step keeps the whole cache, in the model's dtype"
     if reason is None:
         return StaticForward(model)
-    forward = Forward(model)
+    forward = Forward(model, keeping)
     forward.route = f"the model's own modules: {reason}"
     return forward
 

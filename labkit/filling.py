@@ -1,0 +1,230 @@
+"""From a skeleton and a source of tensors to a quantized model, module by module.
+
+Each module is quantized as soon as its weights have come, and put where it stays; what no scheme owns is put
+there in the plan's default dtype. So memory holds the quantized model, one shard, and one module's work: a
+model can be made on a machine that could not hold it unquantized.
+
+Linears whose schemes look at activations keep their weights in the files (`labkit.quantization.unread`) until
+the calibration comes to them: it runs through the quantized rest and reads each weight when it is used, three
+times in all. Memory then also holds the inputs of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from labkit.apply import find_places, walked_schemes
+from labkit.calibrate import calibrate_
+from labkit.machine import give_back_memory
+from labkit.models.sources import Source
+from labkit.quantization import Scheme
+from labkit.quantization.unread import UnreadLinear
+from labkit.resolution import ResolvedPlan, default_dtype_of
+from labkit.workfolder import FinishedModules
+
+TRIMMED_BYTES = 32 << 20
+"""After so many bytes of unquantized weights, freed memory is given back to the system."""
+Placement = Callable[[str], torch.device]
+"""Module name -> the device it is on."""
+
+
+@torch.no_grad()
+def fill_(
+    skeleton: nn.Module,
+    source: Source,
+    resolved: ResolvedPlan,
+    place: Placement,
+    *,
+    batches: Sequence[Any] = (),
+    work: FinishedModules | None = None,
+    progress: bool = True,
+) -> None:
+    """Make ``skeleton``, a transformers model on the meta device, the quantized model, in place.
+
+    Args:
+        skeleton: the model; nothing of it requires gradients afterwards.
+        source: its tensors.
+        resolved: the plan laid over it.
+        place: where each module goes.
+        batches: for schemes that need calibration; the model is then on one device.
+        work: where finished modules are kept and found again.
+        progress: show a progress bar.
+
+    Raises:
+        SchemeError: a weight cannot be quantized, naming its module.
+        LoadError: a file is broken.
+        LockstepError: calibration batches that do not run, or do not come to every Linear that needs them.
+    """
+    _Filling(skeleton, source, resolved, place, work).run(batches, progress)
+    initialize_computed_(skeleton, place)
+    skeleton.requires_grad_(False)
+
+
+class _Filling:
+    """The state of `fill_`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        resolved: ResolvedPlan,
+        place: Placement,
+        work: FinishedModules | None,
+    ) -> None:
+        self.model, self.source, self.place, self.work = model, source, place, work
+        self.dtype, self.schemes = resolved.plan.dtype, resolved.schemes
+        self.title = resolved.plan.name
+        self.places = find_places(model, set(self.schemes))
+        self.walked = walked_schemes(model, self.schemes)
+        self.holders = _holders(model)
+        self.waiting: dict[str, dict[str, Tensor]] = {}  # of modules whose weights have come in part
+        self.freed = 0  # bytes of unquantized weights since memory was last given back
+        self.stored: dict[tuple[str, str], str] = {}  # where the walked modules' tensors are to be read
+
+    def run(self, batches: Sequence[Any], progress: bool) -> None:
+        self._take_finished()
+        needed = len({id(places) for places in self.holders.values()})
+        with tqdm(total=needed, desc=f"Loading ({self.title})", unit="tensor", disable=not progress) as bar:
+            for names in self.source.shards():
+                for name in names:
+                    self._take(name, self.holders[name])
+                    bar.update()
+        if self.walked:
+            self._calibrate(batches, progress)
+
+    def _take_finished(self) -> None:
+        """Put the modules of an earlier run in their places; their weights need not be read."""
+        if self.work is None:
+            return
+        for name, scheme in self.schemes.items():
+            if name not in self.walked:
+                original = self.model.get_submodule(name)
+                module = self.work.load(name, scheme, original, self.place(name), self.dtype)
+                if module is not None:
+                    self._replace(name, module.train(original.training))
+
+    def _take(self, name: str, places: Sequence[tuple[str, str]]) -> None:
+        """One tensor, for every module that holds it."""
+        plain: list[tuple[nn.Module, str]] = []
+        for owner, attribute in places:
+            module = self.model.get_submodule(owner)
+            if owner in self.walked:
+                self.stored[owner, attribute] = name
+            elif not _is_meta(module, attribute):
+                continue  # there already: from an earlier run, or tied to another tensor that is stored
+            elif owner in self.schemes:
+                self._take_part(owner, attribute, name)
+            else:
+                plain.append((module, attribute))
+        if plain:
+            module, attribute = plain[0]
+            dtype = default_dtype_of(getattr(module, attribute), True, self.dtype)
+            tensor = self.source.read(name, self.place(places[0][0]), dtype)
+            shared = nn.Parameter(tensor, requires_grad=False)
+            for module, attribute in plain:
+                _assign(module, attribute, shared)
+
+    def _take_part(self, owner: str, attribute: str, name: str) -> None:
+        """A weight or bias of a module that has a scheme; quantizes it if it was the last one missing."""
+        module, scheme, device = self.model.get_submodule(owner), self.schemes[owner], self.place(owner)
+        parts = self.waiting.setdefault(owner, {})
+        parts[attribute] = self.source.read(name, device)
+        if len(parts) < sum(one is not None for one in module._parameters.values()):
+            return
+        for attribute, tensor in self.waiting.pop(owner).items():
+            _assign(module, attribute, nn.Parameter(tensor, requires_grad=False))
+        del parts, tensor
+        try:
+            made = scheme.quantize_module(module, device=device, dtype=self.dtype)
+        except ValueError as error:
+            raise type(error)(f"{owner}: {error}") from error
+        if self.work is not None:
+            self.work.save(owner, made)
+        self._replace(owner, made.train(module.training))
+        self.freed += sum(one.nbytes for one in module.parameters(recurse=False))
+        if self.freed > TRIMMED_BYTES:
+            self.freed = 0
+            give_back_memory()
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        for parent, attribute in self.places[name]:
+            setattr(parent, attribute, module)
+
+    def _calibrate(self, batches: Sequence[Any], progress: bool) -> None:
+        for name in self.walked:
+            linear = self.model.get_submodule(name)
+
+            def read(own: str, name: str = name) -> Tensor:
+                return self.source.read(self.stored[name, own], self.place(name))
+
+            self._replace(name, UnreadLinear(linear, read))
+        initialize_computed_(self.model, self.place)
+        with tqdm(
+            total=len(self.walked), desc=f"Quantizing ({self.title})", unit="layer", disable=not progress
+        ) as bar:
+
+            def replace(name: str, module: nn.Module) -> None:
+                self._replace(name, module)
+                bar.update()
+
+            calibrate_(
+                self.model, self.walked, batches, replace,
+                dtype=self.dtype, device=self.place(""), work=self.work,
+            )  # fmt: skip
+
+
+def initialize_computed_(model: nn.Module, place: Placement) -> None:
+    """Compute the buffers that no checkpoint holds, such as rotary frequencies, as transformers does when it loads.
+
+    They are those that are on the meta device still.
+    """
+    lacking = False
+    for name, module in model.named_modules():
+        computed = [
+            key
+            for key, buffer in module._buffers.items()
+            if buffer is not None and buffer.is_meta and key in module._non_persistent_buffers_set
+        ]
+        for key in computed:
+            module._buffers[key] = torch.empty_like(module._buffers[key], device=place(name))
+        for tensor in module._parameters.values():
+            if tensor is not None:
+                tensor._is_hf_initialized = True
+        module._is_hf_initialized = not computed
+        lacking = lacking or bool(computed)
+    if lacking:
+        model.initialize_weights()
+
+
+def largest_work_bytes(skeleton: nn.Module, schemes: Mapping[str, Scheme], source: Source) -> int:
+    """Bytes beside the model's own while it is filled: the largest tensor as stored, once as it is read, and once
+    as the codes of one module are chosen."""
+    largest = max((one.numel() for one in skeleton.parameters()), default=0)
+    return source.largest_bytes + (largest if schemes else 0)
+
+
+def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
+    """Name of a tensor -> each (module, attribute) that holds it; tied ones have a list under every name."""
+    places: dict[int, list[tuple[str, str]]] = {}
+    for name, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and key not in module._non_persistent_buffers_set:
+                places.setdefault(id(tensor), []).append((name, key))
+    return {f"{name}.{key}".lstrip("."): found for found in places.values() for name, key in found}
+
+
+def _is_meta(module: nn.Module, attribute: str) -> bool:
+    tensor = module._parameters.get(attribute, module._buffers.get(attribute))
+    return tensor is not None and tensor.is_meta
+
+
+def _assign(module: nn.Module, attribute: str, tensor: nn.Parameter) -> None:
+    if attribute in module._parameters:
+        module._parameters[attribute] = tensor
+    else:
+        module._buffers[attribute] = tensor.data

@@ -1,0 +1,177 @@
+"""Which part of a model goes to which device: one for all, or its layers split over several.
+
+A split is by whole decoder layers, so that one token's numbers cross from one device to the next once. The
+encoders, the embedding and the head are on the first device: prompts come in and logits go out there, and the
+engine needs to know one device only. The layers are dealt out so that every device holds about the same bytes.
+
+What crosses is moved by a hook at each part's door. accelerate's hooks would do that too, but they move every
+argument of every module within, and they set each weight anew, which packed integers with an order of bytes
+of their own do not bear; here the weights are where they belong from the moment they are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from labkit.errors import LabError
+from labkit.resolution import ResolvedPlan
+
+
+class PlacementError(LabError):
+    """A device map that leaves out, or does not know, a part of the model."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each module is.
+
+    Attributes:
+        first: the device prompts come to and logits leave from.
+        parts: prefix of module names -> device; the longest prefix that fits decides, else ``first``.
+    """
+
+    first: torch.device
+    parts: Mapping[str, torch.device] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> torch.device:
+        """The device of the module ``name``."""
+        while name:
+            if name in self.parts:
+                return self.parts[name]
+            name = name.rpartition(".")[0]
+        return self.parts.get("", self.first)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All of them, the first one first."""
+        return list(dict.fromkeys([self.first, *self.parts.values()]))
+
+    def bytes_by_device(self, resolved: ResolvedPlan) -> dict[torch.device, int]:
+        """Device -> bytes that the plan predicts there."""
+        total = dict.fromkeys(self.devices, 0)
+        for part in resolved.parts:
+            total[self(part.module)] += part.bytes
+        return total
+
+
+def split_by_layers(
+    skeleton: nn.Module, resolved: ResolvedPlan, devices: Sequence[torch.device]
+) -> Placement:
+    """Deal out the decoder's layers, in their order, so that each device holds about the same bytes.
+
+    Raises:
+        PlacementError: fewer layers than devices, or a device named twice.
+    """
+    if len(set(devices)) < len(devices):
+        raise PlacementError(f"a device is named twice: {', '.join(map(str, devices))}")
+    layers = decoder_layers(skeleton)
+    if len(layers) < len(devices):
+        raise PlacementError(f"{len(layers)} decoder layers cannot be split over {len(devices)} devices")
+    sizes = dict.fromkeys(layers, 0)
+    rest = 0
+    for part in resolved.parts:
+        layer = next((name for name in layers if part.module.startswith(f"{name}.")), None)
+        if layer is None:
+            rest += part.bytes
+        else:
+            sizes[layer] += part.bytes
+    parts: dict[str, torch.device] = {}
+    at, held, left = 0, rest, rest + sum(sizes.values())  # the first also holds all that is no layer
+    for index, (name, size) in enumerate(sizes.items()):
+        others = len(devices) - 1 - at
+        full = held > 0 and held + size / 2 > left / (others + 1)
+        if others and (full or len(layers) - index <= others):
+            at, held, left = at + 1, 0, left - held
+        parts[name] = devices[at]
+        held += size
+    norm = f"{layers[0].rpartition('.')[0].rpartition('.')[0]}.norm"
+    if any(name == norm for name, _ in skeleton.named_modules()):
+        parts[norm] = devices[at]
+    return Placement(devices[0], parts)
+
+
+def placed_on(skeleton: nn.Module, resolved: ResolvedPlan, devices: Sequence[torch.device]) -> Placement:
+    """All on one device, or `split_by_layers` over several."""
+    return Placement(devices[0]) if len(devices) == 1 else split_by_layers(skeleton, resolved, devices)
+
+
+def decoder_layers(model: nn.Module) -> list[str]:
+    """Names of the decoder's layers, in their order.
+
+    Raises:
+        PlacementError: the decoder has no list of layers.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and re.search(r"(^|\.)layers$", name):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if owner is decoder:
+                return [f"{name}.{index}" for index in range(len(module))]
+    raise PlacementError(f"{type(model).__name__} has no decoder with a list of layers to split")
+
+
+def check_map(skeleton: nn.Module, parts: Mapping[str, Any], first: torch.device) -> Placement:
+    """A device map that was given: prefix of module names -> device.
+
+    Raises:
+        PlacementError: a name that no module has, or a decoder layer that is split itself.
+    """
+    known = {name for name, _ in skeleton.named_modules()}
+    layers = decoder_layers(skeleton)
+    for name in parts:
+        if name not in known:
+            raise PlacementError(f"the device map names {name!r}, which the model does not have")
+        if any(name.startswith(f"{layer}.") for layer in layers):
+            raise PlacementError(f"the device map splits a layer ({name}): name whole layers")
+    placed = Placement(first, {name: torch.device(device) for name, device in parts.items()})
+    ends = {"input embedding": skeleton.get_input_embeddings(), "head": skeleton.get_output_embeddings()}
+    for what, module in ends.items():
+        if placed(name := _name_of(skeleton, module)) != first:
+            raise PlacementError(f"the {what} ({name}) must be on the first device, {first}")
+    return placed
+
+
+def connect_(model: nn.Module, placement: Placement) -> None:
+    """Let tensors be moved where the model crosses from one device to another. Nothing happens with one device."""
+    if len(placement.devices) == 1:
+        return
+    movers = {device: _Mover(device) for device in placement.devices}
+    doors = {*placement.parts, *decoder_layers(model), _name_of(model, model.get_output_embeddings())}
+    for name in doors - {""}:
+        model.get_submodule(name).register_forward_pre_hook(movers[placement(name)], with_kwargs=True)
+
+
+class _Mover:
+    """Forward pre-hook: brings the tensors among the arguments to one device; what all layers are given (the
+    rotary table, the mask) is moved once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._moved = WeakIdKeyDictionary()
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return self._bring(args), self._bring(kwargs)
+
+    def _bring(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.device == self.device:
+                return value
+            if value not in self._moved:
+                self._moved[value] = value.to(self.device)
+            return self._moved[value]
+        if type(value) in (tuple, list):
+            return type(value)(self._bring(one) for one in value)
+        if type(value) is dict:
+            return {key: self._bring(one) for key, one in value.items()}
+        return value
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if module is wanted), "")
