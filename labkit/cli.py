@@ -16,6 +16,7 @@ from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.chat_cli import add_chat
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
+from labkit.gpu_cli import add_bench_gpu
 from labkit.search_cli import add_search, add_sensitivity
 from labkit.service.arguments import add_service_arguments
 
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sensitivity(commands)
     add_search(commands)
     add_fit(commands)
+    add_bench_gpu(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (

@@ -90,7 +90,7 @@ class Forward:
         ids = inputs.pop("input_ids")
         mask = inputs.pop("attention_mask", None)
         mask = torch.ones_like(ids) if mask is None else mask
-        cache = self._new_cache()
+        cache = self.new_cache()
         positions = model._prepare_position_ids_for_generation(
             ids, {"input_ids": ids, "attention_mask": mask, **inputs}
         )
@@ -129,7 +129,8 @@ class Forward:
             [self._padded(rows[at : at + PADDED_ROWS], tokens[at : at + PADDED_ROWS]) for at in parts]
         )
 
-    def _new_cache(self) -> Any:
+    def new_cache(self) -> Any:
+        """An empty cache for one conversation."""
         return RowCache(self._config, self._keeping)
 
     def _step(self, row: Row, token: Tensor) -> Tensor:

@@ -38,9 +38,9 @@ class StaticRow(Row):
 
 
 def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
-    """The passes of a model whose cache is kept as ``keeping`` says: with a captured step where there can be one, else through the model's own modules.
+    """The passes of a model: with a captured step where there can be one, else through the model's own modules.
 
-    ``route`` of what is returned says which, and why.
+    ``keeping`` says how its cache is kept; ``route`` of what is returned, which of the two it is, and why.
     """
     reason = why_not(model)
     if reason is None and keeping != PLAIN:
@@ -154,7 +154,8 @@ class StaticForward(Forward):
         found = [product for layer in self.products.layers for product in layer] + [self.products.head]
         return all(isinstance(product, KernelProduct) for product in found)
 
-    def _new_cache(self) -> Any:
+    def new_cache(self) -> Any:
+        """As `Forward.new_cache`."""
         return StaticCache(len(self._decoder.layers))
 
 
