@@ -1,11 +1,16 @@
 """The static decoding step against transformers' own modules: in plain torch, and by kernels where they run."""
 
+import gc
+import weakref
+
 import pytest
 import tiny_models
 import torch
 
+import labkit
 from labkit import quantize_
 from labkit.forward import Forward
+from labkit.measurement import standard_conversations
 from labkit.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.products_cuda import available
@@ -14,7 +19,7 @@ from labkit.static.decoder import UnknownDecoderError, decoder_of
 from labkit.static.forward import StaticForward, StaticRow, forward_of, why_not
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PLANS = ["fp32", "bf16", "int8", "int4", "int8-dynamic", "hqq"]
+PLANS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int8-dynamic", "hqq"]
 PROMPTS = [[5, 99, 17, 230, 41], [7] * 300, [250, 1, 2]]
 kernels = pytest.mark.skipif(not available(DEVICE), reason="needs triton, and a GPU or TRITON_INTERPRET=1")
 
@@ -51,6 +56,18 @@ def test_plain_operations_are_those_of_the_modules(plan):
         assert torch.allclose(logits, exact, rtol=0, atol=0.02 * exact.abs().max())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4"])
+def test_the_pocket_model_answers_alike(plan):
+    engine = labkit.load("pocket", plan, device="cpu", progress=False)
+    conversations = standard_conversations(engine, None, 4)
+    want = [engine.generate(one, max_new_tokens=24).token_ids for one in conversations]
+    engine.forward = StaticForward(engine.model, plain=True)
+    assert [engine.generate(one, max_new_tokens=24).token_ids for one in conversations] == want
+    batch = engine.generate_batch(conversations, max_new_tokens=24)
+    assert [one.token_ids for one in batch] == want
+
+
 def test_rows_of_a_batch_are_those_alone():
     model = model_under("int4")
     forward = StaticForward(model, plain=True)
@@ -75,14 +92,27 @@ def test_a_cache_grows_when_it_is_full():
     want, _ = answer(Forward(model), PROMPTS[0], 20)
     row, logits = forward.prefill({"input_ids": torch.tensor([PROMPTS[0]], device=DEVICE)})
     assert isinstance(row, StaticRow)
-    row.cache.buffer = row.cache.buffer[..., :8, :].contiguous()  # room for three more
+    row.cache.storage.buffer = row.cache.storage.buffer[..., :8, :].contiguous()  # room for three more
     got = []
     for _ in range(20):
         got.append(int(logits.argmax(-1)))
         logits = forward.step([row], logits.argmax(-1))
     assert got == want
-    assert row.cache.capacity > 25
-    assert row.cache.stored_bytes == row.cache.buffer.nbytes
+    assert row.cache.storage.capacity > 25
+    assert row.cache.stored_bytes == row.cache.storage.buffer.nbytes
+
+
+def test_a_cache_is_free_with_its_conversation():
+    row, _ = StaticForward(model_under("fp32"), plain=True).prefill(
+        {"input_ids": torch.tensor([[1, 2, 3]], device=DEVICE)}
+    )
+    storage = weakref.ref(row.cache.storage)
+    gc.disable()  # cycles would wait for the collector, and the GPU's memory with them
+    try:
+        del row
+        assert storage() is None
+    finally:
+        gc.enable()
 
 
 def test_padded_prompts_go_through_the_modules():

@@ -16,7 +16,7 @@ from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.kernels.products_cuda import available
 from labkit.quantization.nf4 import NF4Linear
 from labkit.rows import PLAIN
-from labkit.static.cache import StaticCache
+from labkit.static.cache import StaticCache, Storage
 from labkit.static.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
 from labkit.static.products import KernelProduct
 from labkit.static.reference import TorchOperations
@@ -122,11 +122,11 @@ class StaticForward(Forward):
     def _decode(self, rows: Sequence[StaticRow], tokens: Tensor, alone: bool) -> Tensor:
         """Up to `PADDED_ROWS` rows."""
         for row in rows:
-            row.cache.reserve(row.length + 1)
+            row.cache.storage.reserve(row.length + 1)
         products = self.products
         if self._plain:
             operations = TorchOperations(
-                self._decoder, [row.cache for row in rows], [row.position + 1 for row in rows]
+                self._decoder, [row.cache.storage for row in rows], [row.position + 1 for row in rows]
             )
             logits = decode(self._decoder, products, operations, tokens)
         else:
@@ -136,7 +136,7 @@ class StaticForward(Forward):
                 self._steps[size] = _Step(self._decoder, products, size)
             logits = self._steps[size](rows, tokens)
             for row in rows:
-                row.cache.length += 1
+                row.cache.storage.length += 1
         for row in rows:
             row.position += 1
         return logits
@@ -177,7 +177,7 @@ class _Step:
 
     def __call__(self, rows: Sequence[StaticRow], tokens: Tensor) -> Tensor:
         """Logits ``[B, vocabulary]`` after one token more in each row, ``tokens [B]``."""
-        wanted = [self._entry(row.cache, row.position + 1) for row in rows]
+        wanted = [self._entry(row.cache.storage, row.position + 1) for row in rows]
         if wanted != self._known:
             self._upload(wanted)
         self._tokens[: len(rows)].copy_(tokens)
@@ -194,8 +194,8 @@ class _Step:
         self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64).T)
         self._known = rows
 
-    def _entry(self, cache: StaticCache, position: int) -> tuple[int, ...]:
-        return self._offset(cache.buffer), cache.capacity, cache.length, position
+    def _entry(self, storage: Storage, position: int) -> tuple[int, ...]:
+        return self._offset(storage.buffer), storage.capacity, storage.length, position
 
     def _offset(self, buffer: Tensor) -> int:
         """Where a buffer begins, in values from the operations' anchor."""

@@ -10,15 +10,6 @@ Imports triton: import this module only where that is (`labkit.quantization.kern
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-
-@triton.jit
-def _begin(EARLY: tl.constexpr):
-    """Of kernels that are launched before the one ahead has finished: let the next one start too, and wait."""
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
 
 
 @triton.jit
@@ -32,11 +23,10 @@ def _rms(x, weight_ptr, at, inside, size, eps, dtype: tl.constexpr):
 @triton.jit(do_not_specialize=["M"])
 def add_norm(
     parts_ptr, residual_ptr, post_ptr, next_ptr, sum_ptr, out_ptr, M, size, eps,
-    SPLITS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    SPLITS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A product's parts [splits, M, size] are summed, normed by ``post`` and added to the residual [M, size]: that is
     ``sum``, and normed by ``next`` it is ``out``. FIRST: only the last of it, of ``residual``."""
-    _begin(EARLY)
     m = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     inside = at < size
@@ -69,13 +59,12 @@ def _head(
 def rotate(
     parts_ptr, bias_ptr, frequency_ptr, state_ptr, anchor_ptr, query_ptr, M, layer,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, ROTATED: tl.constexpr,
-    SPLITS: tl.constexpr, BIAS: tl.constexpr, EARLY: tl.constexpr,
+    SPLITS: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Parts of q, k and v [splits, M, (heads + 2 groups) D] -> query [M, heads, D], and the cache's next entry.
 
     The first ROTATED of a head's values turn in neighbouring pairs by position * frequency [ROTATED/2].
     """
-    _begin(EARLY)
     m = tl.program_id(0)
     head = tl.program_id(1)
     d = tl.arange(0, D)
@@ -120,14 +109,13 @@ def _share(length, SHARES: tl.constexpr, BT: tl.constexpr):
 def attend(
     query_ptr, state_ptr, anchor_ptr, acc_ptr, stats_ptr, M, layer, scaling,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, SHARES: tl.constexpr,
-    BH: tl.constexpr, BT: tl.constexpr, NATIVE: tl.constexpr, EARLY: tl.constexpr,
+    BH: tl.constexpr, BT: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """One share of one row's tokens for the heads that share keys (flash decoding).
 
     query [M, heads, D] -> acc [M, heads, shares, D] fp32, not divided, and stats [2, M, heads, shares]: the largest
     score and the sum of exponentials. Shares beyond the row's tokens write nothing.
     """
-    _begin(EARLY)
     m = tl.program_id(0)
     group = tl.program_id(1)
     share = tl.program_id(2)
@@ -172,10 +160,9 @@ def attend(
 @triton.jit(do_not_specialize=["M"])
 def combine(
     acc_ptr, stats_ptr, state_ptr, out_ptr, M,
-    HEADS: tl.constexpr, D: tl.constexpr, SHARES: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, SHARES: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The shares of `attend` -> out [M, heads, D]."""
-    _begin(EARLY)
     m = tl.program_id(0)
     head = tl.program_id(1)
     length = (tl.load(state_ptr + 2 * M + m) + 1).to(tl.int32)
@@ -192,9 +179,8 @@ def combine(
 
 
 @triton.jit(do_not_specialize=["M"])
-def advance(state_ptr, M, BM: tl.constexpr, EARLY: tl.constexpr):
+def advance(state_ptr, M, BM: tl.constexpr):
     """After a step: one token more in each cache, one position on; rows of filling, of capacity 1, stay."""
-    _begin(EARLY)
     m = tl.arange(0, BM)
     lives = (m < M) & (tl.load(state_ptr + M + m, mask=m < M, other=0) > 1)
     for line in tl.static_range(2, 4):

@@ -56,22 +56,21 @@ class KernelProduct:
         rows = cuda.ROW_TILES[0]
         tune([(packed, is_gated)], [rows])
         self.tiles = tiles_for(packed, rows, is_gated)
-        self._early = cuda.starts_early(packed.weight.device)
 
     def parts(self, x: Tensor) -> Tensor:
         """x [M, K] -> fp32 [splits, M, N], without the bias."""
-        return cuda.product(x, self.packed, self.tiles, partial=True, early=self._early)
+        return cuda.product(x, self.packed, self.tiles, partial=True)
 
     def whole(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N], with the bias."""
         if self.tiles.splits == 1:
-            return cuda.product(x, self.packed, self.tiles, bias=self.bias, early=self._early)
-        out = cuda.product(x, self.packed, self.tiles, early=self._early)
+            return cuda.product(x, self.packed, self.tiles, bias=self.bias)
+        out = cuda.product(x, self.packed, self.tiles)
         return out if self.bias is None else out + self.bias
 
     def gated(self, x: Tensor) -> Tensor:
         """x [M, K] -> silu(gate) * up [M, N/2]."""
-        return cuda.product(x, self.packed, self.tiles, gated=True, early=self._early)
+        return cuda.product(x, self.packed, self.tiles, gated=True)
 
 
 Product = KernelProduct | ModuleProduct

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers.models.glm4v.modeling_glm4v import apply_rotary_pos_emb
 
-from labkit.static.cache import StaticCache
+from labkit.static.cache import Storage
 from labkit.static.decoder import Decoder
 
 
 class TorchOperations:
     """What `labkit.static.step.KernelOperations` does, for some rows: their caches and next positions."""
 
-    def __init__(self, decoder: Decoder, caches: Sequence[StaticCache], positions: Sequence[int]):
+    def __init__(self, decoder: Decoder, caches: Sequence[Storage], positions: Sequence[int]):
         self._decoder, self._caches = decoder, caches
         for cache in caches:
             cache.reserve(cache.length + 1)

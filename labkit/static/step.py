@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.quantization.kernels.products_cuda import interpreted, starts_early
+from labkit.quantization.kernels.products_cuda import interpreted
 from labkit.static.decoder import Decoder, Layer
 from labkit.static.products import ModuleProduct, Product, product_of
 
@@ -74,8 +74,6 @@ class KernelOperations:
     def __init__(self, decoder: Decoder, rows: int):
         self._decoder, self._rows = decoder, rows
         self._native = not interpreted()
-        early = starts_early(decoder.device)
-        self._launch = {"EARLY": early, **({"launch_pdl": True} if early else {})}
         device, dtype = decoder.device, decoder.dtype
         self.state = torch.zeros(4, rows, dtype=torch.int64, device=device)
         self.anchor = torch.zeros(64, dtype=dtype, device=device)
@@ -103,7 +101,7 @@ class KernelOperations:
         total, out = torch.empty_like(residual), torch.empty_like(residual)
         kernels.add_norm[(rows,)](
             parts, residual, post, following, total, out, rows, size, self._decoder.eps,
-            SPLITS=parts.shape[0], FIRST=first, BLOCK=block, num_warps=min(max(block // 512, 1), 16), **self._launch,
+            SPLITS=parts.shape[0], FIRST=first, BLOCK=block, num_warps=min(max(block // 256, 1), 16),
         )  # fmt: skip
         return total, out
 
@@ -117,7 +115,7 @@ class KernelOperations:
         kernels.rotate[(rows, one.heads + 2 * one.groups)](
             parts, offset, one.frequency, self.state, self.anchor, query, rows, layer,
             HEADS=one.heads, GROUPS=one.groups, D=one.head_dim, ROTATED=one.rotated,
-            SPLITS=parts.shape[0], BIAS=bias is not None, num_warps=1, **self._launch,
+            SPLITS=parts.shape[0], BIAS=bias is not None, num_warps=1,
         )  # fmt: skip
         return query
 
@@ -131,7 +129,6 @@ class KernelOperations:
             "D": one.head_dim,
             "SHARES": SHARES,
             "BT": TOKENS,
-            **self._launch,
         }
         kernels.attend[(rows, one.groups, SHARES)](
             query, self.state, self.anchor, self._acc, self._stats, rows, layer, one.scaling, GROUPS=one.groups,
@@ -145,7 +142,7 @@ class KernelOperations:
         """After the last layer: rows that live have one token more."""
         from labkit.static import kernels
 
-        kernels.advance[(1,)](self.state, self._rows, BM=_power(self._rows), **self._launch)
+        kernels.advance[(1,)](self.state, self._rows, BM=_power(self._rows))
 
 
 def _power(number: int) -> int:

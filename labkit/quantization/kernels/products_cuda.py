@@ -100,12 +100,6 @@ def available(device: torch.device) -> bool:
     return interpreted()
 
 
-@cache
-def starts_early(device: torch.device) -> bool:
-    """Whether kernels on ``device`` can be launched before the one ahead has finished (Hopper and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def takes(packed: Packed) -> bool:
     """Whether the kernels can multiply by this weight where it is."""
     return bool(packed.steps) and available(packed.weight.device)
@@ -124,7 +118,6 @@ def product(
     bias: Tensor | None = None,
     gated: bool = False,
     partial: bool = False,
-    early: bool = False,
 ) -> Tensor:
     """rows [M, K] bf16, M up to `MOST_ROWS` -> [M, N] bf16.
 
@@ -133,7 +126,6 @@ def product(
         bias: [N], added to the rounded product, as a module does; not with ``gated`` or several splits.
         gated: the weight is gate over up; gives silu(gate) * up, [M, N/2]. One split only.
         partial: leave the splits' sums as they are, fp32 [splits, M, N].
-        early: start before the kernel ahead has finished; see `products_triton`, and `starts_early`.
     """
     from labkit.quantization.kernels import products_triton as kernels
 

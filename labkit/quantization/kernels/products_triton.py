@@ -7,19 +7,11 @@ into ``splits`` (grid's second axis), so that a small weight fills the chip too;
 ``[splits, M, N]`` and who reads them next adds them up (`reduce` of `labkit.quantization.kernels.products_cuda`), always
 in the same order.
 
-EARLY kernels are launched before the one ahead of them has finished (programmatic dependent launch, Hopper and later):
-they let the next one start at once, ask for the first of their weight, which depends on nobody, and wait only then.
-
 Imports triton, which torch brings where CUDA is: import this module only then.
 """
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-AHEAD = tl.constexpr(512)
-"""Bytes of each channel that a program asks for before the kernel ahead of it has finished, and how many come at a time."""
-LINE = tl.constexpr(64)
 
 
 @triton.jit
@@ -63,16 +55,6 @@ def _scale_and_zero(pair):
 
 
 @triton.jit
-def _prefetch(start, size):
-    """Bring the first `AHEAD` bytes from each address, of ``size`` there are, into the second-level cache."""
-    ahead = tl.minimum(tl.arange(0, AHEAD // LINE) * LINE, size - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l", [start.to(tl.int64)[:, None] + ahead[None, :]], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _store(acc, out_ptr, bias_ptr, n, m, M, N, split, BIAS: tl.constexpr):
     """acc [BN, BM] -> out [splits, M, N]; with BIAS rounded to out's type before the bias is added."""
     inside = (n < N)[:, None] & (m < M)[None, :]
@@ -95,7 +77,7 @@ def _gated(gate, up, dtype: tl.constexpr):
 @triton.jit(do_not_specialize=["M", "splits"])
 def bytes_product(
     x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, M, N, K, splits,
-    SCALED: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr, EARLY: tl.constexpr,
+    SCALED: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] bf16 times w [N, K] int8 or bf16, with scale [N] if SCALED -> out [splits, M, N].
@@ -118,15 +100,6 @@ def bytes_product(
     if GATED:
         up_at = w_ptr + (row + N)[:, None] * K + columns[None, :]
         up = tl.zeros((BN, BM), tl.float32)
-    if EARLY:
-        gdc_launch_dependents()
-        width: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
-        start = w_ptr + row * K + first * BK
-        size = tl.maximum(last - first, 1) * BK * width
-        _prefetch(start, size)
-        if GATED:
-            _prefetch(start + N.to(tl.int64) * K, size)
-        gdc_wait()
     x = tl.load(x_at + tl.minimum(first, tiles - 1) * BK, mask=there, other=0.0)
     for tile in tl.range(first, last, num_stages=STAGES):
         following = tl.load(x_at + tl.minimum(tile + 1, tiles - 1) * BK, mask=there, other=0.0)
@@ -148,7 +121,7 @@ def bytes_product(
 @triton.jit(do_not_specialize=["M", "splits"])
 def nibbles_product(
     x_ptr, w_ptr, pair_ptr, bias_ptr, out_ptr, M, N, stride, K, half, splits,
-    GROUP: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr, EARLY: tl.constexpr,
+    GROUP: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] bf16 times w [N, K/2], two codes a byte (`affine.pack`), pair [K/G, N] int32 = bf16 (scale, zero),
@@ -175,14 +148,6 @@ def nibbles_product(
     if GATED:
         up_at = w_ptr + (row.to(tl.int64) + N)[:, None] * half + columns[None, :]
         up = tl.zeros((BN, BM), tl.float32)
-    if EARLY:
-        gdc_launch_dependents()
-        start = w_ptr + row.to(tl.int64) * half + first * BK
-        size = tl.maximum(last - first, 1) * BK
-        _prefetch(start, size)
-        if GATED:
-            _prefetch(start + N.to(tl.int64) * half, size)
-        gdc_wait()
     at = tl.minimum(first, tiles - 1) * BK
     x_low = tl.load(x_at + at, mask=there, other=0.0)
     x_high = tl.load(x_at + (at + half), mask=there, other=0.0)
