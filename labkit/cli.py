@@ -16,6 +16,7 @@ from labkit.chat_cli import add_chat
 from labkit.context_cli import add_context
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
+from labkit.gpu_cli import add_bench_gpu
 from labkit.measure_cli import add_ask, add_compare, add_plot, add_screen
 from labkit.quantize_cli import add_export, add_quantize
 from labkit.search_cli import add_perplexity, add_search, add_sensitivity
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_perplexity(commands)
     add_fit(commands)
     add_context(commands)
+    add_bench_gpu(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (

@@ -25,6 +25,7 @@ from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.sampling import Sampler, SamplingSettings
+from labkit.static.forward import forward_of
 
 __all__ = ["Engine", "Generation", "GenerationError", "Messages"]
 
@@ -118,7 +119,7 @@ class Engine:
 
     def batch(self, rows: int) -> Batch:
         """A new batch of this engine, for answers that :meth:`request` gives."""
-        return Batch(self._forward, self.device, rows)
+        return Batch(self.forward, self.device, rows)
 
     def request(
         self,
@@ -209,8 +210,14 @@ class Engine:
         return Grammars(self.tokenizer, self.vocabulary, self.end_token_ids)
 
     @cached_property
-    def _forward(self) -> Forward:
-        return Forward(self.model, keeping_of(getattr(self.plan, "runtime", None)))
+    def forward(self) -> Forward:
+        """The model's passes."""
+        return forward_of(self.model, keeping_of(getattr(self.plan, "runtime", None)))
+
+    @property
+    def route(self) -> str:
+        """By what a token is decoded: a captured step, or the model's own modules and why."""
+        return self.forward.route
 
 
 def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:

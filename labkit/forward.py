@@ -55,9 +55,10 @@ class Forward:
         model: a transformers causal model (text or multimodal) in evaluation mode.
         keeping: how its cache is kept.
 
-    ``way`` says how rows are decoded: ``together`` (any number of rows, as they come), ``padded`` (always
-    `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of rows) or ``single``
-    (one after another: caches that are not plain, or a scheme such as llm-int8 whose rows see each other).
+    ``route`` says by what a token is decoded. ``way`` says how rows are: ``together`` (any number, as they come),
+    ``padded`` (always `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of
+    rows) or ``single`` (one after another: caches that are not plain, or a scheme such as llm-int8 whose rows see
+    each other).
     """
 
     def __init__(self, model: nn.Module, keeping: Keeping = PLAIN):
@@ -66,6 +67,7 @@ class Forward:
         self._config = model.config.get_text_config(decoder=True)
         self._joins = use_rows(model)
         self._way: str | None = None
+        self.route = "the model's own modules"
 
     @property
     def way(self) -> str:
@@ -88,7 +90,7 @@ class Forward:
         ids = inputs.pop("input_ids")
         mask = inputs.pop("attention_mask", None)
         mask = torch.ones_like(ids) if mask is None else mask
-        cache = RowCache(self._config, self._keeping)
+        cache = self.new_cache()
         positions = model._prepare_position_ids_for_generation(
             ids, {"input_ids": ids, "attention_mask": mask, **inputs}
         )
@@ -126,6 +128,10 @@ class Forward:
         return torch.cat(
             [self._padded(rows[at : at + PADDED_ROWS], tokens[at : at + PADDED_ROWS]) for at in parts]
         )
+
+    def new_cache(self) -> Any:
+        """An empty cache for one conversation."""
+        return RowCache(self._config, self._keeping)
 
     def _step(self, row: Row, token: Tensor) -> Tensor:
         """One row with its own cache."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
-from labkit.quantization.kernels import int4_cpu
+from labkit.quantization.kernels import dispatch_cuda, int4_cpu, products_cuda
+from labkit.quantization.kernels.products_cuda import Packed
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices, sliced_multiply
 from labkit.quantization.linear import QuantizedLinear
 from labkit.quantization.scheme import (
@@ -120,9 +121,17 @@ class Int4Linear(QuantizedLinear):
         if self.layout != "plain":
             block = int4_cpu.block_of(self.layout)
             return int4_cpu.int4_multiply(rows, self.packed, self.scale_zero, self.group_size, block)
+        packed = self.packed_weight()
+        if packed is not None and products_cuda.takes(packed):
+            return dispatch_cuda.multiply(rows, packed)
         return sliced_multiply(
             rows, self.out_features, lambda part: self._dequantize(part, rows.dtype), CACHE_ELEMENTS
         )
+
+    def packed_weight(self) -> Packed | None:
+        if self.num_bits != 4 or self.layout != "plain":
+            return None
+        return Packed(self.packed, self.scale_zero, self.group_size)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         packed = self.relayout(self.packed, self.layout, "plain")

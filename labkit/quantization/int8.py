@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
+from labkit.quantization.kernels import dispatch_cuda, products_cuda
 from labkit.quantization.kernels.int8 import int8_multiply
+from labkit.quantization.kernels.products_cuda import Packed
 from labkit.quantization.kernels.reference import row_slices
 from labkit.quantization.linear import QuantizedLinear
 from labkit.quantization.scheme import Scheme, bias_bytes, register
@@ -44,7 +46,13 @@ class Int8Linear(QuantizedLinear):
             self.scale[part] = scale[:, 0]
 
     def multiply(self, rows: Tensor) -> Tensor:
+        packed = self.packed_weight()
+        if packed is not None and products_cuda.takes(packed):
+            return dispatch_cuda.multiply(rows, packed)
         return int8_multiply(rows, self.weight_int8, self.scale)
+
+    def packed_weight(self) -> Packed | None:
+        return Packed(self.weight_int8, self.scale)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         return (self.weight_int8 * self.scale[:, None].float()).to(dtype or self.dtype)

@@ -29,6 +29,10 @@ class Int8DynamicLinear(Int8Linear):
     def multiply(self, rows: Tensor) -> Tensor:
         return int8_dynamic_multiply(rows, self.weight_int8, self.scale)
 
+    def packed_weight(self) -> None:
+        """Its product rounds the inputs too, which no kernel here does."""
+        return None
+
 
 class SmoothedInt8DynamicLinear(ScaledInput, Int8DynamicLinear):
     """The buffers of `Int8DynamicLinear`, and input_scale [K] bf16, one over the channels' smoothing."""

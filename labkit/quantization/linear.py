@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.quantization.kernels.products_cuda import Packed
+
 
 class QuantizedLinear(nn.Module):
     """Base of the modules that replace `nn.Linear`: ``y = x @ weight.T + bias``.
@@ -41,6 +43,10 @@ class QuantizedLinear(nn.Module):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight [N, K] the module multiplies by, in ``dtype`` (default: the bias's): a full copy."""
         raise NotImplementedError
+
+    def packed_weight(self) -> Packed | None:
+        """The weight for `kernels.products_cuda`, sharing memory; None: in a form that they do not know."""
+        return None
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,75 @@
+"""Measures one plan on a GPU in a process of its own: ``python -m labkit._gpu_worker``, started by `labkit bench-gpu`.
+
+A request (one JSON object) comes in on standard input; figures go to the plan's file as they are known. What it
+says on standard error is for the reader. Exit code 2: something asked for cannot be had, the last line says why.
+"""
+
+import dataclasses
+import json
+import sys
+
+from labkit.errors import LabError
+from labkit.gpurecords import GpuRecord
+from labkit.plan import QuantizationPlan
+from labkit.quantization import get_scheme
+
+
+def main() -> int:
+    """Read the request and measure."""
+    request = json.load(sys.stdin)
+    try:
+        run(request)
+    except LabError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(request: dict) -> None:
+    """``request``: ``record`` (the fields of a `GpuRecord`), ``source`` (the plan as given), ``folder``, and what
+    `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
+    from labkit.gpubench import GpuBench
+    from labkit.loading import as_plan, load
+    from labkit.machine import gpus
+    from labkit.results import environment
+
+    record = GpuRecord(**request["record"])
+    path = f"{request['folder']}/{record.plan}.json"
+    try:
+        record = GpuRecord.load(path)
+    except LabError:
+        record.environment = environment(gpus()[0] if gpus() else None)
+    plan = as_plan(request["source"])
+    options = {}
+    if record.weights:
+        options["weights"] = record.weights
+        plan, said = uncalibrated(plan)
+        record.notes = list(dict.fromkeys([*record.notes, *said]))
+    engine = load(record.model, plan, device="cuda", progress=False, **options)
+    bench = GpuBench(engine, record, lambda: record.save(request["folder"]))
+    bench.run(request["batches"], request["contexts"], request["prompts"], request["screenshot"])
+
+
+def uncalibrated(plan: QuantizationPlan) -> tuple[QuantizationPlan, list[str]]:
+    """The plan with schemes that calibrate replaced by those that store and multiply the same; and what was done."""
+    rules, said = [], []
+    for rule in plan.rules:
+        scheme = rule.scheme
+        if scheme.requires_calibration:
+            options = scheme.options()
+            if scheme.name == "int8-dynamic":
+                stand_in = get_scheme("int8-dynamic")
+            else:
+                stand_in = get_scheme(
+                    "int4", **{name: options[name] for name in ("num_bits", "group_size", "symmetric")}
+                )
+            said.append(
+                f"{stand_in.name} stands for {scheme.name}, which calibrates: same bytes, same products"
+            )
+            rule = dataclasses.replace(rule, scheme=stand_in)
+        rules.append(rule)
+    return dataclasses.replace(plan, rules=tuple(rules)), said
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""What decoding and prompts cost on a GPU, plan by plan: the files of `labkit bench-gpu`. Plain data, without torch.
+
+A folder holds one ``PLAN.json`` for each plan, written anew after every figure, so that an interrupted run continues.
+Times are seconds, every sample of them; bytes are bytes.
+"""
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.results import read_json
+
+CAPTURED, MODULES = "captured", "modules"
+"""The two routes of a step: the lab's captured one, and the model's own modules, called one after another."""
+
+
+@dataclass
+class Prompt:
+    """Prompts of ``tokens`` tokens, one at a time, and the most memory that the GPU held."""
+
+    tokens: int
+    seconds: list[float]
+    peak_bytes: int
+
+
+@dataclass
+class Decoding:
+    """Steps of ``batch`` conversations that have ``context`` tokens each.
+
+    Attributes:
+        route: `CAPTURED` or `MODULES`.
+        seconds: of single steps, each waited for, with the choice of the next token.
+        queued_s: of one step, when many are queued and the host waits for the last.
+        read_bytes: what a step reads at least: decoder, head, and all caches, once.
+    """
+
+    route: str
+    batch: int
+    context: int
+    seconds: list[float]
+    queued_s: float
+    read_bytes: int
+    peak_bytes: int
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: the median."""
+        return statistics.median(self.seconds)
+
+
+@dataclass
+class GpuRecord:
+    """One plan on one GPU.
+
+    Attributes:
+        weights: ``random`` where they are, else None.
+        route: what `labkit.engine.Engine.route` says.
+        copy_bytes_per_s: what a copy on the device moves, bytes read and written.
+        screenshot: ``tokens`` and ``peak_bytes`` of a prompt with one screenshot, and some tokens after it.
+        agreement: of the captured step with the model's own modules, on the same cache: ``relative_error`` of the
+            logits, and ``rounding``, the same between the modules in bf16 and in fp32 arithmetic where it is known.
+        notes: what could not be measured, and why.
+    """
+
+    model: str
+    plan: str
+    definition: dict[str, Any]
+    weights: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    route: str = ""
+    load_s: float | None = None
+    weights_bytes: int | None = None
+    predicted_bytes: int | None = None
+    copy_bytes_per_s: float | None = None
+    prompts: list[Prompt] = field(default_factory=list)
+    decoding: list[Decoding] = field(default_factory=list)
+    screenshot: dict[str, int] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def decoded(self, batch: int, context: int, route: str = CAPTURED) -> Decoding | None:
+        """That measurement, if it was made."""
+        for one in self.decoding:
+            if (one.batch, one.context, one.route) == (batch, context, route):
+                return one
+        return None
+
+    def prompt(self, tokens: int) -> Prompt | None:
+        """That measurement, if it was made."""
+        return next((one for one in self.prompts if one.tokens == tokens), None)
+
+    def floor_s(self, one: Decoding) -> float | None:
+        """Seconds that a step's bytes take at the speed of a copy."""
+        return one.read_bytes / self.copy_bytes_per_s if self.copy_bytes_per_s else None
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write it into the folder, whole or not at all."""
+        with atomic_path(Path(folder) / f"{self.plan}.json") as temporary:
+            text = json.dumps(asdict(self), ensure_ascii=False, indent=1, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "GpuRecord":
+        """Read one file. Raises `LabError` for one that is no such record."""
+        body = read_json(path)
+        try:
+            prompts = [Prompt(**one) for one in body.pop("prompts")]
+            decoding = [Decoding(**one) for one in body.pop("decoding")]
+            return cls(**body, prompts=prompts, decoding=decoding)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise LabError(f"{path}: no record of labkit bench-gpu: {error}") from None
+
+
+def load_records(folder: str | os.PathLike) -> list[GpuRecord]:
+    """All plans of a folder, the heaviest first. Raises `LabError` if there is none."""
+    records = [GpuRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not records:
+        raise LabError(f"{folder}: no records of labkit bench-gpu")
+    return sorted(records, key=lambda one: -(one.weights_bytes or 0))
+
+
+HEADERS = (
+    "Plan", "Weights, GB", "Route", "Batch", "Context", "Step, ms", "Queued, ms", "Floor, ms", "Of the roof",
+)  # fmt: skip
+
+
+def table(records: Sequence[GpuRecord]) -> list[list[str]]:
+    """One line for each decoding measurement, under `HEADERS`."""
+    lines = []
+    for record in records:
+        for one in record.decoding:
+            floor = record.floor_s(one)
+            lines.append(
+                [
+                    record.plan,
+                    "" if record.weights_bytes is None else f"{record.weights_bytes / 1e9:.2f}",
+                    one.route,
+                    str(one.batch),
+                    f"{one.context:,}",
+                    f"{1e3 * one.step_s:.2f}",
+                    f"{1e3 * one.queued_s:.2f}",
+                    "" if floor is None else f"{1e3 * floor:.2f}",
+                    "" if floor is None else f"{floor / one.queued_s:.0%}",
+                ]
+            )
+    return lines
+
+
+PROMPT_HEADERS = ("Plan", "Prompt", "ms", "Peak, GB")
+
+
+def prompt_table(records: Sequence[GpuRecord]) -> list[list[str]]:
+    """One line for each prompt, and for each screenshot, under `PROMPT_HEADERS`."""
+    lines = []
+    for record in records:
+        for one in record.prompts:
+            milliseconds = 1e3 * statistics.median(one.seconds)
+            lines.append(
+                [record.plan, f"{one.tokens:,}", f"{milliseconds:.1f}", f"{one.peak_bytes / 1e9:.2f}"]
+            )
+        if record.screenshot:
+            tokens, peak = record.screenshot["tokens"], record.screenshot["peak_bytes"]
+            lines.append([record.plan, f"{tokens:,} with a screenshot", "", f"{peak / 1e9:.2f}"])
+    return lines

@@ -1,0 +1,20 @@
+"""A product with any number of rows on a GPU: few rows through the kernels, many by dequantizing and cuBLAS."""
+
+import torch
+from torch import Tensor
+
+from labkit.quantization.kernels import products_cuda as cuda
+from labkit.quantization.kernels.products_cuda import Packed
+from labkit.quantization.kernels.reference import sliced_multiply
+from labkit.quantization.kernels.tuning import tiles_for
+
+
+def multiply(rows: Tensor, packed: Packed) -> Tensor:
+    """rows [M, K] times a weight that `products_cuda.takes` -> [M, N] in the dtype of ``rows``.
+
+    Only bf16 rows go through the kernels; others are multiplied by the weight dequantized to their dtype.
+    """
+    tiles = tiles_for(packed, rows.shape[0]) if rows.dtype == torch.bfloat16 else None
+    if tiles is not None:
+        return cuda.product(rows, packed, tiles)
+    return sliced_multiply(rows, packed.out_features, lambda part: cuda.dequantize(packed, rows.dtype, part))

@@ -1,0 +1,242 @@
+"""Triton's kernels for a few rows: bf16, int8 and int4 weights, read once and multiplied by tensor cores.
+
+One row is a matrix-vector product and moves nothing but the weight; the tensor cores' smallest tile has eight columns,
+so up to eight rows cost the same, and a row's answer does not depend on its company: the tile is always whole.
+The weight is the left operand: ``BN`` output channels a program, ``BK`` bytes of each at a time. The reduction is cut
+into ``splits`` (grid's second axis), so that a small weight fills the chip too; each writes its own sums in fp32
+``[splits, M, N]`` and who reads them next adds them up (`reduce` of `labkit.quantization.kernels.products_cuda`), always
+in the same order.
+
+Imports triton, which torch brings where CUDA is: import this module only then.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _nibbles(packed, NATIVE: tl.constexpr):
+    """Bytes -> their low and high halves as bf16, 128 + code each: the code is or-ed into the mantissa of 128."""
+    if NATIVE:
+        low, high = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 a, b;
+            prmt.b32 a, $4, 0, 0x4140;
+            prmt.b32 b, $4, 0, 0x4342;
+            lop3.b32 $0, a, 0x000f000f, 0x43004300, 0xea;
+            lop3.b32 $1, b, 0x000f000f, 0x43004300, 0xea;
+            shr.u32 a, a, 4;
+            shr.u32 b, b, 4;
+            lop3.b32 $2, a, 0x000f000f, 0x43004300, 0xea;
+            lop3.b32 $3, b, 0x000f000f, 0x43004300, 0xea;
+            }""",
+            "=r,=r,=r,=r,r", [packed], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+        )  # fmt: skip
+    else:
+        low = (packed & 15).to(tl.float32) + 128
+        high = (packed >> 4).to(tl.float32) + 128
+    return low, high
+
+
+@triton.jit
+def _dot(a, b, NATIVE: tl.constexpr):
+    """a [BN, BK] times b [BK, BM] in fp32; Triton's interpreter knows no products of bf16 (NATIVE is false there)."""
+    if NATIVE:
+        return tl.dot(a.to(tl.bfloat16), b)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+
+
+@triton.jit
+def _scale_and_zero(pair):
+    """int32 that holds two bf16, scale and zero -> both in fp32; zero is that of codes with 128 added."""
+    scale = (pair << 16).to(tl.float32, bitcast=True)
+    zero = ((pair >> 16) << 16).to(tl.float32, bitcast=True)
+    return scale, zero - 136 * scale
+
+
+@triton.jit
+def _store(acc, out_ptr, bias_ptr, n, m, M, N, split, BIAS: tl.constexpr):
+    """acc [BN, BM] -> out [splits, M, N]; with BIAS rounded to out's type before the bias is added."""
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    if BIAS:
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        acc = acc.to(out_ptr.dtype.element_ty).to(tl.float32) + bias[:, None]
+    tl.store(
+        out_ptr + (split * M + m[None, :]) * N + n[:, None], acc.to(out_ptr.dtype.element_ty), mask=inside
+    )
+
+
+@triton.jit
+def _gated(gate, up, dtype: tl.constexpr):
+    """silu(gate) * up, rounded to ``dtype`` where the modules of a model round."""
+    gate = gate.to(dtype).to(tl.float32)
+    gate = (gate / (1 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    return gate * up.to(dtype).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["M", "splits"])
+def bytes_product(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, M, N, K, splits,
+    SCALED: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """x [M, K] bf16 times w [N, K] int8 or bf16, with scale [N] if SCALED -> out [splits, M, N].
+
+    GATED: w is [2 N, K], gate over up, and the answer silu(x gate) * (x up).
+    """
+    split = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = tl.minimum(n, N - 1).to(tl.int64)
+    m = tl.arange(0, BM)
+    columns = tl.arange(0, BK)
+    tiles = K // BK
+    share = (tiles + splits - 1) // splits
+    first = split * share
+    last = tl.minimum(first + share, tiles)
+    there = (m < M)[None, :]
+    w_at = w_ptr + row[:, None] * K + columns[None, :]
+    x_at = x_ptr + m[None, :] * K + columns[:, None]
+    acc = tl.zeros((BN, BM), tl.float32)
+    if GATED:
+        up_at = w_ptr + (row + N)[:, None] * K + columns[None, :]
+        up = tl.zeros((BN, BM), tl.float32)
+    x = tl.load(x_at + tl.minimum(first, tiles - 1) * BK, mask=there, other=0.0)
+    for tile in tl.range(first, last, num_stages=STAGES):
+        following = tl.load(x_at + tl.minimum(tile + 1, tiles - 1) * BK, mask=there, other=0.0)
+        w = tl.load(w_at + tile * BK)
+        acc += _dot(w, x, NATIVE)
+        if GATED:
+            v = tl.load(up_at + tile * BK)
+            up += _dot(v, x, NATIVE)
+        x = following
+    if SCALED:
+        acc *= tl.load(scale_ptr + row).to(tl.float32)[:, None]
+        if GATED:
+            up *= tl.load(scale_ptr + row + N).to(tl.float32)[:, None]
+    if GATED:
+        acc = _gated(acc, up, out_ptr.dtype.element_ty)
+    _store(acc, out_ptr, bias_ptr, n, m, M, N, split, BIAS)
+
+
+@triton.jit(do_not_specialize=["M", "splits"])
+def nibbles_product(
+    x_ptr, w_ptr, pair_ptr, bias_ptr, out_ptr, M, N, stride, K, half, splits,
+    GROUP: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, NATIVE: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """x [M, K] bf16 times w [N, K/2], two codes a byte (`affine.pack`), pair [K/G, N] int32 = bf16 (scale, zero),
+    its lines ``stride`` apart.
+
+    A code c stands for (c - 8) scale + zero. The tensor cores sum up (128 + c) x and x over one group at a time;
+    scale and zero come in afterwards, in fp32. half is K/2, GATED as in `bytes_product`.
+    """
+    split = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = tl.minimum(n, N - 1)
+    m = tl.arange(0, BM)
+    columns = tl.arange(0, BK)
+    tiles = half // BK
+    share = (tiles + splits - 1) // splits
+    first = split * share
+    last = tl.minimum(first + share, tiles)
+    there = (m < M)[None, :]
+    w_at = w_ptr + row.to(tl.int64)[:, None] * half + columns[None, :]
+    x_at = x_ptr + m[None, :] * K + columns[:, None]
+    pair_at = pair_ptr + row
+    acc = tl.zeros((BN, BM), tl.float32)
+    ones = tl.full((BN, BK), 1.0, tl.bfloat16)
+    if GATED:
+        up_at = w_ptr + (row.to(tl.int64) + N)[:, None] * half + columns[None, :]
+        up = tl.zeros((BN, BM), tl.float32)
+    at = tl.minimum(first, tiles - 1) * BK
+    x_low = tl.load(x_at + at, mask=there, other=0.0)
+    x_high = tl.load(x_at + (at + half), mask=there, other=0.0)
+    low = pair_at + at // GROUP * stride
+    high = pair_at + (at + half) // GROUP * stride
+    p_low = tl.load(low)
+    p_high = tl.load(high)
+    if GATED:
+        u_low = tl.load(low + N)
+        u_high = tl.load(high + N)
+    for tile in tl.range(first, last, num_stages=STAGES):
+        at = tl.minimum(tile + 1, tiles - 1) * BK
+        next_low = tl.load(x_at + at, mask=there, other=0.0)
+        next_high = tl.load(x_at + (at + half), mask=there, other=0.0)
+        low = pair_at + at // GROUP * stride
+        high = pair_at + (at + half) // GROUP * stride
+        q_low = tl.load(low)
+        q_high = tl.load(high)
+        a, b = _nibbles(tl.load(w_at + tile * BK), NATIVE)
+        sum_low = _dot(ones, x_low, NATIVE)
+        sum_high = _dot(ones, x_high, NATIVE)
+        scale, zero = _scale_and_zero(p_low)
+        acc += _dot(a, x_low, NATIVE) * scale[:, None] + sum_low * zero[:, None]
+        scale, zero = _scale_and_zero(p_high)
+        acc += _dot(b, x_high, NATIVE) * scale[:, None] + sum_high * zero[:, None]
+        p_low = q_low
+        p_high = q_high
+        if GATED:
+            q_low = tl.load(low + N)
+            q_high = tl.load(high + N)
+            a, b = _nibbles(tl.load(up_at + tile * BK), NATIVE)
+            scale, zero = _scale_and_zero(u_low)
+            up += _dot(a, x_low, NATIVE) * scale[:, None] + sum_low * zero[:, None]
+            scale, zero = _scale_and_zero(u_high)
+            up += _dot(b, x_high, NATIVE) * scale[:, None] + sum_high * zero[:, None]
+            u_low = q_low
+            u_high = q_high
+        x_low = next_low
+        x_high = next_high
+    if GATED:
+        acc = _gated(acc, up, out_ptr.dtype.element_ty)
+    _store(acc, out_ptr, bias_ptr, n, m, M, N, split, BIAS)
+
+
+@triton.jit(do_not_specialize=["first", "rows"])
+def nibbles_dequantize(
+    w_ptr, pair_ptr, out_ptr, first, rows, stride, K, half, GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    """The channels ``first`` ... ``first + rows`` of the weight of `nibbles_product` -> out [rows, K]."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    column = tl.program_id(1) * BK + tl.arange(0, BK)
+    inside = (n < rows)[:, None] & (column < half)[None, :]
+    channel = (tl.minimum(n, rows - 1) + first).to(tl.int64)
+    packed = tl.load(w_ptr + channel[:, None] * half + column[None, :], mask=inside, other=0)
+    at = n.to(tl.int64)[:, None] * K + column[None, :]
+    for side in tl.static_range(2):
+        group = (column + side * half) // GROUP
+        pair = tl.load(pair_ptr + group[None, :] * stride + channel[:, None], mask=inside, other=0)
+        scale = (pair << 16).to(tl.float32, bitcast=True)
+        zero = ((pair >> 16) << 16).to(tl.float32, bitcast=True)
+        code = (packed >> (4 * side)) & 15
+        value = (code.to(tl.float32) - 8) * scale + zero
+        tl.store(out_ptr + (at + side * half), value.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["first", "rows"])
+def bytes_dequantize(
+    w_ptr, scale_ptr, out_ptr, first, rows, K, BN: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    """The channels ``first`` ... ``first + rows`` of w [N, K] int8 times scale [N] -> out [rows, K]."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    column = tl.program_id(1) * BK + tl.arange(0, BK)
+    inside = (n < rows)[:, None] & (column < K)[None, :]
+    channel = (tl.minimum(n, rows - 1) + first).to(tl.int64)
+    w = tl.load(w_ptr + channel[:, None] * K + column[None, :], mask=inside, other=0)
+    value = w.to(tl.float32) * tl.load(scale_ptr + channel).to(tl.float32)[:, None]
+    tl.store(
+        out_ptr + n.to(tl.int64)[:, None] * K + column[None, :],
+        value.to(out_ptr.dtype.element_ty),
+        mask=inside,
+    )
+
+
+@triton.jit(do_not_specialize=["size", "splits"])
+def sum_splits(partial_ptr, out_ptr, size, splits, BLOCK: tl.constexpr):
+    """partial [splits, size] fp32 -> out [size]."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(partial_ptr + split * size + at, mask=inside, other=0.0)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,172 @@
+"""Which tile sizes are fastest for a product on this device: measured once, kept in a file.
+
+For each format, shape and number of rows (`ROW_TILES`), a few candidates and the other way - dequantize the weight and
+multiply through cuBLAS - are timed in a CUDA graph over copies of the weight that together do not fit the cache. What
+won is kept in ``~/.cache/labkit/`` (or ``$LABKIT_CACHE``), one file for each kind of GPU and version of Triton.
+Without a measurement, `tiles_for` gives sizes that are sensible on any GPU.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from labkit.files import atomic_path
+from labkit.quantization.kernels import products_cuda as cuda
+from labkit.quantization.kernels.products_cuda import Packed, Tiles
+
+DEQUANTIZE = "dequantize"
+COPIES_BYTES = 192 * 2**20
+"""What the copies of a weight that is timed take together, at least: more than any GPU's second-level cache."""
+LAUNCHES = 24  # in the graph that is timed
+
+
+def cache_folder() -> Path:
+    """Where measured tile sizes are kept."""
+    given = os.environ.get("LABKIT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "labkit"
+
+
+def tiles_for(packed: Packed, rows: int, gated: bool = False) -> Tiles | None:
+    """How to multiply ``rows`` rows by this weight; None: dequantize it and leave the product to cuBLAS."""
+    if rows > cuda.MOST_ROWS or not cuda.takes(packed):
+        return None
+    found = _known(packed.weight.device).get(_key(packed, cuda.row_tile(rows), gated))
+    if found == DEQUANTIZE and not gated:
+        return None
+    return Tiles(**found) if isinstance(found, dict) else default_tiles(packed, gated)
+
+
+def default_tiles(packed: Packed, gated: bool = False) -> Tiles:
+    """Sizes that are sensible anywhere: about four programs for each multiprocessor."""
+    channels = packed.out_features // (2 if gated else 1)
+    bn = 64 if channels >= 64 else 32
+    wanted = 4 * _processors(packed.weight.device)
+    splits = 1
+    while not gated and splits < 8 and -(-channels // bn) * splits * 2 <= wanted:
+        splits *= 2
+    return Tiles(bn, packed.steps[0], splits, stages=3)
+
+
+def candidates(packed: Packed, rows: int, gated: bool = False) -> list[Tiles]:
+    """What is worth timing for this weight."""
+    channels = packed.out_features // (2 if gated else 1)
+    processors = _processors(packed.weight.device)
+    found = []
+    for bn, warps in ((32, 4), (64, 4), (128, 4), (128, 8)):
+        blocks = -(-channels // bn)
+        if bn > max(channels, 32) or (gated and bn > 64):
+            continue
+        few = [splits for splits in (1, 2, 4, 8) if processors <= blocks * splits <= 10 * processors]
+        for splits in (1,) if gated else few or [1 if blocks > processors else 8]:
+            for bk in packed.steps[:2]:
+                found += [Tiles(bn, bk, splits, warps, stages) for stages in (3, 5)]
+    return [one for one in found if _shared_bytes(packed, one, rows, gated) <= 160 * 1024]
+
+
+def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
+    """Seconds of one product by each way that runs: candidates as JSON, and `DEQUANTIZE`."""
+    x = torch.randn(rows, packed.in_features, device=packed.weight.device).to(torch.bfloat16)
+    copies = [packed]
+    while sum(one.nbytes for one in copies) < COPIES_BYTES and len(copies) < LAUNCHES:
+        scales = None if packed.scales is None else packed.scales.clone()
+        copies.append(Packed(packed.weight.clone(), scales, packed.group_size))
+    times = {}
+    for tiles in candidates(packed, rows, gated):
+
+        def call(one: Packed, tiles: Tiles = tiles) -> Tensor:
+            return cuda.product(x, one, tiles, gated=gated, partial=tiles.splits > 1)
+
+        with suppress(RuntimeError, ValueError):  # too many registers or too much shared memory for this GPU
+            times[json.dumps(asdict(tiles))] = _time(call, copies)
+    if rows > cuda.ROW_TILES[0] and not gated:
+        times[DEQUANTIZE] = _time(lambda one: _by_dequantizing(x, one), copies)
+    return times
+
+
+def tune(weights: Iterable[tuple[Packed, bool]], row_tiles: Iterable[int] = cuda.ROW_TILES[:1]) -> int:
+    """Measure what is not known yet of some weights (and whether they are gated) and keep it; says how many."""
+    count = 0
+    for packed, gated in weights:
+        for rows in row_tiles:
+            device = packed.weight.device
+            key = _key(packed, rows, gated)
+            if not cuda.takes(packed) or key in _known(device) or device.type != "cuda":
+                continue
+            times = measure(packed, rows, gated)
+            if not times:
+                continue
+            best = min(times, key=times.get)
+            keep(device, key, best if best == DEQUANTIZE else json.loads(best))
+            count += 1
+    return count
+
+
+def keep(device: torch.device, key: str, found: dict | str) -> None:
+    """Remember what was found, in memory and in the file."""
+    known = _known(device)
+    known[key] = found
+    with atomic_path(_path(device)) as temporary:
+        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def _by_dequantizing(rows: Tensor, packed: Packed) -> Tensor:
+    weight = packed.weight if packed.scales is None else cuda.dequantize(packed, rows.dtype)
+    return rows @ weight.T
+
+
+def _time(call: Callable[[Packed], Tensor], copies: list[Packed]) -> float:
+    """Seconds of one call, from the fastest of a few replays of a graph."""
+    call(copies[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(LAUNCHES):
+            call(copies[index % len(copies)])
+    times = []
+    for _ in range(4):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / LAUNCHES)
+    return min(times[1:])
+
+
+def _key(packed: Packed, rows: int, gated: bool) -> str:
+    shape = f"{packed.out_features}x{packed.in_features}"
+    return f"{packed.format} {shape} rows {rows}{' gated' if gated else ''}"
+
+
+@cache
+def _known(device: torch.device) -> dict[str, dict | str]:
+    try:
+        return json.loads(_path(device).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _path(device: torch.device) -> Path:
+    import triton
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    return cache_folder() / f"tiles-{name.replace(' ', '-')}-triton-{triton.__version__}.json"
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+def _shared_bytes(packed: Packed, tiles: Tiles, rows: int, gated: bool) -> int:
+    width = 2 if packed.format == "bf16" else 1
+    stage = tiles.bn * tiles.bk * width * (2 if gated else 1)
+    return stage * (tiles.stages - 1) + 4 * tiles.bk * cuda.row_tile(rows) * 2

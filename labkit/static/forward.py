@@ -1,0 +1,209 @@
+"""A model's passes with a captured decoding step: `labkit.forward.Forward` for models and devices that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.forward import PADDED_ROWS, Forward, Row
+from labkit.kvcache import Keeping
+from labkit.quantization.int4 import Int4Linear
+from labkit.quantization.int8 import Int8Linear
+from labkit.quantization.kernels.products_cuda import available
+from labkit.quantization.nf4 import NF4Linear
+from labkit.rows import PLAIN
+from labkit.static.cache import StaticCache, Storage
+from labkit.static.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
+from labkit.static.products import KernelProduct
+from labkit.static.reference import TorchOperations
+from labkit.static.step import KernelOperations, Products, capture, decode
+
+CAPTURED = (nn.Linear, nn.Embedding, Int4Linear, Int8Linear, NF4Linear)
+"""Modules whose products never look at a value on the host, so that a graph can hold them."""
+
+
+@dataclass
+class StaticRow(Row):
+    """A conversation whose cache the captured step writes.
+
+    Attributes:
+        position: of its last token, the same in all of the model's grids.
+    """
+
+    position: int
+
+
+def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
+    """The passes of a model: with a captured step where there can be one, else through the model's own modules.
+
+    ``keeping`` says how its cache is kept; ``route`` of what is returned, which of the two it is, and why.
+    """
+    reason = why_not(model)
+    if reason is None and keeping != PLAIN:
+        reason = "the captured step keeps the whole cache, in the model's dtype"
+    if reason is None:
+        return StaticForward(model)
+    forward = Forward(model, keeping)
+    forward.route = f"the model's own modules: {reason}"
+    return forward
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why a model cannot decode by a captured step here; None if it can."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return "a captured step is for GPUs"
+    if not available(device):
+        return "there is no triton, or the GPU is older than Ampere"
+    try:
+        decoder = decoder_of(model)
+    except UnknownDecoderError as error:
+        return str(error)
+    for module in _modules(decoder):
+        if not isinstance(module, CAPTURED):
+            return f"a {type(module).__name__} looks at its inputs on the host, which cannot be captured"
+    return None
+
+
+class StaticForward(Forward):
+    """Passes with a step of a few kernels a layer, captured for one row and for eight.
+
+    Prefill goes through the model's own modules into a `StaticCache`; so do, token by token, conversations that are
+    not plain (a padded prompt). A row's logits do not depend on its company: see `Forward`.
+
+    Args:
+        model: one that `decoder_of` knows.
+        plain: no kernels and no graph: the step's operations in plain torch, row by row, on any device.
+    """
+
+    def __init__(self, model: nn.Module, plain: bool = False):
+        super().__init__(model)
+        self.route = "plain torch, row by row" if plain else "one CUDA graph a token"
+        self._plain = plain
+        self._decoder = decoder_of(model)
+        self._products: Products | None = None
+        self._steps: dict[int, _Step] = {}
+
+    @torch.inference_mode()
+    def prefill(self, inputs: Mapping[str, Tensor]) -> tuple[Row, Tensor]:
+        """As `Forward.prefill`."""
+        row, logits = super().prefill(inputs)
+        if row.mask is None and row.positions is not None:
+            positions = set(row.positions.flatten()[-3:].tolist())
+            if len(positions) == 1:
+                row = StaticRow(row.cache, row.positions, None, positions.pop())
+        return row, logits
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
+        """As `Forward.step`. What it returns may be overwritten by the next step."""
+        if not all(isinstance(row, StaticRow) for row in rows):
+            parts = [
+                self.step([row], tokens[i : i + 1], alone).clone()
+                if isinstance(row, StaticRow)
+                else self._step(row, tokens[i : i + 1])
+                for i, row in enumerate(rows)
+            ]
+            return torch.cat(parts)
+        if len(rows) <= PADDED_ROWS:
+            return self._decode(rows, tokens, alone)
+        starts = range(0, len(rows), PADDED_ROWS)
+        return torch.cat(
+            [
+                self._decode(rows[at : at + PADDED_ROWS], tokens[at : at + PADDED_ROWS], alone).clone()
+                for at in starts
+            ]
+        )
+
+    def _decode(self, rows: Sequence[StaticRow], tokens: Tensor, alone: bool) -> Tensor:
+        """Up to `PADDED_ROWS` rows."""
+        for row in rows:
+            row.cache.storage.reserve(row.length + 1)
+        products = self.products
+        if self._plain:
+            operations = TorchOperations(
+                self._decoder, [row.cache.storage for row in rows], [row.position + 1 for row in rows]
+            )
+            logits = decode(self._decoder, products, operations, tokens)
+        else:
+            single = len(rows) == 1 and (alone or self.together)
+            size = 1 if single else PADDED_ROWS
+            if size not in self._steps:
+                self._steps[size] = _Step(self._decoder, products, size)
+            logits = self._steps[size](rows, tokens)
+            for row in rows:
+                row.cache.storage.length += 1
+        for row in rows:
+            row.position += 1
+        return logits
+
+    @property
+    def products(self) -> Products:
+        """The decoder's products; made at the first call, which may measure tile sizes."""
+        if self._products is None:
+            self._products = Products.of(self._decoder, kernels=not self._plain)
+        return self._products
+
+    @property
+    def together(self) -> bool:
+        """Whether rows may be multiplied in any number: all products are kernels', whose tile is always eight rows."""
+        found = [product for layer in self.products.layers for product in layer] + [self.products.head]
+        return all(isinstance(product, KernelProduct) for product in found)
+
+    def new_cache(self) -> Any:
+        """As `Forward.new_cache`."""
+        return StaticCache(len(self._decoder.layers))
+
+
+class _Step:
+    """A step for a fixed number of rows: captured on a GPU, called elsewhere (under Triton's interpreter)."""
+
+    def __init__(self, decoder: Decoder, products: Products, size: int):
+        self._operations = KernelOperations(decoder, size)
+        self._tokens = torch.zeros(size, dtype=torch.int64, device=decoder.device)
+        sizes = (len(decoder.layers), 2, decoder.groups, 1, decoder.head_dim)
+        self._filling = torch.zeros(sizes, dtype=decoder.dtype, device=decoder.device)
+        self._size = size
+        self._known: list[tuple[int, ...]] = []  # what the device holds of the rows
+        self._upload([])
+        self._call = lambda: decode(decoder, products, self._operations, self._tokens)
+        self._graph = None
+        if decoder.device.type == "cuda":
+            self._graph, self._logits = capture(self._call)
+
+    def __call__(self, rows: Sequence[StaticRow], tokens: Tensor) -> Tensor:
+        """Logits ``[B, vocabulary]`` after one token more in each row, ``tokens [B]``."""
+        wanted = [self._entry(row.cache.storage, row.position + 1) for row in rows]
+        if wanted != self._known:
+            self._upload(wanted)
+        self._tokens[: len(rows)].copy_(tokens)
+        if self._graph is None:
+            self._logits = self._call()
+        else:
+            self._graph.replay()
+        self._known = [(at, room, length + 1, position + 1) for at, room, length, position in wanted]
+        return self._logits[: len(rows)]
+
+    def _upload(self, rows: list[tuple[int, ...]]) -> None:
+        filling = (self._offset(self._filling), 1, 0, 0)
+        lines = [*rows, *[filling] * (self._size - len(rows))]
+        self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64).T)
+        self._known = rows
+
+    def _entry(self, storage: Storage, position: int) -> tuple[int, ...]:
+        return self._offset(storage.buffer), storage.capacity, storage.length, position
+
+    def _offset(self, buffer: Tensor) -> int:
+        """Where a buffer begins, in values from the operations' anchor."""
+        return (buffer.data_ptr() - self._operations.anchor.data_ptr()) // buffer.element_size()
+
+
+def _modules(decoder: Decoder) -> list[nn.Module]:
+    def of_layer(layer: Layer) -> tuple[nn.Module, ...]:
+        return *layer.qkv, layer.o, layer.gate_up, layer.down
+
+    return [decoder.embed, decoder.head, *(module for layer in decoder.layers for module in of_layer(layer))]

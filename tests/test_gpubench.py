@@ -1,0 +1,128 @@
+"""The figures of `labkit bench-gpu`, made on the CPU at tiny size: what is recorded, kept, continued and shown."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+
+from labkit import _gpu_worker, gpubench
+from labkit.errors import LabError
+from labkit.forward import Forward
+from labkit.gpu_cli import _numbers
+from labkit.gpurecords import (
+    CAPTURED,
+    HEADERS,
+    MODULES,
+    Decoding,
+    GpuRecord,
+    Prompt,
+    load_records,
+    prompt_table,
+    table,
+)
+from labkit.plan import QuantizationPlan
+from labkit.static.forward import StaticForward
+
+
+class FakeEngine:
+    """A tiny Glm4v and its static step in plain torch."""
+
+    def __init__(self):
+        self.model = tiny_models.glm4v()
+        self.forward = StaticForward(self.model, plain=True)
+        self.route, self.load_s, self.resolved = self.forward.route, 1.0, None
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(gpubench, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(gpubench, "STEPS", 2)
+    monkeypatch.setattr(gpubench, "SCREEN_GRID", (1, 4, 4))
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_figure_is_measured_once_and_saved(tmp_path, monkeypatch):
+    engine = FakeEngine()
+    record = GpuRecord("tiny", "fp32", {}, weights="random")
+    bench = gpubench.GpuBench(engine, record, lambda: record.save(tmp_path))
+    bench.run([1, 3], [40, 70], [33], 64)
+    found = load_records(tmp_path)[0]
+    assert found == record
+    assert [(one.route, one.batch, one.context) for one in found.decoding] == [
+        (CAPTURED, 1, 40), (CAPTURED, 3, 40), (CAPTURED, 1, 70), (CAPTURED, 3, 70), (MODULES, 1, 40),
+    ]  # fmt: skip
+    assert found.agreement["relative_error"] < 1e-5
+    assert found.agreement["in_company"] < 1e-5
+    assert found.agreement["same_token"] == 1
+    assert found.screenshot["tokens"] == 64
+    assert [one.tokens for one in found.prompts] == [33]
+    text = engine.model.get_decoder()
+    weights = sum(one.nbytes for one in (*text.layers.parameters(), *engine.model.lm_head.parameters()))
+    caches = 3 * 70 * 2 * 2 * 2 * 32 * 4  # rows, tokens, k and v, layers, groups, width, bytes
+    assert found.decoded(3, 70).read_bytes == weights + caches
+    # the same again measures nothing
+    monkeypatch.setattr(Forward, "prefill", None)
+    monkeypatch.setattr(StaticForward, "step", None)
+    again = gpubench.GpuBench(engine, found, lambda: None)
+    again.run([1, 3], [40, 70], [33], 64)
+    assert found == record
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_does_not_fit_is_noted_and_the_rest_goes_on(monkeypatch):
+    engine = FakeEngine()
+    record = GpuRecord("tiny", "fp32", {})
+    bench = gpubench.GpuBench(engine, record, lambda: None)
+    whole = bench._row
+
+    def row(forward, context, seed):
+        if context == 70:
+            raise torch.OutOfMemoryError("no")
+        return whole(forward, context, seed)
+
+    monkeypatch.setattr(bench, "_row", row)
+    bench.run([1], [40, 70], [], 0)
+    assert record.notes == ["1 x 70 tokens, captured: the GPU's memory does not suffice"]
+    assert record.decoded(1, 40) is not None
+
+
+def test_tables_say_what_part_of_the_roof_is_reached():
+    record = GpuRecord("m", "int4", {}, weights_bytes=10**9, copy_bytes_per_s=1e12)
+    record.decoding.append(Decoding(CAPTURED, 1, 1024, [0.004, 0.003, 0.005], 0.002, 10**9, 2 * 10**9))
+    record.prompts.append(Prompt(1024, [0.05, 0.04, 0.06], 3 * 10**9))
+    record.screenshot = {"tokens": 4096, "peak_bytes": 4 * 10**9}
+    line = dict(zip(HEADERS, table([record])[0]))
+    assert line["Step, ms"] == "4.00"
+    assert line["Floor, ms"] == "1.00"
+    assert line["Of the roof"] == "50%"
+    assert prompt_table([record]) == [
+        ["int4", "1,024", "50.0", "3.00"],
+        ["int4", "4,096 with a screenshot", "", "4.00"],
+    ]
+
+
+def test_files_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(LabError, match="no records"):
+        load_records(tmp_path)
+    (tmp_path / "x.json").write_text(json.dumps({"plan": "x"}))
+    with pytest.raises(LabError, match="no record of labkit bench-gpu"):
+        load_records(tmp_path)
+
+
+def test_schemes_that_calibrate_get_stand_ins_of_the_same_bytes():
+    plan, said = _gpu_worker.uncalibrated(QuantizationPlan.from_yaml("article"))
+    assert not any(rule.scheme.requires_calibration for rule in plan.rules)
+    decoder = next(rule for rule in plan.rules if rule.roles == ("decoder",))
+    assert (decoder.scheme.name, decoder.scheme.group_size) == ("int4", 64)
+    assert "int4 stands for gptq" in said[0]
+    plan = QuantizationPlan.from_yaml("int4")
+    assert _gpu_worker.uncalibrated(plan) == (plan, [])
+
+
+def test_numbers_are_checked():
+    assert _numbers("batches", "1,8") == [1, 8]
+    for text in ("", "0", "1,x"):
+        with pytest.raises(LabError, match="--batches is"):
+            _numbers("batches", text)

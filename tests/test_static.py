@@ -1,0 +1,194 @@
+"""The static decoding step against transformers' own modules: in plain torch, and by kernels where they run."""
+
+import gc
+import weakref
+
+import pytest
+import tiny_models
+import torch
+
+import labkit
+from labkit import quantize_
+from labkit.forward import Forward
+from labkit.measurement import standard_conversations
+from labkit.plan import QuantizationPlan
+from labkit.quantization import QuantizedLinear
+from labkit.quantization.kernels.products_cuda import available
+from labkit.static import step as static_step
+from labkit.static.decoder import UnknownDecoderError, decoder_of
+from labkit.static.forward import StaticForward, StaticRow, forward_of, why_not
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PLANS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int8-dynamic", "hqq"]
+PROMPTS = [[5, 99, 17, 230, 41], [7] * 300, [250, 1, 2]]
+kernels = pytest.mark.skipif(not available(DEVICE), reason="needs triton, and a GPU or TRITON_INTERPRET=1")
+
+
+def model_under(plan: str, for_kernels: bool = False):
+    model = tiny_models.glm4v()
+    roles = {name: "decoder" for name, _ in model.named_modules()}
+    quantize_(model, QuantizationPlan.from_yaml(plan), roles=roles, progress=False)
+    model.to(DEVICE)
+    for module in model.modules() if for_kernels else ():
+        if isinstance(module, QuantizedLinear):
+            module._set_layout("plain")  # what it is on a GPU
+    return model
+
+
+def answer(forward: Forward, prompt: list[int], count: int = 12) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens of one prompt, and the logits of each."""
+    row, logits = forward.prefill({"input_ids": torch.tensor([prompt], device=DEVICE)})
+    tokens, seen = [], []
+    for _ in range(count):
+        seen.append(logits.float().clone())
+        tokens.append(int(logits.argmax(-1)))
+        logits = forward.step([row], logits.argmax(-1), alone=True)
+    return tokens, torch.cat(seen)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plain_operations_are_those_of_the_modules(plan):
+    model = model_under(plan)
+    for prompt in PROMPTS:
+        want, exact = answer(Forward(model), prompt)
+        got, logits = answer(StaticForward(model, plain=True), prompt)
+        assert got == want
+        assert torch.allclose(logits, exact, rtol=0, atol=0.02 * exact.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4"])
+def test_the_pocket_model_answers_alike(plan):
+    engine = labkit.load("pocket", plan, device="cpu", progress=False)
+    conversations = standard_conversations(engine, None, 4)
+    want = [engine.generate(one, max_new_tokens=24).token_ids for one in conversations]
+    engine.forward = StaticForward(engine.model, plain=True)
+    assert [engine.generate(one, max_new_tokens=24).token_ids for one in conversations] == want
+    batch = engine.generate_batch(conversations, max_new_tokens=24)
+    assert [one.token_ids for one in batch] == want
+
+
+def test_rows_of_a_batch_are_those_alone():
+    model = model_under("int4")
+    forward = StaticForward(model, plain=True)
+    alone = [answer(forward, prompt)[0] for prompt in PROMPTS]
+    assert together(forward) == alone
+
+
+def together(forward: Forward, count: int = 12) -> list[list[int]]:
+    rows, logits = zip(*(forward.prefill({"input_ids": torch.tensor([p], device=DEVICE)}) for p in PROMPTS))
+    tokens = torch.cat(logits).argmax(-1)
+    answers = [[int(token)] for token in tokens]
+    for _ in range(count - 1):
+        tokens = forward.step(rows, tokens).argmax(-1)
+        for one, token in zip(answers, tokens.tolist()):
+            one.append(token)
+    return answers
+
+
+def test_a_cache_grows_when_it_is_full():
+    model = model_under("fp32")
+    forward = StaticForward(model, plain=True)
+    want, _ = answer(Forward(model), PROMPTS[0], 20)
+    row, logits = forward.prefill({"input_ids": torch.tensor([PROMPTS[0]], device=DEVICE)})
+    assert isinstance(row, StaticRow)
+    row.cache.storage.buffer = row.cache.storage.buffer[..., :8, :].contiguous()  # room for three more
+    got = []
+    for _ in range(20):
+        got.append(int(logits.argmax(-1)))
+        logits = forward.step([row], logits.argmax(-1))
+    assert got == want
+    assert row.cache.storage.capacity > 25
+    assert row.cache.stored_bytes == row.cache.storage.buffer.nbytes
+
+
+def test_a_cache_is_free_with_its_conversation():
+    row, _ = StaticForward(model_under("fp32"), plain=True).prefill(
+        {"input_ids": torch.tensor([[1, 2, 3]], device=DEVICE)}
+    )
+    storage = weakref.ref(row.cache.storage)
+    gc.disable()  # cycles would wait for the collector, and the GPU's memory with them
+    try:
+        del row
+        assert storage() is None
+    finally:
+        gc.enable()
+
+
+def test_padded_prompts_go_through_the_modules():
+    model = model_under("fp32")
+    inputs = {
+        "input_ids": torch.tensor([[0, 0, *PROMPTS[0]]], device=DEVICE),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]], device=DEVICE),
+    }
+    forward = StaticForward(model, plain=True)
+    row, logits = forward.prefill(inputs)
+    assert not isinstance(row, StaticRow)
+    other, more = forward.prefill({"input_ids": torch.tensor([PROMPTS[2]], device=DEVICE)})
+    tokens = torch.cat((logits, more)).argmax(-1)
+    want, start = Forward(model).prefill(inputs)
+    exact = Forward(model).step([want], start.argmax(-1))
+    assert torch.allclose(forward.step([row, other], tokens)[:1], exact, atol=1e-4)
+
+
+def test_models_that_are_not_known_say_why():
+    with pytest.raises(UnknownDecoderError, match="LlamaModel"):
+        decoder_of(tiny_models.llama())
+    model = tiny_models.glm4v()
+    model.get_decoder().layers[1].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(UnknownDecoderError, match=r"layers\.1 has hooks"):
+        decoder_of(model)
+    model = tiny_models.glm4v()
+    model.get_decoder().layers[0].input_layernorm = torch.nn.LayerNorm(128)
+    with pytest.raises(UnknownDecoderError, match=r"layers\.0\.input_layernorm is a LayerNorm"):
+        decoder_of(model)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="says what holds without a GPU")
+def test_without_a_gpu_the_modules_decode():
+    forward = forward_of(tiny_models.glm4v())
+    assert type(forward) is Forward
+    assert "for GPUs" in forward.route
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_not(monkeypatch):
+    assert why_not(tiny_models.llama().to(DEVICE)) == "its decoder is a LlamaModel, not a Glm4vTextModel"
+    model = tiny_models.glm4v().to(DEVICE)
+    assert why_not(model) is None
+    assert isinstance(forward_of(model), StaticForward)
+    model.lm_head = torch.nn.Identity()
+    assert "Identity looks at its inputs" in why_not(model)
+
+
+@pytest.fixture
+def few_shares(monkeypatch):
+    """Triton's interpreter takes its time for each program."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(static_step, "SHARES", 2)
+
+
+@kernels
+@pytest.mark.gpu(interpreted=True)
+@pytest.mark.usefixtures("few_shares")
+@pytest.mark.parametrize("plan", PLANS if DEVICE.type == "cuda" else ["fp32", "int4"])
+def test_kernels_answer_as_the_modules_do(plan):
+    model = model_under(plan, for_kernels=True)
+    count, prompts = (12, PROMPTS) if DEVICE.type == "cuda" else (2, PROMPTS[:1])
+    for prompt in prompts:
+        want, exact = answer(Forward(model), prompt, count)
+        got, logits = answer(StaticForward(model), prompt, count)
+        assert got == want
+        assert torch.allclose(logits, exact, rtol=0, atol=0.03 * exact.abs().max())
+
+
+@kernels
+@pytest.mark.gpu(interpreted=True)
+@pytest.mark.usefixtures("few_shares")
+@pytest.mark.parametrize("plan", ["bf16", "int4"])
+def test_kernels_rows_of_a_batch_are_those_alone(plan):
+    forward = StaticForward(model_under(plan, for_kernels=True))
+    assert forward.together
+    count = 12 if DEVICE.type == "cuda" else 2
+    alone = [answer(forward, prompt, count)[0] for prompt in PROMPTS]
+    assert together(forward, count) == alone
