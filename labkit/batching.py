@@ -118,7 +118,7 @@ class Batch:
         except torch.OutOfMemoryError:
             answer.fail(GenerationError("there is not enough memory on the device for this prompt"))
             return [Piece(answer, "")]
-        pieces, tokens = _choose(logits, [answer])
+        pieces, tokens = _choose(logits, [answer], self._forward.dtype)
         if not answer.finished:
             self.active.append(answer)
             self._next = tokens if self._next is None else torch.cat((self._next, tokens))
@@ -128,7 +128,7 @@ class Batch:
 
     def _decode(self) -> list[Piece]:
         logits = self._forward.step([answer.row for answer in self.active], self._next, alone=self.rows == 1)
-        pieces, self._next = _choose(logits, self.active)
+        pieces, self._next = _choose(logits, self.active, self._forward.dtype)
         return pieces
 
     def _keep(self, kept: list[bool]) -> None:
@@ -170,8 +170,11 @@ class TextStream(Iterator[str]):
 
 
 @torch.inference_mode()
-def _choose(logits: Tensor, answers: list[RunningAnswer]) -> tuple[list[Piece], Tensor]:
-    """Choose and push the next token of each answer from ``logits [B, vocabulary]``; also the tokens ``[B]``.
+def _choose(
+    logits: Tensor, answers: list[RunningAnswer], computed: torch.dtype
+) -> tuple[list[Piece], Tensor]:
+    """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which were ``computed`` in that
+    dtype; also the tokens ``[B]``.
 
     The check for numbers that are not finite waits for the GPU.
     """
@@ -188,7 +191,7 @@ def _choose(logits: Tensor, answers: list[RunningAnswer]) -> tuple[list[Piece], 
     pieces = []
     for index, (answer, token) in enumerate(zip(answers, tokens.tolist())):
         if not finite[index]:
-            dtype = str(logits.dtype).removeprefix("torch.")
+            dtype = str(computed).removeprefix("torch.")
             answer.fail(
                 GenerationError(
                     f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"

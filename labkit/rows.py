@@ -32,7 +32,22 @@ _PLAIN = {
 
 
 class RowLayer(DynamicLayer):
-    """One layer's keys and values ``[1, H, L, D]`` of one conversation, in buffers that grow by `GROWTH` tokens."""
+    """One layer's keys and values ``[1, H, L, D]`` of one conversation, in buffers that grow by `GROWTH` tokens.
+
+    Attributes:
+        buffers: keys and values with room for more, ``[1, H, room, D]`` each; None before the first token.
+        length: tokens in them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.buffers: tuple[Tensor, Tensor] | None = None
+        self.length = 0
+        super().__init__(*args, **kwargs)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The buffers come with `update`."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -40,31 +55,68 @@ class RowLayer(DynamicLayer):
         """Append ``[1, H, n, D]``; returns all keys and values so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._length, self._buffers = 0, None
-        end = self._length + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
+        end = self.length + key_states.shape[-2]
+        if self.buffers is None or end > self.buffers[0].shape[-2]:
             self._grow(end, key_states, value_states)
-        keys, values = self._buffers
-        keys[:, :, self._length : end] = key_states
-        values[:, :, self._length : end] = value_states
-        self._length = end
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        keys, values = self.buffers
+        keys[:, :, self.length : end] = key_states
+        values[:, :, self.length : end] = value_states
+        self.length = end
         return self.keys, self.values
 
-    def _grow(self, needed: int, key_states: Tensor, value_states: Tensor) -> None:
+    def reserve(self) -> tuple[Tensor, Tensor]:
+        """The buffers, with room for one more token; not before the first `update`."""
+        if self.length == self.buffers[0].shape[-2]:
+            self._grow(self.length + 1, *self.buffers)
+        return self.buffers
+
+    def _grow(self, needed: int, like_keys: Tensor, like_values: Tensor) -> None:
         room = -(-needed // GROWTH) * GROWTH
         grown = []
-        for new, old in zip((key_states, value_states), self._buffers or (None, None)):
+        for new, old in zip((like_keys, like_values), self.buffers or (None, None)):
             buffer = new.new_empty(*new.shape[:2], room, new.shape[3])
             if old is not None:
-                buffer[:, :, : self._length] = old[:, :, : self._length]
+                buffer[:, :, : self.length] = old[:, :, : self.length]
             grown.append(buffer)
-        self._buffers = tuple(grown)
+        self.buffers = tuple(grown)
+
+    @property
+    def keys(self) -> Tensor | None:
+        """``[1, H, L, D]``."""
+        return None if self.buffers is None else self.buffers[0][:, :, : self.length]
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        self._put(0, value)
+
+    @property
+    def values(self) -> Tensor | None:
+        """``[1, H, L, D]``."""
+        return None if self.buffers is None else self.buffers[1][:, :, : self.length]
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        self._put(1, value)
+
+    def _put(self, index: int, value: Tensor | None) -> None:
+        """What transformers' own methods set: nothing, or the same on another device."""
+        if value is None:
+            self.buffers, self.length = None, 0
+        else:
+            self.buffers = (value, self.buffers[1]) if index == 0 else (self.buffers[0], value)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, ``-tokens_to_remove`` of them."""
+        self.length = max(self.length - abs(tokens_to_remove), 0)
+
+    def get_seq_length(self) -> int:
+        """Tokens in it."""
+        return self.length
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(one.nbytes for one in self._buffers) if self.is_initialized else 0
+        return 0 if self.buffers is None else sum(one.nbytes for one in self.buffers)
 
 
 class RowCache(DynamicCache):
