@@ -212,9 +212,7 @@ class NativeStep:
         """One Linear, or the channels ``part`` of one."""
         dtype = TYPES[self.dtype]
         part = part or slice(0, module.out_features)
-        one = native.Linear(
-            out=part.stop - part.start, in_=module.in_features, taken=native.F32, given=dtype
-        )
+        one = native.Linear(out=part.stop - part.start, in_=module.in_features, taken=native.F32, given=dtype)
         if type(module) in (nn.Linear, DenseLinear) and module.weight.dtype in TYPES:
             one.type = TYPES[module.weight.dtype]
             if type(module) is nn.Linear and one.type != dtype:
