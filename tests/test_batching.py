@@ -107,10 +107,7 @@ def test_sliding_windows_are_decoded_one_by_one_and_rightly():
         assert answer.token_ids == expected[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_answers_join_and_leave_between_steps_and_each_is_the_one_it_gets_alone(glm4v, monkeypatch):
-    clock = (
-        itertools.count()
-    )  # every prefill and every step takes as long: how fast this machine is does not matter
+def test_answers_join_and_leave_between_steps_and_each_is_the_one_it_gets_alone(glm4v, even_clock):
     texts = [f"question {index} " + "x" * (7 * index % 40) for index in range(12)]
     conversations = [ask(text, picture(56, 28 * (1 + index % 3), index)) for index, text in enumerate(texts)]
     lengths = [3 + 5 * index % 17 for index in range(12)]
