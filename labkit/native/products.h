@@ -23,9 +23,12 @@ extern "C" struct Linear {
     const float* bias;   // [N], or null
 };
 
+constexpr int AHEAD = 4;  // groups whose scales are fetched before they are needed: they lie far apart
 constexpr int UNIT = 64;  // channels that a thread takes at a time: one or two of INT4's blocks
 
 inline int units_of(const Linear& linear) { return (linear.out + UNIT - 1) / UNIT; }
+
+inline void fetch(const void* from) { __builtin_prefetch(from); }
 
 inline float finished(const Linear& linear, float product, int channel) {
     if (!linear.bias) return rounded(product, linear.given);
@@ -47,7 +50,9 @@ inline void dense_tile(const Linear& linear, int channel, const float* x, float*
         Vector given[R];
         for (int r = 0; r < R; ++r) given[r] = load(x + int64_t(r) * inputs + k);
         for (int c = 0; c < C; ++c) {
-            Vector values = S::vector(weight + int64_t(c) * inputs + k);
+            const auto* from = weight + int64_t(c) * inputs + k;
+            if (R == 1) fetch(from + C * int64_t(inputs));  // the same place of the next tile
+            Vector values = S::vector(from);
             for (int r = 0; r < R; ++r) sums[r][c] = multiply_add(given[r], values, sums[r][c]);
         }
     }
@@ -92,12 +97,15 @@ inline void int4_tile(const Linear& linear, int block, int column, const float* 
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) totals[r][c][0] = totals[r][c][1] = fill(0);
     for (int g = 0; g < groups; ++g) {
+        const uint16_t* later = pairs + 2 * (int64_t(std::min(g + AHEAD, groups - 1)) * linear.stride + first);
+        for (int i = 0; i < 2 * linear.block; i += 32) fetch(later + i);
         Vector sums[2][R][C][2];
         for (int p = 0; p < 2; ++p)
             for (int r = 0; r < R; ++r)
                 for (int c = 0; c < C; ++c) sums[p][r][c][0] = sums[p][r][c][1] = fill(0);
         const int end = (g + 1) * linear.group;
-        for (int k = g * linear.group; k < end; k += 2)
+        for (int k = g * linear.group; k < end; k += 2) {
+            fetch(codes + int64_t(k) * half + 2048);
             for (int p = 0; p < 2; ++p)
                 for (int c = 0; c < C; ++c) {
                     Vector low, high;
@@ -108,6 +116,7 @@ inline void int4_tile(const Linear& linear, int block, int column, const float* 
                         sums[p][r][c][1] = multiply_add(high, given, sums[p][r][c][1]);
                     }
                 }
+        }
         for (int c = 0; c < C; ++c)
             for (int side = 0; side < 2; ++side) {
                 Vector scale, zero;
