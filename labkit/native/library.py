@@ -93,7 +93,16 @@ class Library:
     compiler: str
     step: ctypes._CFuncPtr  # (Model*, Row*, count, float* logits, threads)
     multiply: ctypes._CFuncPtr  # (Linear*, float* x, rows, float* y, threads)
+    dequantize: ctypes._CFuncPtr  # (Linear*, void* values, type, threads)
     vector_width: int  # floats in a vector
+
+
+def available() -> Library | None:
+    """`library`, or None where there is none."""
+    try:
+        return library()
+    except NativeError:
+        return None
 
 
 @cache
@@ -195,9 +204,10 @@ def _output(command: list[str]) -> str:
 
 def _bound(path: Path, compiler: str) -> Library:
     loaded = ctypes.CDLL(str(path))
-    step, multiply = loaded.labkit_step, loaded.labkit_multiply
+    step, multiply, dequantize = loaded.labkit_step, loaded.labkit_multiply, loaded.labkit_dequantize
     count, pointer = ctypes.c_int32, ctypes.c_void_p
     step.argtypes = [ctypes.POINTER(Model), ctypes.POINTER(Row), count, pointer, count]
     multiply.argtypes = [ctypes.POINTER(Linear), pointer, count, pointer, count]
-    step.restype = multiply.restype = None
-    return Library(path, compiler, step, multiply, int(loaded.labkit_vector_width()))
+    dequantize.argtypes = [ctypes.POINTER(Linear), pointer, count, count]
+    step.restype = multiply.restype = dequantize.restype = None
+    return Library(path, compiler, step, multiply, dequantize, int(loaded.labkit_vector_width()))

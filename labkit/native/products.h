@@ -152,9 +152,12 @@ inline void int4(const Linear& linear, int block, const float* x, int rows, cons
     for (; row + ROWS <= rows; row += ROWS)
         int4_columns<ROWS, 1>(linear, block, x + int64_t(row) * linear.in, group_sums + int64_t(row) * groups,
                               y + int64_t(row) * y_stride, y_stride);
-    for (; row < rows; ++row)
-        int4_columns<1, 2>(linear, block, x + int64_t(row) * linear.in, group_sums + int64_t(row) * groups,
-                           y + int64_t(row) * y_stride, y_stride);
+    const bool even = linear.block / 2 / WIDTH % 2 == 0;
+    for (; row < rows; ++row) {
+        const float *own = x + int64_t(row) * linear.in, *sums = group_sums + int64_t(row) * groups;
+        if (even) int4_columns<1, 2>(linear, block, own, sums, y + int64_t(row) * y_stride, y_stride);
+        else int4_columns<1, 1>(linear, block, own, sums, y + int64_t(row) * y_stride, y_stride);
+    }
 }
 
 // The unit's channels for all rows: x [rows, K] -> y [rows, y_stride].
@@ -169,5 +172,33 @@ inline void multiply_unit(const Linear& linear, int unit, const float* x, int ro
         default:
             for (int block = from / linear.block; block < to / linear.block; ++block)
                 int4(linear, block, x, rows, group_sums, y, y_stride);
+    }
+}
+
+// A block's weight, dequantized and turned over: values [K, stride] of type T, from column `block * linear.block` on.
+template <Type T>
+void dequantize_block(const Linear& linear, int block, typename Stored<T>::Element* values, int64_t stride) {
+    const int half = linear.block / 2, first = block * linear.block;
+    const auto* codes = static_cast<const uint8_t*>(linear.weight) + int64_t(block) * linear.in * half;
+    const auto* pairs = static_cast<const uint16_t*>(linear.scale);
+    const Nibbles nibbles;
+    constexpr int MOST = 64 / WIDTH;  // vectors in a block's half: 128 channels at most
+    for (int g = 0; g < linear.in / linear.group; ++g) {
+        Vector scale[2][MOST], zero[2][MOST];
+        for (int side = 0; side < 2; ++side)
+            for (int i = 0; i < half / WIDTH; ++i)
+                load_pairs(pairs + 2 * (int64_t(g) * linear.stride + first + i * WIDTH + side * half), scale[side][i],
+                           zero[side][i]);
+        for (int k = g * linear.group; k < (g + 1) * linear.group; ++k) {
+            float floats[128];
+            for (int i = 0; i < half / WIDTH; ++i) {
+                Vector low, high;
+                nibbles.load(codes + int64_t(k) * half + i * WIDTH, low, high);
+                store(floats + i * WIDTH, multiply_add(low, scale[0][i], zero[0][i]));
+                store(floats + half + i * WIDTH, multiply_add(high, scale[1][i], zero[1][i]));
+            }
+            auto* to = values + k * stride + first;
+            for (int i = 0; i < 2 * half; ++i) to[i] = Stored<T>::kept(rounded(floats[i], T));
+        }
     }
 }

@@ -342,5 +342,18 @@ void labkit_multiply(const Linear* linear, const float* x, int32_t rows, float* 
 #endif
 }
 
+// values [K, N] of a type = an int4 weight, dequantized and turned over.
+void labkit_dequantize(const Linear* linear, void* values, int32_t type, int32_t threads) {
+    const int blocks = linear->out / linear->block;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads)
+#endif
+    for (int block = 0; block < blocks; ++block) {
+        if (type == F32) dequantize_block<F32>(*linear, block, static_cast<float*>(values), linear->out);
+        if (type == BF16) dequantize_block<BF16>(*linear, block, static_cast<uint16_t*>(values), linear->out);
+        if (type == F16) dequantize_block<F16>(*linear, block, static_cast<uint16_t*>(values), linear->out);
+    }
+}
+
 int32_t labkit_vector_width() { return WIDTH; }
 }
