@@ -42,6 +42,7 @@ class Batch:
         forward: the model's passes.
         device: where they are computed.
         rows: most answers at a time; 1 lets the one row be multiplied as it comes (`Forward.step`).
+        decode_share: of the time, for the rows while prompts wait; 0 prefills all prompts first.
 
     Attributes:
         waiting: answers that are not prefilled yet.
@@ -49,7 +50,13 @@ class Batch:
         worked_s: seconds spent in `step` so far.
     """
 
-    def __init__(self, forward: Forward, device: torch.device, rows: int = 8):
+    def __init__(
+        self,
+        forward: Forward,
+        device: torch.device,
+        rows: int = 8,
+        decode_share: float = DECODE_SHARE,
+    ):
         if rows < 1:
             raise LabError(f"rows is {rows}; a batch has at least one")
         self.rows = rows
@@ -58,6 +65,7 @@ class Batch:
         self.worked_s = 0.0
         self._forward = forward
         self._device = device
+        self._owed = decode_share / (1 - decode_share)  # seconds for each second of a prefill
         self._owed_s = 0.0  # to the rows, before the next prefill
         self._next: Tensor | None = None  # the last token of each active answer, [B]
 
@@ -98,7 +106,7 @@ class Batch:
             return []
         elapsed = time.perf_counter() - started
         self.worked_s += elapsed
-        self._owed_s = elapsed * DECODE_SHARE / (1 - DECODE_SHARE) if prefills else self._owed_s - elapsed
+        self._owed_s = elapsed * self._owed if prefills else self._owed_s - elapsed
         for piece in pieces:
             piece.answer.spend(self.worked_s)
         if any(answer.finished for answer in self.active):

@@ -13,6 +13,7 @@ from typing import NoReturn
 from labkit import __version__
 from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
+from labkit.bench_cpu.cli import add_bench_cpu
 from labkit.chat_cli import add_chat
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sensitivity(commands)
     add_search(commands)
     add_fit(commands)
+    add_bench_cpu(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (

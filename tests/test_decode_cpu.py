@@ -273,14 +273,14 @@ def test_a_model_of_another_family_is_left_to_torch():
 
 
 def test_without_a_library_answers_come_from_torch(llama, monkeypatch):
-    native.library.cache_clear()
+    native._library.cache_clear()
     monkeypatch.setenv(native.SWITCH, "0")
     try:
         engine = Engine(llama, TemplateProcessor(tiny_models.tokenizer()), spec=ModelSpec("tiny", "."))
         answer = engine.generate([{"role": "user", "content": "hello"}], max_new_tokens=8)
         assert "switched off" in engine._forward.not_native
     finally:
-        native.library.cache_clear()
+        native._library.cache_clear()
         monkeypatch.delenv(native.SWITCH)
     quick = Engine(llama, TemplateProcessor(tiny_models.tokenizer()), spec=ModelSpec("tiny", "."))
     again = quick.generate([{"role": "user", "content": "hello"}], max_new_tokens=8)
@@ -289,13 +289,13 @@ def test_without_a_library_answers_come_from_torch(llama, monkeypatch):
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch):
-    native.library.cache_clear()
+    native._library.cache_clear()
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     try:
         with pytest.raises(native.NativeError, match=r"no C\+\+ compiler .* install g\+\+"):
             native.library()
     finally:
-        native.library.cache_clear()
+        native._library.cache_clear()
 
 
 def test_a_compiler_that_fails_leaves_no_file_and_says_why(tmp_path):

@@ -12,6 +12,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +36,9 @@ CHOICES = (
 LONGEST_S = 180
 F32, BF16, F16, INT8, INT4 = range(5)
 """The types of `vectors.h`."""
+
+
+_suspended: ContextVar[bool] = ContextVar("suspended", default=False)
 
 
 class NativeError(LabError):
@@ -105,13 +111,40 @@ def available() -> Library | None:
         return None
 
 
-@cache
 def library() -> Library:
     """The library, compiled now if it is not in the cache folder: some seconds, once.
 
     Raises:
         NativeError: it is switched off, there is no compiler, or it fails.
     """
+    if _suspended.get():
+        raise NativeError("the compiled library is set aside for a while")
+    found = _library()
+    if isinstance(found, NativeError):
+        raise found
+    return found
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """While it lasts, this thread's work is done as on a machine without a compiler: for comparing the two."""
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
+
+
+@cache
+def _library() -> Library | NativeError:
+    """One or the other, found out once."""
+    try:
+        return _find()
+    except NativeError as error:
+        return error
+
+
+def _find() -> Library:
     if os.environ.get(SWITCH, "1").strip().lower() in ("0", "no", "off", "false"):
         raise NativeError(f"the compiled step is switched off ({SWITCH}={os.environ[SWITCH]})")
     compiler = find_compiler()
