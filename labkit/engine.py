@@ -203,6 +203,11 @@ class Engine:
         """What answers can be kept to: ``engine.generate(…, grammar=engine.grammars.grammar("action"))``."""
         return Grammars(self.tokenizer, self.vocabulary, self.end_token_ids)
 
+    @property
+    def decoding(self) -> str:
+        """How tokens are added: ``compiled`` (`labkit.decode_cpu`), or a way of :class:`labkit.forward.Forward`."""
+        return "compiled" if self._forward.native is not None else self._forward.way
+
     @cached_property
     def _forward(self) -> Forward:
         return Forward(self.model)

@@ -87,6 +87,7 @@ def measure(
             "dtype": str(engine.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "batch": 1,
+            "decoding": engine.decoding,
             "warmup": warmup,
             "prompts": len(answers),
             "max_new_tokens": max_new_tokens,
