@@ -51,7 +51,7 @@ inline void dense_tile(const Linear& linear, int channel, const float* x, float*
         for (int r = 0; r < R; ++r) given[r] = load(x + int64_t(r) * inputs + k);
         for (int c = 0; c < C; ++c) {
             const auto* from = weight + int64_t(c) * inputs + k;
-            if (R == 1) fetch(from + C * int64_t(inputs));  // the same place of the next tile
+            fetch(from + C * int64_t(inputs));  // the same place of the next tile
             Vector values = S::vector(from);
             for (int r = 0; r < R; ++r) sums[r][c] = multiply_add(given[r], values, sums[r][c]);
         }
