@@ -23,7 +23,7 @@ from labkit.errors import LabError
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")
-SOURCES = ("step.cpp", "products.h", "vectors.h")
+SOURCES = ("step.cpp", "products.h", "pairs.h", "linear.h", "vectors.h")
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
 CHOICES = (
     ("-march=native", "-fopenmp"),

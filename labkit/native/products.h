@@ -1,41 +1,11 @@
-// Products of a few rows with weights as the lab's modules keep them (labkit/quantization).
+// Products of a few rows with the weights of linear.h, in fp32.
 //
 // Every sum runs over the inputs in the same order whatever the number of rows, so a row's product is the same to the
 // last bit alone and in any company. Activations are floats that hold values of the model's dtype.
 
 #pragma once
 
-#include <algorithm>
-
-#include "vectors.h"
-
-extern "C" struct Linear {
-    int32_t type;        // of the weight
-    int32_t out, in;     // channels [N], inputs [K]
-    int32_t group;       // INT4: inputs that share a scale
-    int32_t block;       // INT4: channels of a block, see labkit/quantization/kernels/int4_cpu.py
-    int32_t stride;      // INT4: channels in a row of scale_zero
-    int32_t taken;       // the type that inputs are rounded to
-    int32_t given;       // the type that products are rounded to
-    int32_t bias_first;  // whether the bias is added before that, as a dense product does
-    const void* weight;  // [N, K]; INT4: [N / block, K, block / 2]
-    const void* scale;   // INT8: bf16 [N]; INT4: bf16 [K / group, stride, 2], scale and zero
-    const float* bias;   // [N], or null
-};
-
-constexpr int AHEAD = 4;  // groups whose scales are fetched before they are needed: they lie far apart
-constexpr int UNIT = 64;  // channels that a thread takes at a time: one or two of INT4's blocks
-
-inline int units_of(const Linear& linear) { return (linear.out + UNIT - 1) / UNIT; }
-
-inline void fetch(const void* from) { __builtin_prefetch(from); }
-
-inline float finished(const Linear& linear, float product, int channel) {
-    if (!linear.bias) return rounded(product, linear.given);
-    float bias = linear.bias[channel];
-    if (linear.bias_first) return rounded(product + bias, linear.given);
-    return rounded(rounded(product, linear.given) + bias, linear.given);
-}
+#include "pairs.h"
 
 // R rows times C channels from `channel` on.
 template <Type T, int R, int C>
@@ -51,18 +21,19 @@ inline void dense_tile(const Linear& linear, int channel, const float* x, float*
         for (int r = 0; r < R; ++r) given[r] = load(x + int64_t(r) * inputs + k);
         for (int c = 0; c < C; ++c) {
             const auto* from = weight + int64_t(c) * inputs + k;
-            fetch(from + C * int64_t(inputs));  // the same place of the next tile
+            fetch(from + CHANNELS_AHEAD * int64_t(inputs));
             Vector values = S::vector(from);
             for (int r = 0; r < R; ++r) sums[r][c] = multiply_add(given[r], values, sums[r][c]);
         }
     }
+    float totals[R * C];
+    add_up<R, C>(sums, totals);
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) {
-            float total = sum(sums[r][c]);
+            float total = totals[r * C + c];
             for (int k = whole; k < inputs; ++k)
                 total += x[int64_t(r) * inputs + k] * S::one(weight[int64_t(c) * inputs + k]);
-            if (T == INT8) total *= float_of_bf16(static_cast<const uint16_t*>(linear.scale)[channel + c]);
-            y[int64_t(r) * y_stride + channel + c] = finished(linear, total, channel + c);
+            y[int64_t(r) * y_stride + channel + c] = total;
         }
 }
 
@@ -80,7 +51,7 @@ void dense(const Linear& linear, int from, int to, const float* x, int rows, flo
     for (; row + ROWS <= rows; row += ROWS)
         dense_rows<T, ROWS, C>(linear, from, to, x + int64_t(row) * linear.in, y + int64_t(row) * y_stride, y_stride);
     for (; row < rows; ++row)
-        dense_rows<T, 1, 2 * C>(linear, from, to, x + int64_t(row) * linear.in, y + int64_t(row) * y_stride, y_stride);
+        dense_rows<T, 1, 4 * C>(linear, from, to, x + int64_t(row) * linear.in, y + int64_t(row) * y_stride, y_stride);
 }
 
 // R rows times the channels of C columns of a block; a column is WIDTH bytes wide, and holds 2 * WIDTH channels.
@@ -128,15 +99,10 @@ inline void int4_tile(const Linear& linear, int block, int column, const float* 
                 }
             }
     }
-    float values[WIDTH];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c)
-            for (int side = 0; side < 2; ++side) {
-                const int channel = first + c * WIDTH + side * half;
-                store(values, totals[r][c][side]);
-                for (int i = 0; i < WIDTH; ++i)
-                    y[int64_t(r) * y_stride + channel + i] = finished(linear, values[i], channel + i);
-            }
+            for (int side = 0; side < 2; ++side)
+                store(y + int64_t(r) * y_stride + first + c * WIDTH + side * half, totals[r][c][side]);
 }
 
 template <int R, int C>
@@ -160,10 +126,19 @@ inline void int4(const Linear& linear, int block, const float* x, int rows, cons
     }
 }
 
-// The unit's channels for all rows: x [rows, K] -> y [rows, y_stride].
-inline void multiply_unit(const Linear& linear, int unit, const float* x, int rows, const float* group_sums, float* y,
-                          int y_stride) {
+// The sums of the unit's channels for all rows: x [rows, K] -> y [rows, y_stride]; `halves` is x in bf16, where pairs are taken.
+inline void multiply_unit(const Linear& linear, int unit, const float* x, const Halves* halves, int rows,
+                          const float* group_sums, float* y, int y_stride) {
     const int from = unit * UNIT, to = std::min(from + UNIT, linear.out);
+#ifdef __AVX512BF16__
+    if constexpr (PAIRED)
+        if (halves) {
+            if (linear.type == BF16) return paired<BF16>(linear, from, to, *halves, rows, y, y_stride);
+            if (linear.type == INT8) return paired<INT8>(linear, from, to, *halves, rows, y, y_stride);
+            return int4_paired(linear, unit, *halves, rows, group_sums, y, y_stride);
+        }
+#endif
+    (void)halves;
     switch (linear.type) {
         case F32: return dense<F32>(linear, from, to, x, rows, y, y_stride);
         case BF16: return dense<BF16>(linear, from, to, x, rows, y, y_stride);

@@ -93,6 +93,7 @@ struct Shared {
 
 struct Own {  // one thread's
     std::vector<float> hidden, normed, sums, scores;
+    Halves halves;
 };
 
 // x [rows, width] -> normed [rows, width]
@@ -140,10 +141,15 @@ void multiply_share(const Linear& linear, const Model& model, const float* x, in
     std::vector<float> copy;
     x = prepared(linear, model, x, rows, own, copy);
     const int units = units_of(linear), from = units * thread / threads, to = units * (thread + 1) / threads;
-    for (int unit = from; unit < to; ++unit) multiply_unit(linear, unit, x, rows, own.sums.data(), y, y_stride);
-    if (linear.given == model.dtype) return;
+    const bool pairs = takes_pairs(linear, model.dtype);
+    if (pairs) own.halves.take(x, rows, linear.in);
+    for (int unit = from; unit < to; ++unit)
+        multiply_unit(linear, unit, x, pairs ? &own.halves : nullptr, rows, own.sums.data(), y, y_stride);
     const int first = from * UNIT, end = std::min(to * UNIT, linear.out);
-    for (int r = 0; r < rows; ++r) round_all(y + int64_t(r) * y_stride + first, end - first, model.dtype);
+    for (int r = 0; r < rows; ++r) {
+        finish(linear, y + int64_t(r) * y_stride, first, end);
+        if (linear.given != model.dtype) round_all(y + int64_t(r) * y_stride + first, end - first, model.dtype);
+    }
 }
 
 void rotate(const Model& model, const Row& row, const float* from, float* to) {

@@ -73,6 +73,23 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_p
 inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
 inline Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
 inline float sum(Vector value) { return _mm512_reduce_add_ps(value); }
+// The sums of 16 vectors, each added up in the same order.
+inline Vector sums_of_16(const Vector* v) {
+    Vector a[8], b[4];
+    for (int i = 0; i < 8; ++i)
+        a[i] = add(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 4; ++i) {
+        const __m512d one = _mm512_castps_pd(a[2 * i]), other = _mm512_castps_pd(a[2 * i + 1]);
+        b[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(one, other)), _mm512_castpd_ps(_mm512_unpackhi_pd(one, other)));
+    }
+    for (int i = 0; i < 2; ++i)
+        a[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xEE));
+    return add(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xDD));
+}
+// out[i] = the sum of the i-th of `count` vectors, 16 at most; vectors from `count` on are anything.
+inline void sum_each(const Vector* vectors, int count, float* out) {
+    _mm512_mask_storeu_ps(out, __mmask16((1u << count) - 1), sums_of_16(vectors));
+}
 inline Vector load(const uint16_t* from, bool bf16) {
     __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     if (!bf16) return _mm512_cvtph_ps(halves);
@@ -179,6 +196,21 @@ inline void load_pairs(const uint16_t* from, Vector& scale, Vector& zero) {
 #undef EACH
 
 #endif
+
+#if !defined(__AVX512F__)
+inline void sum_each(const Vector* vectors, int count, float* out) {
+    for (int i = 0; i < count; ++i) out[i] = sum(vectors[i]);
+}
+#endif
+
+// totals[r * C + c] = the sum of sums[r][c]; a copy, so that the sums stay in registers until here.
+template <int R, int C>
+inline void add_up(const Vector (&sums)[R][C], float* totals) {
+    static_assert(R * C <= 16, "as many as sum_each takes");
+    Vector all[16];
+    for (int i = 0; i < 16; ++i) all[i] = i < R * C ? sums[i / C][i % C] : fill(0);
+    sum_each(all, R * C, totals);
+}
 
 // One element, and a vector of elements from the first, of an array of a type.
 template <Type T>
