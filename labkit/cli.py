@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from labkit import __version__
 from labkit.arguments import MODEL, add_machine, later
+from labkit.bench_cpu.cli import add_bench_cpu
 from labkit.chat_cli import add_chat
 from labkit.context_cli import add_context
 from labkit.errors import LabError
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_fit(commands)
     add_context(commands)
     add_bench_gpu(commands)
+    add_bench_cpu(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (

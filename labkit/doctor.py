@@ -133,9 +133,24 @@ def _machine() -> Iterator[Finding]:
     if (load := os.getloadavg()[0] if hasattr(os, "getloadavg") else 0) > cores:
         advice = "measured times would be those of a shared machine; OMP_WAIT_POLICY=PASSIVE softens it"
         yield Finding("Machine", NOTE, f"{load:.1f} processes compete for {cores} cores", advice)
+    yield _compiled_step()
     free = shutil.disk_usage(Path.home()).free
     status = OK if free > 5e9 else NOTE
     yield Finding("Machine", status, f"{free / 1e9:.0f} GB free on the disk of {Path.home()}")
+
+
+def _compiled_step() -> Finding:
+    """Whether decoding on the CPU is compiled (`labkit.native`)."""
+    from labkit.native.library import NativeError, library
+
+    try:
+        found = library()
+    except NativeError as error:
+        return Finding("Machine", NOTE, f"decoding on the CPU goes through torch: {error}")
+    wide = 32 * found.vector_width
+    return Finding(
+        "Machine", OK, f"decoding on the CPU is compiled, by {found.compiler}, for {wide} bits at a time"
+    )
 
 
 def _gpu() -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from labkit.batching import Batch, TextStream
+from labkit.batching import DECODE_SHARE, Batch, TextStream
 from labkit.detokenize import Detokenizer
 from labkit.forward import Forward
 from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
@@ -117,9 +117,9 @@ class Engine:
         batch.run()
         return [answer.result() for answer in answers]
 
-    def batch(self, rows: int) -> Batch:
+    def batch(self, rows: int, decode_share: float = DECODE_SHARE) -> Batch:
         """A new batch of this engine, for answers that :meth:`request` gives."""
-        return Batch(self.forward, self.device, rows)
+        return Batch(self.forward, self.device, rows, decode_share)
 
     def request(
         self,
@@ -216,7 +216,7 @@ class Engine:
 
     @property
     def route(self) -> str:
-        """By what a token is decoded: a captured step, or the model's own modules and why."""
+        """By what a token is decoded: a captured or compiled step, or the model's own modules and why."""
         return self.forward.route
 
 

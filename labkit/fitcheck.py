@@ -65,7 +65,7 @@ def check_plan(
     image_tokens = int(request.inputs.get("mm_token_type_ids", torch.zeros(1)).sum())
     batch = engine.batch(1)
     batch.add(request)
-    engine._forward.way  # noqa: B018 - tried out now, which is no part of an answer
+    engine.forward.way  # noqa: B018 - tried out now, which is no part of an answer
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(engine.device)
     cache = length = 0

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.decode_cpu import NativeStep, describe
 from labkit.errors import LabError
 from labkit.kvcache import PLAIN, Keeping
 from labkit.quantization import QuantizedLinear
@@ -25,6 +26,7 @@ from labkit.rows import JoinedCache, RowCache, use_rows
 
 PADDED_ROWS = 8
 """Rows that are always multiplied together where a product's rounding depends on their number."""
+COMPILED = "compiled for the processor"
 TRIED_ROWS = (1, 2, 3, 5, 8, 13, 16)
 
 
@@ -36,16 +38,26 @@ class Row:
         cache: its keys and values.
         positions: of its last token, ``[…, 1, 1]`` as the model takes them; None where the model counts itself.
         mask: what it may see, ``[1, L]``, where the model wants to be told.
+        place: its last token's position as a number, kept by the compiled step; None if its axes differ.
+        native: what the compiled step knows of it.
     """
 
     cache: RowCache
     positions: Tensor | None
     mask: Tensor | None
+    place: int | None = None
+    native: Any = None
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
         return self.cache.get_seq_length()
+
+    def advance(self) -> None:
+        """The model's own way of adding a token begins: one position further."""
+        self.native = None
+        if self.positions is not None:
+            self.positions = self.positions + 1
 
 
 class Forward:
@@ -59,6 +71,9 @@ class Forward:
     ``padded`` (always `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of
     rows) or ``single`` (one after another: caches that are not plain, or a scheme such as llm-int8 whose rows see
     each other).
+
+    On the CPU the compiled step (`labkit.decode_cpu`) takes the place of the model's modules, where it knows them all
+    and the cache keeps numbers as they come; ``native`` is that step or None, and ``not_native`` says why there is none.
     """
 
     def __init__(self, model: nn.Module, keeping: Keeping = PLAIN):
@@ -67,7 +82,33 @@ class Forward:
         self._config = model.config.get_text_config(decoder=True)
         self._joins = use_rows(model)
         self._way: str | None = None
-        self.route = "the model's own modules"
+        self._route = "the model's own modules"
+        self.native: NativeStep | None = None
+        self.not_native = "not looked for yet"
+        self.find_native()
+
+    def find_native(self) -> None:
+        """Describe the model for the compiled step, anew if something was replaced in it."""
+        if not self._joins:
+            self.not_native = "its caches are not plain"
+        elif self._keeping != PLAIN:
+            self.not_native = "its cache is not kept as it comes"
+        else:
+            self.native, self.not_native = describe(self._model)
+
+    @property
+    def route(self) -> str:
+        """By what a token is decoded."""
+        return COMPILED if self.native is not None else self._route
+
+    @route.setter
+    def route(self, route: str) -> None:
+        self._route = route
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which logits are computed."""
+        return self._model.dtype
 
     @property
     def way(self) -> str:
@@ -86,6 +127,8 @@ class Forward:
         Returns:
             the row, and the logits after its last token, ``[1, vocabulary]``.
         """
+        if self.native is not None and not self.native.is_current():
+            self.find_native()
         model, inputs = self._model, dict(inputs)
         ids = inputs.pop("input_ids")
         mask = inputs.pop("attention_mask", None)
@@ -111,7 +154,7 @@ class Forward:
         needs_mask = positions is None or bool((mask == 0).any())
         if needs_mask and self._keeping.window is not None:
             raise LabError("sliding_window is for prompts without padding, of models that are told positions")
-        last = None if positions is None else positions[..., -1:]
+        last = None if positions is None else positions[..., -1:].clone()
         return Row(cache, last, mask if needs_mask else None), output.logits[:, -1]
 
     @torch.inference_mode()
@@ -120,6 +163,27 @@ class Forward:
 
         alone: the one row there is never had company, so it may be multiplied as it comes.
         """
+        taken = [self.native is not None and self.native.takes(row) for row in rows]
+        if all(taken):
+            return self.native.step(rows, tokens)
+        if any(taken):  # a row goes the same way whatever its company
+            return self._divided(rows, tokens, taken)
+        return self._step_modules(rows, tokens, alone)
+
+    def _divided(self, rows: Sequence[Row], tokens: Tensor, taken: Sequence[bool]) -> Tensor:
+        chosen = torch.tensor(taken, device=tokens.device)
+        ways = (self.native.step, chosen), (self._step_modules, ~chosen)
+        parts = []
+        for step, ours in ways:
+            own = [row for row, mine in zip(rows, ours.tolist()) if mine]
+            parts.append((step(own, tokens[ours]), ours))
+        logits = parts[0][0].new_empty(len(rows), parts[0][0].shape[1])
+        for part, ours in parts:
+            logits[ours] = part.to(logits.dtype)
+        return logits
+
+    def _step_modules(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
+        """`step` through the model's modules."""
         if self.way == "single" or any(row.mask is not None for row in rows):
             return torch.cat([self._step(row, tokens[i : i + 1]) for i, row in enumerate(rows)])
         if self.way == "together" or (alone and len(rows) == 1):
@@ -135,8 +199,7 @@ class Forward:
 
     def _step(self, row: Row, token: Tensor) -> Tensor:
         """One row with its own cache."""
-        if row.positions is not None:
-            row.positions = row.positions + 1
+        row.advance()
         if row.mask is not None:
             row.mask = torch.nn.functional.pad(row.mask, (0, 1), value=1)
         return self._call(token, row.positions, row.mask, row.cache)
@@ -148,7 +211,7 @@ class Forward:
     def _join(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
         """Rows together; tokens beyond the rows are filling."""
         for row in rows:
-            row.positions = row.positions + 1
+            row.advance()
         filling = [rows[0].positions] * (len(tokens) - len(rows))
         positions = torch.cat([*(row.positions for row in rows), *filling], dim=-2)
         return self._call(tokens, positions, None, JoinedCache([row.cache for row in rows]))

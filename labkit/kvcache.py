@@ -133,6 +133,15 @@ class Store:
         return dequantize_vectors(numbers, self._scale[:, :, :count], dtype)
 
     @property
+    def numbers(self) -> Tensor | None:
+        """The buffer [B, H, room, D]; None before the first token."""
+        return self._numbers
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens in all; not before the first `append`."""
+        self._grow(self._keeping.room(tokens), self._numbers)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the buffers."""
         return sum(one.nbytes for one in (self._numbers, self._scale) if one is not None)

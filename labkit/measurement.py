@@ -91,6 +91,7 @@ def measure(
             "dtype": str(engine.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "batch": 1,
+            "decoding": engine.route,
             "warmup": warmup,
             "prompts": len(answers),
             "max_new_tokens": max_new_tokens,

@@ -34,13 +34,18 @@ _PLAIN = {
 
 
 class RowLayer(DynamicLayer):
-    """One layer's keys and values ``[1, H, L, D]`` of one conversation, kept as `labkit.kvcache` says."""
+    """One layer's keys and values ``[1, H, L, D]`` of one conversation, kept as `labkit.kvcache` says.
+
+    Attributes:
+        length: tokens so far, whether they are kept or not.
+    """
 
     def __init__(self, keeping: Keeping = PLAIN):
-        super().__init__()
         self._keeping = keeping
-        self._length = 0
         self._store = Store(keeping)
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        self.length = 0
+        super().__init__()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -51,20 +56,54 @@ class RowLayer(DynamicLayer):
         token, its own (see `attend_band`).
         """
         self.is_initialized = True
-        start, self._length = self._length, self._length + key_states.shape[-2]
+        start, self.length = self.length, self.length + key_states.shape[-2]
         kept = self._store.append(torch.cat((key_states, value_states)), start)
         if key_states.shape[-2] == 1 or self._keeping == PLAIN:
             return kept[:1], kept[1:]
         if start:
             raise LabError("a prompt in several parts is not possible with kv_cache or sliding_window")
         window = self._keeping.window
-        if window is None or self._length <= window:
+        if window is None or self.length <= window:
             return key_states, value_states
         return Band(key_states, window), Band(value_states, window)
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values with room for more, ``[1, H, room, D]`` each, the same objects until they grow; None before
+        the first token, and where numbers are not kept as they come."""
+        numbers = self._store.numbers if self._keeping == PLAIN else None
+        if numbers is None:
+            self._buffers = None
+        elif self._buffers is None or self._buffers[0].data_ptr() != numbers.data_ptr():
+            self._buffers = (numbers[:1], numbers[1:])
+        return self._buffers
+
+    def reserve(self) -> tuple[Tensor, Tensor]:
+        """The buffers, with room for one more token; not before the first `update`."""
+        self._store.reserve(self.length + 1)
+        return self.buffers
+
+    @property
+    def keys(self) -> Tensor | None:
+        """``[1, H, L, D]``, where there are `buffers`."""
+        return None if self.buffers is None else self.buffers[0][:, :, : self.length]
+
+    @property
+    def values(self) -> Tensor | None:
+        """``[1, H, L, D]``, where there are `buffers`."""
+        return None if self.buffers is None else self.buffers[1][:, :, : self.length]
+
+    @keys.setter
+    def keys(self, value: None) -> None:
+        """transformers' class begins with none."""
+
+    @values.setter
+    def values(self, value: None) -> None:
+        """As `keys`."""
+
     def get_seq_length(self) -> int:
         """Tokens so far, whether they are kept or not."""
-        return self._length
+        return self.length
 
     @property
     def stored_bytes(self) -> int:

@@ -1,5 +1,7 @@
 """Continuous batching: who joins, who leaves, and that nobody's answer depends on the others, to the last bit."""
 
+import itertools
+
 import pytest
 import tiny_models
 import torch
@@ -32,6 +34,13 @@ def llama():
 def glm4v():
     processor = TemplateProcessor(tiny_models.tokenizer(), tiny_models.image_processor())
     return Engine(tiny_models.glm4v(), processor, spec=ModelSpec("tiny", "."))
+
+
+@pytest.fixture
+def even_clock(monkeypatch):
+    """Every prefill and every step takes one second, however fast this machine is at either."""
+    clock = itertools.count()
+    monkeypatch.setattr("labkit.batching.time.perf_counter", lambda: float(next(clock)))
 
 
 def quantized_pocket(scheme):
@@ -98,7 +107,7 @@ def test_sliding_windows_are_decoded_one_by_one_and_rightly():
         assert answer.token_ids == expected[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_answers_join_and_leave_between_steps_and_each_is_the_one_it_gets_alone(glm4v):
+def test_answers_join_and_leave_between_steps_and_each_is_the_one_it_gets_alone(glm4v, even_clock):
     texts = [f"question {index} " + "x" * (7 * index % 40) for index in range(12)]
     conversations = [ask(text, picture(56, 28 * (1 + index % 3), index)) for index, text in enumerate(texts)]
     lengths = [3 + 5 * index % 17 for index in range(12)]
@@ -117,7 +126,7 @@ def test_answers_join_and_leave_between_steps_and_each_is_the_one_it_gets_alone(
     assert not batch.waiting
 
 
-def test_a_new_prompt_joins_while_others_are_being_decoded(llama):
+def test_a_new_prompt_joins_while_others_are_being_decoded(llama, even_clock):
     batch = llama.batch(2)
     first, second = (llama.request(hello(text), max_new_tokens=50) for text in ("one", "two"))
     batch.add(first)

@@ -85,6 +85,29 @@ def test_int4_block_order_is_exactly_undone(block):
     assert torch.equal(int4_cpu.from_blocks(blocks, block), packed)
 
 
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_int4_weights_are_dequantized_from_the_kernels_order_to_the_last_bit(block, dtype):
+    torch.manual_seed(0)
+    module = get_scheme("int4", group_size=32).quantize_linear(torch.nn.Linear(160, 192, bias=False))
+    blocks = int4_cpu.to_blocks(module.relayout(module.packed, module.layout, "plain"), block)
+    exact = module.dequantize(dtype).T
+    for dequantize in (int4_cpu.dequantize_turned, int4_cpu.dequantize_turned_reference):
+        assert torch.equal(dequantize(blocks, module.scale_zero, 32, block, dtype), exact)
+    part = slice(64, 128)
+    got = int4_cpu.dequantize_turned(blocks[part], module.scale_zero[:, part], 32, block, dtype)
+    assert torch.equal(got, exact[:, part])
+
+
+def test_int4_products_of_many_rows_go_by_slices(monkeypatch):
+    torch.manual_seed(0)
+    module = get_scheme("int4").quantize_linear(torch.nn.Linear(256, 320, bias=False))
+    x = rows(60, 256, torch.float32)
+    whole = module(x)
+    monkeypatch.setattr(int4_cpu, "SLICE_ELEMENTS_CPU", 256 * 128)
+    torch.testing.assert_close(module(x), whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [(48, 64), (64, 32)])
 def test_int4_falls_back_where_the_kernel_cannot(sizes):
     out_features, in_features = sizes

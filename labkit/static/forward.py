@@ -34,7 +34,7 @@ class StaticRow(Row):
         position: of its last token, the same in all of the model's grids.
     """
 
-    position: int
+    position: int = 0
 
 
 def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
@@ -82,6 +82,7 @@ class StaticForward(Forward):
 
     def __init__(self, model: nn.Module, plain: bool = False):
         super().__init__(model)
+        self.native = None
         self.route = "plain torch, row by row" if plain else "one CUDA graph a token"
         self._plain = plain
         self._decoder = decoder_of(model)
@@ -95,7 +96,7 @@ class StaticForward(Forward):
         if row.mask is None and row.positions is not None:
             positions = set(row.positions.flatten()[-3:].tolist())
             if len(positions) == 1:
-                row = StaticRow(row.cache, row.positions, None, positions.pop())
+                row = StaticRow(row.cache, row.positions, None, position=positions.pop())
         return row, logits
 
     @torch.inference_mode()

@@ -13,11 +13,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from labkit.native import library as native
 from labkit.quantization import affine
-from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices
+from labkit.quantization.kernels.reference import SLICE_ELEMENTS_CPU, row_slices
 
-PACKED_ROWS = 48  # more rows than this: dequantizing from the kernel's order and multiplying is faster
+PACKED_ROWS = 32  # more rows than this: dequantizing from the kernel's order and multiplying is faster
 GROUP_SIZES = (32, 64, 128, 256)
+_TYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16, torch.float16: native.F16}
 
 
 @cache
@@ -86,24 +88,54 @@ def int4_multiply(rows: Tensor, packed: Tensor, scale_zero: Tensor, group_size: 
 def int4_multiply_dequantized(
     rows: Tensor, packed: Tensor, scale_zero: Tensor, group_size: int, block: int
 ) -> Tensor:
-    """The same for many rows: half a block becomes a matrix [K, B/2] that multiplies from the right, so
-    nothing is transposed but the result."""
-    count, columns = rows.shape
-    out_features, half = packed.shape[0], block // 2
-    compute = torch.float32 if rows.dtype == torch.float16 else rows.dtype
-    # [K/G, N, 2] -> scale and zero, each [blocks, 2 halves, K/G, 1, B/2]
+    """The same for many rows: the weight is dequantized, a large slice of it at a time, and multiplies as a dense one.
+
+    The slices are turned over, [K, n]: in the kernel's order that is the way in which nothing needs transposing.
+    """
+    columns, out_features = rows.shape[1], packed.shape[0]
+    step = max(SLICE_ELEMENTS_CPU // (columns * block), 1) * block
+    if out_features <= step:
+        return rows @ dequantize_turned(packed, scale_zero, group_size, block, rows.dtype)
+    out = rows.new_empty(rows.shape[0], out_features)
+    for start in range(0, out_features, step):
+        part = slice(start, min(start + step, out_features))
+        out[:, part] = rows @ dequantize_turned(
+            packed[part], scale_zero[:, part], group_size, block, rows.dtype
+        )
+    return out
+
+
+def dequantize_turned(
+    packed: Tensor, scale_zero: Tensor, group_size: int, block: int, dtype: torch.dtype
+) -> Tensor:
+    """packed [n, K/2] in the kernel's order, scale_zero [K/G, n, 2] -> the weight's transpose [K, n] in ``dtype``."""
+    library = native.available()
+    if library is None or dtype not in _TYPES or scale_zero.dtype != torch.bfloat16:
+        return dequantize_turned_reference(packed, scale_zero, group_size, block, dtype)
+    scale_zero = scale_zero.contiguous()
+    channels, columns = packed.shape[0], packed.shape[1] * 2
+    out = torch.empty(columns, channels, dtype=dtype)
+    linear = native.Linear(
+        type=native.INT4, out=channels, in_=columns, group=group_size, block=block, stride=channels,
+        weight=packed.data_ptr(), scale=scale_zero.data_ptr(),
+    )  # fmt: skip
+    library.dequantize(linear, out.data_ptr(), _TYPES[dtype], torch.get_num_threads())
+    return out
+
+
+def dequantize_turned_reference(
+    packed: Tensor, scale_zero: Tensor, group_size: int, block: int, dtype: torch.dtype
+) -> Tensor:
+    """The same by torch."""
+    channels, columns, half = packed.shape[0], packed.shape[1] * 2, block // 2
+    compute = torch.float32 if dtype == torch.float16 else dtype
+    # [K/G, n, 2] -> scale and zero, each [blocks, 2 halves, K/G, 1, B/2]
     groups = scale_zero.to(compute).view(columns // group_size, -1, 2, half, 2).permute(4, 1, 2, 0, 3)
     scale, zero = groups.unsqueeze(4).contiguous()
     blocks = packed.view(-1, columns, half)
-    out = rows.new_empty(blocks.shape[0], 2, count, half)
-    step = max(CACHE_ELEMENTS // (columns * half), 1)
-    for start in range(0, blocks.shape[0], step):
-        part = slice(start, start + step)
-        for side, codes in enumerate((blocks[part] & 15, blocks[part] >> 4)):
-            values = (
-                (codes.view(torch.int8) - 8).to(compute).view(-1, columns // group_size, group_size, half)
-            )
-            weight = torch.addcmul(zero[part, side], values, scale[part, side]).to(rows.dtype)
-            for i, matrix in enumerate(weight.view(-1, columns, half)):
-                torch.mm(rows, matrix, out=out[start + i, side])
-    return out.permute(2, 0, 1, 3).reshape(count, out_features)
+    out = torch.empty(columns, channels // block, 2, half, dtype=compute)
+    for side, codes in enumerate((blocks & 15, blocks >> 4)):
+        values = (codes.view(torch.int8) - 8).to(compute).unflatten(1, (-1, group_size))
+        place = out[:, :, side].permute(1, 0, 2).unflatten(1, (-1, group_size))
+        torch.addcmul(zero[:, side], values, scale[:, side], out=place)
+    return out.view(columns, channels).to(dtype)

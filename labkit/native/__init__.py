@@ -1,0 +1,14 @@
+"""Code that is compiled on the machine it runs on: one decoding step of a decoder on the CPU.
+
+| file | what |
+|---|---|
+| `vectors.h` | vectors of floats with AVX-512, AVX2, or whatever the compiler makes of plain loops |
+| `linear.h` | a weight as the lab's modules keep it |
+| `products.h` | products of a few rows with fp32, fp16, bf16, int8 and int4 weights |
+| `pairs.h` | those of bf16 rows where the processor multiplies two inputs at a time |
+| `step.cpp` | a whole step: embedding, layers, head |
+| `library.py` | compiles them once, keeps the library in the cache folder, and says how to call it |
+
+Nothing here knows torch. Where there is no compiler the lab computes the same through torch
+(`labkit.forward`), and says so in ``labkit doctor``.
+"""

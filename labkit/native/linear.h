@@ -1,0 +1,44 @@
+// A weight as the lab's modules keep it (labkit/quantization), and what the ways of multiplying by it share.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "vectors.h"
+
+extern "C" struct Linear {
+    int32_t type;        // of the weight
+    int32_t out, in;     // channels [N], inputs [K]
+    int32_t group;       // INT4: inputs that share a scale
+    int32_t block;       // INT4: channels of a block, see labkit/quantization/kernels/int4_cpu.py
+    int32_t stride;      // INT4: channels in a row of scale_zero
+    int32_t taken;       // the type that inputs are rounded to
+    int32_t given;       // the type that products are rounded to
+    int32_t bias_first;  // whether the bias is added before that, as a dense product does
+    const void* weight;  // [N, K]; INT4: [N / block, K, block / 2]
+    const void* scale;   // INT8: bf16 [N]; INT4: bf16 [K / group, stride, 2], scale and zero
+    const float* bias;   // [N], or null
+};
+
+constexpr int AHEAD = 4;  // groups whose scales are fetched before they are needed: they lie far apart
+constexpr int CHANNELS_AHEAD = 16;  // those of dense weights
+constexpr int UNIT = 64;  // channels that a thread takes at a time: one or two of INT4's blocks
+
+inline int units_of(const Linear& linear) { return (linear.out + UNIT - 1) / UNIT; }
+
+inline void fetch(const void* from) { __builtin_prefetch(from); }
+
+// Sums [from, to) of one row of y become products: scaled, rounded, with the bias.
+inline void finish(const Linear& linear, float* y, int from, int to) {
+    if (linear.type == INT8) {
+        const auto* scale = static_cast<const uint16_t*>(linear.scale);
+        for (int i = from; i < to; ++i) y[i] *= float_of_bf16(scale[i]);
+    }
+    if (linear.bias && linear.bias_first)
+        for (int i = from; i < to; ++i) y[i] += linear.bias[i];
+    round_all(y + from, to - from, linear.given);
+    if (!linear.bias || linear.bias_first) return;
+    for (int i = from; i < to; ++i) y[i] += linear.bias[i];
+    round_all(y + from, to - from, linear.given);
+}
