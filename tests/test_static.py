@@ -11,6 +11,7 @@ import labkit
 from labkit import quantize_
 from labkit.forward import Forward
 from labkit.measurement import standard_conversations
+from labkit.native import library as native
 from labkit.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.products_cuda import available
@@ -22,6 +23,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLANS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int8-dynamic", "hqq"]
 PROMPTS = [[5, 99, 17, 230, 41], [7] * 300, [250, 1, 2]]
 kernels = pytest.mark.skipif(not available(DEVICE), reason="needs triton, and a GPU or TRITON_INTERPRET=1")
+
+
+@pytest.fixture(autouse=True)
+def modules_without_the_compiled_step():
+    """What is compared with are the model's own modules."""
+    with native.suspended():
+        yield
 
 
 def model_under(plan: str, for_kernels: bool = False):
