@@ -116,20 +116,23 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_placed_memory(place: Placement, resolved: ResolvedPlan, spec: ModelSpec, work: int = 0) -> None:
-    """`check_memory` on every device, with the bytes that are needed there while the model is made."""
+    """`check_memory` on every device; ``work`` bytes more are needed while the model is made."""
     for device, size in place.bytes_by_device(resolved).items():
-        check_memory(size + work, device, spec, resolved.plan)
+        check_memory(size, device, spec, resolved.plan, work)
 
 
-def check_memory(needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan) -> None:
+def check_memory(
+    needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan, work: int = 0
+) -> None:
     """Refuse what cannot fit, by the plan's predicted bytes against the memory that is free now.
 
     Raises:
-        LoadError: with both figures.
+        LoadError: with all figures.
     """
     free = free_bytes(device)
-    if needed > free:
+    if needed + work > free:
+        more = f" and {work / 1e9:.1f} GB to make them" if work else ""
         raise LoadError(
-            f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights; "
+            f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights{more}; "
             f"{device} has {free / 1e9:.1f} GB free. Try a plan with fewer bits, such as int4"
         )

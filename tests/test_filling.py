@@ -91,7 +91,8 @@ def test_no_more_is_held_than_the_quantized_model_one_shard_and_one_modules_work
     assert len(shards) > 8
     with LiveBytes() as live:
         engine = load(deep_folder, plan, "cpu", progress=False)
-    widest = torch.nn.Linear(128, 512, bias=False, dtype=torch.bfloat16)
+    rows = max(one.out_features for one in engine.model.modules() if hasattr(one, "out_features"))
+    widest = torch.nn.Linear(128, rows, bias=False, dtype=torch.bfloat16)
     with LiveBytes() as alone:
         get_scheme(plan).quantize_linear(widest)
     assert live.now_bytes == pytest.approx(weights_bytes(engine.model), rel=0.02)
@@ -237,6 +238,18 @@ def test_random_weights_are_not_calibrated_nor_saved_nor_called_otherwise(deep_f
     engine = load(deep_folder, "int4", "cpu", weights="random", progress=False)
     with pytest.raises(labkit.LabError, match="random weights"):
         labkit.save(engine, tmp_path / "saved")
+
+
+def test_what_making_takes_must_fit_beside_the_model(deep_folder, monkeypatch):
+    size = load(deep_folder, "int4", "cpu", progress=False).resolved.predicted_bytes
+    largest = max(one.numel() for one in Checkpoint(get_spec(deep_folder)).skeleton().parameters())
+    for free, fits in ((size + 3 * largest + 1, True), (size + 3 * largest - 1, False)):
+        monkeypatch.setattr("labkit.checks.free_bytes", lambda device, free=free: free)
+        if fits:
+            load(deep_folder, "int4", "cpu", progress=False)
+        else:
+            with pytest.raises(LoadError, match=r"for its weights and 0\.0 GB to make them"):
+                load(deep_folder, "int4", "cpu", progress=False)
 
 
 # -- several devices -----------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_a_batch_answers_as_each_alone(glm4v, runtime):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("scheme", ["bf16", "int8"])
+@pytest.mark.parametrize("scheme", ["bf16", "int8", "llm-int8"])
 def test_logits_are_the_same_to_the_last_bit_in_any_company(runtime, scheme):
     model, processor = tiny_models.pocket()
     model = model.to(torch.bfloat16)
@@ -247,3 +247,16 @@ def test_a_model_with_windows_of_its_own_refuses_a_plans(tmp_path):
         LoadError, match="plan int8-kv: runtime kv_cache and sliding_window are for models whose"
     ):
         load(tmp_path, "int8-kv", "cpu", progress=False)
+
+
+def test_vllm_does_not_take_them():
+    from labkit.anatomy import dissect
+    from labkit.service.options import ServiceError
+    from labkit.service.vllm_command import VllmOptions, check_plan
+
+    big = dissect("autoglm-phone-9b", "int8-kv")
+    with pytest.raises(
+        ServiceError, match="the runtime options of the plan int8-kv are for the lab's engine"
+    ):
+        check_plan(big.resolved, big.skeleton, VllmOptions())
+    check_plan(big.under("bf16").resolved, big.skeleton, VllmOptions())
