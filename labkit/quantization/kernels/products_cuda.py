@@ -15,8 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-MOST_ROWS = 64
-ROW_TILES = (8, 16, 32, 64)
+MOST_ROWS = 32
+ROW_TILES = (8, 16, 32)
 """How many rows the kernels take; fewer are filled up, so that each of them gets the answer it would get alone."""
 
 
@@ -124,11 +124,13 @@ def product(
     Args:
         tiles: must have a ``bk`` of ``packed.steps``.
         bias: [N], added to the rounded product, as a module does; not with ``gated`` or several splits.
-        gated: the weight is gate over up; gives silu(gate) * up, [M, N/2]. One split only.
+        gated: the weight is gate over up; gives silu(gate) * up, [M, N/2].
         partial: leave the splits' sums as they are, fp32 [splits, M, N].
     """
     from labkit.quantization.kernels import products_triton as kernels
 
+    if gated and tiles.splits > 1:
+        return _gate(product(rows, packed, tiles, partial=True))
     count = rows.shape[0]
     width = packed.out_features // (2 if gated else 1)
     summed = tiles.splits > 1 or partial
@@ -171,6 +173,18 @@ def reduce(partial: Tensor) -> Tensor:
     out = partial.new_empty((count, width), dtype=torch.bfloat16)
     block = 1024
     kernels.sum_splits[(-(-count * width // block),)](partial, out, count * width, splits, BLOCK=block)
+    return out
+
+
+def _gate(partial: Tensor) -> Tensor:
+    """fp32 [splits, M, 2 N] of gate over up -> silu(gate) * up [M, N] bf16."""
+    from labkit.quantization.kernels import products_triton as kernels
+
+    splits, count, width = partial.shape
+    out = partial.new_empty((count, width // 2), dtype=torch.bfloat16)
+    block = 256
+    grid = (-(-width // (2 * block)), count)
+    kernels.gate_splits[grid](partial, out, count, width // 2, splits, BLOCK=block)
     return out
 
 
