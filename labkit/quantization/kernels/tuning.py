@@ -89,7 +89,9 @@ def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
         def call(one: Packed, tiles: Tiles = tiles) -> Tensor:
             return cuda.product(x, one, tiles, gated=gated, partial=tiles.splits > 1 and not gated)
 
-        with suppress(RuntimeError, ValueError, TritonError):  # too many registers, or shared memory, for this GPU
+        with suppress(
+            RuntimeError, ValueError, TritonError
+        ):  # too many registers, or shared memory, for this GPU
             times[json.dumps(asdict(tiles))] = _time(call, copies)
     if rows > cuda.ROW_TILES[0] and not gated:
         times[DEQUANTIZE] = _time(lambda one: _by_dequantizing(x, one), copies)
