@@ -14,6 +14,7 @@ from labkit import __version__
 from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
 from labkit.chat_cli import add_chat
+from labkit.context_cli import add_context
 from labkit.errors import LabError
 from labkit.fit_cli import add_fit
 from labkit.gpu_cli import add_bench_gpu
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_search(commands)
     add_fit(commands)
     add_bench_gpu(commands)
+    add_context(commands)
     _add_serve(commands)
     add_chat(commands)
     for name, run, text in (

@@ -26,12 +26,14 @@ def add_fit(commands: argparse._SubParsersAction) -> None:
             "examples:\n"
             "  labkit fit autoglm-phone-9b --memory 8GB\n"
             "  labkit fit autoglm-phone-9b --card rtx-4090 --context 25480\n"
-            "  labkit fit pocket --memory 1GB --screen 224x476\n\n"
-            "Measure what was predicted with `labkit compare`."
+            "  labkit fit pocket --memory 1GB --screen 224x476\n"
+            "  labkit fit autoglm-phone-9b --check --plans bf16,int4 --device cuda\n\n"
+            "--check loads each plan with random weights, answers one conversation, and says how far the\n"
+            "prediction was off; fit.json in --output keeps it."
         ),
     )
     command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
-    where = command.add_mutually_exclusive_group(required=True)
+    where = command.add_mutually_exclusive_group()
     where.add_argument("--memory", metavar="8GB", help="free memory of the device")
     where.add_argument("--card", metavar="NAME", help="a graphics card, such as rtx-4090 or h100")
     command.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (the card's)")
@@ -45,11 +47,22 @@ def add_fit(commands: argparse._SubParsersAction) -> None:
         "--max-pixels", type=count, metavar="N", help="limit of the image processor (the model's)"
     )
     command.add_argument("--plans", metavar="A,B,…", help="names or files (every preset)")
+    command.add_argument(
+        "--check", action="store_true", help="measure what was predicted, with random weights"
+    )
+    command.add_argument("--device", default="auto", help="with --check: auto, cpu, cuda or cuda:N (auto)")
+    command.add_argument(
+        "--output", metavar="FOLDER", help="with --check: where fit.json goes (results/fit-MODEL)"
+    )
     command.set_defaults(run=later("fit", "labkit.fit_cli"))
 
 
-def fit(options: argparse.Namespace) -> None:
+def fit(options: argparse.Namespace) -> int | None:
     """What ``labkit fit`` does."""
+    if options.check:
+        return _check(options)
+    if not options.memory and not options.card:
+        raise LabError("give the device's memory (--memory 8GB) or a card (--card rtx-4090); or --check")
     from labkit.cards import CONTEXT_BYTES, find_card
     from labkit.fitting import needs
     from labkit.formats import format_bytes
@@ -85,6 +98,75 @@ def fit(options: argparse.Namespace) -> None:
     if card is not None:
         said = f"{card.name}: {format_bytes(card.memory_bytes)}, of which CUDA takes about {format_bytes(CONTEXT_BYTES)}"
         screen.print(said, style="dim")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """``labkit fit --check``: each plan in a process of its own. Returns 1 if a prediction is off, or a plan failed."""
+    import json
+    from pathlib import Path
+
+    from labkit.files import atomic_path
+    from labkit.fitcheck import PEAK_LIMIT, WEIGHTS_LIMIT
+    from labkit.formats import format_bytes
+    from labkit.machine import gpus
+    from labkit.models.spec import get_spec
+    from labkit.plan import QuantizationPlan, presets
+    from labkit.preflight import usable_cores
+    from labkit.process import WorkerFailedError
+    from labkit.results import environment
+    from labkit.terminal import console, make_table
+    from labkit.workers import run_workers
+
+    spec, screen = get_spec(options.model), _pixels(options.screen)
+    names = [name.strip() for name in options.plans.split(",")] if options.plans else presets()
+    plans = [name for name in names if not QuantizationPlan.from_yaml(name).requires_calibration]
+    output = Path(options.output or Path("results") / f"fit-{Path(spec.name).name}")
+    records, failures = [], {}
+    page = console()
+    for plan in plans:
+        request = {
+            "model": options.model,
+            "plan": plan,
+            "context": options.context,
+            "screen": screen,
+            "max_pixels": options.max_pixels,
+            "device": options.device,
+        }
+        try:
+            run_workers(
+                "labkit.fitcheck",
+                [request],
+                lambda event: records.append(event["record"]),
+                logs=output / "logs",
+                threads=usable_cores(),
+            )
+        except WorkerFailedError as error:
+            failures[plan] = str(error)
+            page.print(f"{plan} could not be measured: {error}", highlight=False)
+    on_gpu = any(one["device"].startswith("cuda") for one in records)
+    found = {
+        "environment": environment(gpus()[0] if on_gpu else None),
+        "settings": {"model": spec.name, "weights": "random", "context": options.context, "screen": screen},
+        "limits": {"weights": WEIGHTS_LIMIT, "peak": PEAK_LIMIT},
+        "records": records,
+        "failures": failures,
+    }
+    with atomic_path(output / "fit.json") as temporary:
+        temporary.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    headers = ["Plan (random weights)"]
+    headers += [
+        f"{what}{kind}" for what in ("Weights", "KV cache", "Peak") for kind in ("", ", measured", " off by")
+    ]
+    rows = []
+    for one in records:
+        row = [one["plan"]]
+        for what in ("weights", "cache", "peak"):
+            row += [format_bytes(one[f"{what}_{kind}"]) for kind in ("predicted", "measured")]
+            row.append(f"{100 * one[f'{what}_error']:+.1f} %")
+        rows.append(row)
+    page.print(make_table(f"{spec.name}, {options.context:,} tokens", headers, rows))
+    page.print(str(output / "fit.json"), highlight=False, soft_wrap=True)
+    return int(bool(failures) or not all(one["weights_within"] and one["peak_within"] for one in records))
 
 
 def _pixels(text: str) -> tuple[int, int] | None:

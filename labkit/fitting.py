@@ -10,12 +10,15 @@ and room to work in. The first two are exact; the others are counted from shapes
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.anatomy import Anatomy, AnatomyError, PlanLike, dissect
+from labkit.kvcache import keeping_of
 from labkit.models import ModelSpec
+from labkit.plan import RuntimeOptions
 from labkit.quantization import DTYPES
 
 SCREEN = (1080, 2400)
@@ -109,6 +112,18 @@ def activation_bytes(anatomy: Anatomy, tokens: int, image_tokens: int) -> int:
     return max(decoder, image_tokens * vision.spatial_merge_size**2 * patch)
 
 
+def unpacked_cache_bytes(anatomy: Anatomy, tokens: int) -> int:
+    """Keys and values of one layer in the type the model computes in: what decoding makes of an int8 cache, a layer
+    at a time. 0 for a cache that is read as it is."""
+    plan = anatomy.resolved.plan
+    if plan.runtime.kv_cache in (None, plan.default):
+        return 0
+    layers = anatomy.skeleton.config.get_text_config(decoder=True).num_hidden_layers
+    whole = anatomy.under(dataclasses.replace(plan, runtime=RuntimeOptions()))
+    kept = keeping_of(plan.runtime).kept(tokens)
+    return kept * whole.kv_cache_bytes_per_token() // layers
+
+
 def workspace_bytes(anatomy: Anatomy) -> int:
     """Room for the largest weight that a prompt's pass unpacks, in two steps, and for the library's own buffers."""
     resolved, size = anatomy.resolved, DTYPES[anatomy.resolved.plan.default].itemsize
@@ -128,7 +143,9 @@ def _need(anatomy: Anatomy, context: int, image_tokens: int) -> Need:
         plan=anatomy.resolved.plan.name,
         weights_bytes=anatomy.bytes,
         cache_bytes=cache,
-        activation_bytes=activation_bytes(anatomy, context, image_tokens),
+        activation_bytes=max(
+            activation_bytes(anatomy, context, image_tokens), unpacked_cache_bytes(anatomy, context)
+        ),
         workspace_bytes=workspace_bytes(anatomy),
         read_bytes=read,
     )

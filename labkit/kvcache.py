@@ -32,19 +32,20 @@ GROWTH = 128
 BLOCK = 256
 """Queries of a prompt whose attention over a window is computed together."""
 SCALE_DTYPE = torch.bfloat16
+SMALLEST = 1e-20  # the scale of a vector of zeros
 
 
 def quantize_vectors(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """vectors [..., D] -> codes [..., D] int8, symmetric, and scale [..., 1] bf16."""
-    scale = (vectors.abs().amax(-1, keepdim=True).float() / 127).to(SCALE_DTYPE)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    codes = (vectors.float() / scale.float()).round_().clamp_(-127, 127)
+    largest = vectors.abs().amax(-1, keepdim=True).float()
+    scale = largest.div_(127).clamp_(min=SMALLEST).to(SCALE_DTYPE)
+    codes = vectors.float().div(scale).round_().clamp_(-127, 127)
     return codes.to(torch.int8), scale
 
 
 def dequantize_vectors(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [..., D] int8 and scale [..., 1] -> [..., D] in ``dtype``, multiplied in that type."""
-    return codes.to(dtype) * scale.to(dtype)
+    return codes * scale.to(dtype)
 
 
 def vector_bytes(width: int, kept: str, itemsize: int) -> int:
@@ -101,18 +102,18 @@ def keeping_of(runtime: Any) -> Keeping:
 
 
 class Store:
-    """Vectors [1, H, n, D] of one conversation in buffers that grow.
+    """Vectors [B, H, n, D] of one conversation (B: its keys and its values) in buffers that grow.
 
     Their order is that of `Keeping.slots`: attention without a mask does not depend on it.
     """
 
     def __init__(self, keeping: Keeping) -> None:
         self._keeping = keeping
-        self._numbers: Tensor | None = None  # [1, H, room, D]
-        self._scale: Tensor | None = None  # [1, H, room, 1]
+        self._numbers: Tensor | None = None  # [B, H, room, D]
+        self._scale: Tensor | None = None  # [B, H, room, 1]
 
     def append(self, vectors: Tensor, start: int) -> Tensor:
-        """Store the vectors [1, H, n, D] of the tokens from ``start`` on; returns all that are kept, in their dtype."""
+        """Store the vectors [B, H, n, D] of the tokens from ``start`` on; returns all that are kept, in their dtype."""
         keeping, end = self._keeping, start + vectors.shape[-2]
         self._grow(keeping.room(end), vectors)
         first = start
@@ -125,7 +126,7 @@ class Store:
         return self.read(keeping.kept(end), vectors.dtype)
 
     def read(self, count: int, dtype: torch.dtype) -> Tensor:
-        """The vectors [1, H, count, D] that are kept."""
+        """The vectors [B, H, count, D] that are kept."""
         numbers = self._numbers[:, :, :count]
         if self._scale is None:
             return numbers.to(dtype)

@@ -40,7 +40,7 @@ class RowLayer(DynamicLayer):
         super().__init__()
         self._keeping = keeping
         self._length = 0
-        self._stores = (Store(keeping), Store(keeping))
+        self._store = Store(keeping)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -52,9 +52,9 @@ class RowLayer(DynamicLayer):
         """
         self.is_initialized = True
         start, self._length = self._length, self._length + key_states.shape[-2]
-        kept = [store.append(new, start) for store, new in zip(self._stores, (key_states, value_states))]
+        kept = self._store.append(torch.cat((key_states, value_states)), start)
         if key_states.shape[-2] == 1 or self._keeping == PLAIN:
-            return tuple(kept)
+            return kept[:1], kept[1:]
         if start:
             raise LabError("a prompt in several parts is not possible with kv_cache or sliding_window")
         window = self._keeping.window
@@ -69,7 +69,7 @@ class RowLayer(DynamicLayer):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(store.stored_bytes for store in self._stores)
+        return self._store.stored_bytes
 
 
 class RowCache(DynamicCache):

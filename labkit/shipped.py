@@ -1,10 +1,12 @@
 """The comparisons that come with the lab, under ``assets/results``: for those without the machine that made them."""
 
 from pathlib import Path
+from typing import Any
 
 from labkit.comparison import Comparison
 from labkit.gpurecords import GpuRecord, load_records
 from labkit.models.spec import assets_folder
+from labkit.results import read_json
 
 
 def names() -> list[str]:
@@ -15,6 +17,12 @@ def names() -> list[str]:
 def load(name: str) -> Comparison:
     """One of them. Raises ResultsError if it is not there."""
     return Comparison.load(_folder() / name)
+
+
+def context(name: str = "pocket-kv") -> dict[str, Any] | None:
+    """What `labkit.growth.measure_growth` found at growing context; None if it is not shipped."""
+    path = _folder() / name / "context.json"
+    return read_json(path) if path.is_file() else None
 
 
 def on_gpus() -> dict[str, Comparison]:

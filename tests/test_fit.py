@@ -1,11 +1,10 @@
 """`labkit fit`: what a plan needs is said before anything is loaded, and is what is then needed."""
 
-import weakref
+import json
 
 import pytest
+import tiny_models
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers.models.glm4v.configuration_glm4v import Glm4vConfig
 from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel, Glm4vVisionModel
 
@@ -13,32 +12,9 @@ import labkit
 from labkit.anatomy import Anatomy, AnatomyError, dissect
 from labkit.cards import CardError, find_card
 from labkit.cli import main
-from labkit.fitting import LIBRARY_BYTES, activation_bytes, needs
-
-
-class Live(TorchDispatchMode):
-    """The most bytes of tensors made inside that were alive at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.seen:
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                self.seen.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.forget, key, size)
-        return made
-
-    def forget(self, key, size):
-        self.seen.discard(key)
-        self.now -= size
+from labkit.fitcheck import check_plan
+from labkit.fitting import LIBRARY_BYTES, activation_bytes, needs, unpacked_cache_bytes
+from labkit.livebytes import LiveBytes
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +41,21 @@ def glm4v():
 def test_activations_of_the_eye_are_those_that_live_when_it_looks(glm4v):
     vision = Glm4vVisionModel._from_config(glm4v.skeleton.config.vision_config, dtype=torch.bfloat16).eval()
     rows, columns = 28, 40
-    with torch.inference_mode(), Live() as live:
+    with torch.inference_mode(), LiveBytes() as live:
         vision(torch.randn(rows * columns, 1176), torch.tensor([(1, rows, columns)]))
     predicted = activation_bytes(glm4v, 1, rows * columns // 4)
-    assert predicted == pytest.approx(live.peak, rel=0.1)
+    assert predicted == pytest.approx(live.peak_bytes, rel=0.1)
 
 
 def test_activations_of_the_decoder_are_those_that_live_in_its_prefill(glm4v):
     text = Glm4vTextModel._from_config(glm4v.skeleton.config.text_config, dtype=torch.bfloat16).eval()
     tokens = 256
-    with torch.inference_mode(), Live() as live:
+    with torch.inference_mode(), LiveBytes() as live:
         embeddings = torch.zeros(1, tokens, 1024, dtype=torch.bfloat16)
         text(
             inputs_embeds=embeddings, position_ids=torch.arange(tokens).expand(4, 1, tokens), use_cache=False
         )
-    assert activation_bytes(glm4v, tokens, 0) == pytest.approx(live.peak, rel=0.1)
+    assert activation_bytes(glm4v, tokens, 0) == pytest.approx(live.peak_bytes, rel=0.1)
 
 
 def test_weights_and_cache_are_those_that_are_counted():
@@ -137,6 +113,70 @@ def test_the_command_says_what_fits(capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
     assert "too much" in lines["bf16"]
     assert " yes " in lines["int4"]
+
+
+def test_an_int8_cache_counts_its_scales_and_a_window_ends_it():
+    whole, int8, window = needs("autoglm-phone-9b", ["bf16", "int8-kv", "window"], context=25480)
+    assert int8.cache_bytes == 25480 * 2 * 40 * 2 * (128 + 2)
+    assert window.cache_bytes == (4096 + 4) * 40960
+    assert whole.cache_bytes == 25480 * 40960
+    assert whole.weights_bytes == int8.weights_bytes == window.weights_bytes
+    assert int8.read_bytes < whole.read_bytes
+    few = needs("autoglm-phone-9b", ["int8-kv"], context=1000, screen=None)[0]
+    anatomy = dissect("autoglm-phone-9b", "int8-kv")
+    assert (
+        unpacked_cache_bytes(anatomy, 1000) == 1000 * 2 * 2 * 128 * 2
+    )  # one layer's keys and values in bf16
+    assert unpacked_cache_bytes(anatomy.under("bf16"), 1000) == 0
+    assert few.activation_bytes >= unpacked_cache_bytes(anatomy, 1000)
+
+
+@pytest.fixture(scope="module")
+def random_glm4v(tmp_path_factory):
+    """A folder with a configuration and nothing else; wide enough that tensors outweigh odds and ends."""
+    config = tiny_models.glm4v_config().to_dict() | {"architectures": ["Glm4vForConditionalGeneration"]}
+    config["text_config"] |= {"hidden_size": 256, "intermediate_size": 1024, "max_position_embeddings": 2048}
+    config["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
+    config["vision_config"] |= {"out_hidden_size": 256, "intermediate_size": 1024}
+    folder = tmp_path_factory.mktemp("random-glm4v")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("plan", ["bf16", "int4", "int8", "int8-kv"])
+def test_what_is_predicted_is_what_random_weights_take(random_glm4v, plan):
+    found = check_plan(str(random_glm4v), plan, context=1200, screen=(280, 560), device="cpu")
+    assert found["weights_error"] == 0
+    assert found["weights_within"]
+    assert found["image_tokens"] == 10 * 20
+    assert found["context"] == pytest.approx(1200, abs=3)
+    room = -(-found["context"] // 128) * 128
+    assert found["cache_measured"] / found["cache_predicted"] == pytest.approx(room / found["context"])
+    assert found["peak_error"] == pytest.approx(
+        0, abs=0.25
+    )  # small tensors that nobody predicts weigh more here
+
+
+def test_the_command_measures_its_predictions_and_says_how_far_they_are_off(random_glm4v, tmp_path, capsys):
+    given = ["--check", "--plans", "int4,gptq", "--context", "600", "--screen", "none", "--device", "cpu"]
+    code = main(["fit", str(random_glm4v), *given, "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "fit.json").read_text())
+    (record,) = found["records"]  # gptq calibrates, which random weights are not
+    assert record["plan"] == "int4"
+    assert record["weights"] == found["settings"]["weights"] == "random"
+    assert code == (not record["peak_within"])
+    assert "Plan (random weights)" in " ".join(capsys.readouterr().out.split())
+    assert main(["fit", "pocket"]) == 2
+    assert "--memory 8GB" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("plan", ["bf16", "int4", "int8-kv"])
+def test_the_9b_with_random_weights_takes_what_is_predicted(plan):
+    found = check_plan("autoglm-phone-9b", plan, context=4096, screen=(1080, 2400), device="cuda")
+    assert found["weights_within"]
+    assert found["peak_within"]
 
 
 def test_cards_are_found_by_their_makers_names():

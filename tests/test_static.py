@@ -63,7 +63,7 @@ def test_the_pocket_model_answers_alike(plan):
     engine = labkit.load("pocket", plan, device="cpu", progress=False)
     conversations = standard_conversations(engine, None, 4)
     want = [engine.generate(one, max_new_tokens=24).token_ids for one in conversations]
-    engine.forward = StaticForward(engine.model, plain=True)
+    engine._forward = StaticForward(engine.model, plain=True)
     assert [engine.generate(one, max_new_tokens=24).token_ids for one in conversations] == want
     batch = engine.generate_batch(conversations, max_new_tokens=24)
     assert [one.token_ids for one in batch] == want

@@ -79,6 +79,11 @@ def check_plan(resolved: ResolvedPlan, skeleton: Any, options: VllmOptions) -> N
         ServiceError: naming the first Linear, and the nearest that can be had.
     """
     size, plan = options.tensor_parallel_size, resolved.plan.name
+    if not resolved.plan.runtime.is_default:
+        raise ServiceError(
+            f"vLLM keeps the cache in its own way: the runtime options of the plan {plan} are for the lab's engine; "
+            "take a plan without them"
+        )
     for name, scheme in resolved.schemes.items():
         if scheme.name in NEAREST:
             raise ServiceError(

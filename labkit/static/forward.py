@@ -34,7 +34,7 @@ class StaticRow(Row):
         position: of its last token, the same in all of the model's grids.
     """
 
-    position: int
+    position: int = 0
 
 
 def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
@@ -96,7 +96,7 @@ class StaticForward(Forward):
         if row.mask is None and row.positions is not None:
             positions = set(row.positions.flatten()[-3:].tolist())
             if len(positions) == 1:
-                row = StaticRow(row.cache, row.positions, None, positions.pop())
+                row = StaticRow(row.cache, row.positions, None, position=positions.pop())
         return row, logits
 
     @torch.inference_mode()

@@ -1,0 +1,155 @@
+"""What `labkit fit` predicts, beside what is really taken: one plan in one process, with random weights.
+
+Run as ``python -m labkit.fitcheck``: a request (one JSON object) on standard input, events as JSON lines on
+standard output (see `labkit.workers`); started by ``labkit fit --check``.
+
+On a GPU the peak is that of torch's allocator while one conversation is answered, the prompt as long as the
+context allows; on the CPU the tensors alive are counted (`labkit.livebytes`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from labkit.errors import LabError
+
+NEW_TOKENS = 16
+WEIGHTS_LIMIT, PEAK_LIMIT = 0.03, 0.10
+"""How far a prediction may be off."""
+
+
+def check_plan(
+    model: str,
+    plan: str,
+    *,
+    context: int,
+    screen: tuple[int, int] | None,
+    max_pixels: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Load ``model`` with random weights under ``plan``, answer one conversation, and compare with the prediction.
+
+    Args:
+        model, plan: as for `labkit.load`.
+        context: tokens of the conversation, prompt and answer.
+        screen: pixels of the screenshot in the prompt; None: text alone.
+        max_pixels: the image processor's limit.
+        device: as for `labkit.load`.
+
+    Returns:
+        ``plan, device, context, image_tokens`` and for each of ``weights, cache, peak`` the bytes
+        ``<name>_predicted`` and ``<name>_measured``, the relative error ``<name>_error`` and, for the first and
+        the last, whether it is ``<name>_within`` `WEIGHTS_LIMIT` and `PEAK_LIMIT`; ``load_peak_measured``.
+    """
+    import torch
+
+    from labkit.apply import weights_bytes
+    from labkit.fitting import LIBRARY_BYTES, needs
+    from labkit.livebytes import LiveBytes
+    from labkit.loading import load
+
+    engine = load(model, plan, device, weights="random", progress=False)
+    on_gpu = engine.device.type == "cuda"
+    gc.collect()
+    load_peak = torch.cuda.max_memory_allocated(engine.device) if on_gpu else None
+    weights = torch.cuda.memory_allocated(engine.device) if on_gpu else weights_bytes(engine.model)
+    messages = _prompt(engine, context - NEW_TOKENS, screen, max_pixels)
+    never = dict.fromkeys(engine.end_token_ids, -100.0)
+    request = engine.request(messages, max_new_tokens=NEW_TOKENS, logit_bias=never)
+    image_tokens = int(request.inputs.get("mm_token_type_ids", torch.zeros(1)).sum())
+    batch = engine.batch(1)
+    batch.add(request)
+    engine._forward.way  # noqa: B018 - tried out now, which is no part of an answer
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    cache = length = 0
+    with contextlib.nullcontext() if on_gpu else LiveBytes() as live:
+        while batch.busy:
+            batch.step()
+            if batch.active:
+                cache, length = batch.cache_bytes, batch.active[0].row.length
+    peak = torch.cuda.max_memory_allocated(engine.device) if on_gpu else weights + live.peak_bytes
+    (need,) = needs(model, [plan], context=length, screen=screen, max_pixels=max_pixels)
+    library = 0 if on_gpu else LIBRARY_BYTES
+    record = {
+        "plan": need.plan,
+        "model": engine.spec.name,
+        "weights": engine.weights,
+        "device": str(engine.device),
+        "context": length,
+        "image_tokens": image_tokens,
+        "load_peak_measured": load_peak,
+        "parts_predicted": {
+            "weights": need.weights_bytes,
+            "cache": need.cache_bytes,
+            "activations": need.activation_bytes,
+            "workspace": need.workspace_bytes - library,
+        },
+    }
+    pairs = {
+        "weights": (need.weights_bytes, weights),
+        "cache": (need.cache_bytes, cache),
+        "peak": (need.total_bytes - library, peak),
+    }
+    for name, (predicted, measured) in pairs.items():
+        record |= {f"{name}_predicted": predicted, f"{name}_measured": measured}
+        record[f"{name}_error"] = predicted / measured - 1
+    record["weights_within"] = abs(record["weights_error"]) <= WEIGHTS_LIMIT
+    record["peak_within"] = abs(record["peak_error"]) <= PEAK_LIMIT
+    return record
+
+
+def _prompt(engine: Any, tokens: int, screen: tuple[int, int] | None, max_pixels: int | None) -> list[dict]:
+    """One turn of about so many tokens: filler, a grey screenshot, a word."""
+    from PIL import Image
+
+    parts: list[dict[str, Any]] = []
+    if screen is not None and "image" in engine.modalities:
+        parts.append({"type": "image", "image": Image.new("RGB", screen, (128, 128, 128))})
+        pixels = getattr(engine.processor, "image_processor", None)
+        if max_pixels is not None and pixels is not None:
+            pixels.size = {**dict(pixels.size), "longest_edge": max_pixels}
+
+    def turn(count: int) -> list[dict]:
+        takes_ids = getattr(engine.processor, "takes_ids", False)
+        filler = engine.tokenizer.random_text(count) if takes_ids else "." * count
+        return [{"role": "user", "content": [{"type": "text", "text": filler}, *parts]}]
+
+    short, longer = (engine.prepare(turn(count))["input_ids"].shape[1] for count in (1, 65))
+    return turn(max(1 + round((tokens - short) * 64 / (longer - short)), 1))
+
+
+def main() -> int:
+    """Read the request, and write the record, or the error, as an event."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event, ensure_ascii=False), file=channel, flush=True)
+
+    request = json.loads(sys.stdin.read())
+    try:
+        screen = request.pop("screen")
+        record = check_plan(**request, screen=tuple(screen) if screen else None)
+        emit({"event": "record", "record": record})
+        emit({"event": "finished"})
+    except LabError as error:
+        emit({"event": "error", "message": str(error), "known": True})
+        return 2
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

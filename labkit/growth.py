@@ -1,0 +1,319 @@
+"""A model at growing context: bytes of its KV cache, time, and whether its taps still land, plan by plan.
+
+    measure_growth("pocket", ["bf16", "int8-kv"], windows=(192,), contexts=(160, 320, 640), output="results/context")
+
+A request keeps its screen and its words; what grows is a filler of dots before the screen, as the history of a
+long conversation would stand there. So the answer depends on the last tokens, and a window that holds those can
+be right. What the model makes of a long beginning shows in the plan with the whole, exact cache: it is measured at
+every context too, and the others are compared with it item by item.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from labkit import evaluation, phonetap
+from labkit.anatomy import Anatomy
+from labkit.engine import Engine
+from labkit.errors import LabError
+from labkit.files import atomic_path
+from labkit.formats import format_bytes, format_difference, format_rate, format_seconds
+from labkit.generation import Generation
+from labkit.kvcache import keeping_of
+from labkit.loading import load
+from labkit.machine import gpus
+from labkit.measurement import peak_memory
+from labkit.models import get_spec
+from labkit.models.checkpoint import folder_fingerprint
+from labkit.plan import QuantizationPlan
+from labkit.recordfolder import RecordFolder
+from labkit.results import environment
+
+if TYPE_CHECKING:
+    import pandas
+
+CONTEXTS = (160, 240, 320, 480, 720, 1440)
+FILLER = "."
+TRIED = 64  # fillers by which is found out how many tokens one takes
+NAME = "context.json"
+
+
+class GrowthError(LabError):
+    """A context that cannot be measured."""
+
+
+@dataclass(frozen=True)
+class LongItem(phonetap.Item):
+    """A PhoneTap item with ``filler`` before its screen."""
+
+    filler: str = ""
+
+    def messages(self) -> list[dict[str, Any]]:
+        """As `labkit.phonetap.Item.messages`."""
+        (turn,) = super().messages()
+        return [{**turn, "content": [{"type": "text", "text": self.filler}, *turn["content"]]}]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How much is timed: ``prompts`` requests after ``warmup``, ``new_tokens`` each."""
+
+    prompts: int = 4
+    warmup: int = 1
+    new_tokens: int = 24
+
+
+def measure_growth(
+    model: str | os.PathLike,
+    plans: Sequence[str | os.PathLike | QuantizationPlan],
+    *,
+    windows: Sequence[int] = (),
+    contexts: Sequence[int] = CONTEXTS,
+    items: int = 60,
+    timing: Timing | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int = 8,
+    output: str | os.PathLike,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure every plan at every context; what is in the folder ``output`` already is kept.
+
+    Args:
+        model: a name, a folder or a hub id.
+        plans: the first is what the others are compared with.
+        windows: the first plan once more with each of these sliding windows.
+        contexts: tokens of the prompt, about; a request that is longer by itself is asked as it is.
+        items: typed PhoneTap test items that are answered at each context; 0 for cost alone.
+        timing: how much is timed.
+        weights: ``random``: cost alone (see `labkit.load`).
+        device: as for `labkit.load`.
+        batch_size: answers at a time.
+        output: the folder for ``context.json`` and what an interrupted run continues from.
+        progress: show a progress bar.
+
+    Returns:
+        ``{"environment", "settings", "records"}``, as `context.json` holds it. A record has ``plan, context,
+        prompt_tokens, cache_bytes`` (of one conversation, counted), ``predicted_cache_bytes, weights_bytes,
+        peak_memory_bytes`` (on a GPU), ``ttft_s, token_s`` (medians), ``samples``, and the fields of
+        `labkit.evaluation.summarize` with ``paired`` differences; all but the cost is missing without items.
+
+    Raises:
+        LabError: a plan, context or folder that cannot be, before anything is measured.
+    """
+    spec, timing = get_spec(model), timing or Timing()
+    chosen = _plans(plans, windows)
+    contexts = _contexts(contexts)
+    items = 0 if weights else items
+    folder = RecordFolder(output, "contexts")
+    settings = {
+        "model": spec.name,
+        "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
+        "weights": weights,
+        "device": str(device),
+        "items": items,
+        "timing": dataclasses.asdict(timing),
+        "batch_size": batch_size,
+        "reference": chosen[0].name,
+    }
+    folder.open(settings)
+    done = {(one["plan"], one["context"]): one for one in folder.records()}
+    for plan in chosen:
+        missing = [context for context in contexts if (plan.name, context) not in done]
+        if not missing:
+            continue
+        engine = load(spec, plan, device, weights=weights, progress=progress)
+        for record in _measure(engine, missing, items, timing, batch_size, progress):
+            folder.append(record)
+            done[plan.name, record["context"]] = record
+        del engine
+    found = [done[plan.name, context] for plan in chosen for context in contexts]
+    _pair(found, chosen[0].name)
+    result = {"environment": environment(_gpu(found)), "settings": settings, "records": found}
+    _write(Path(output) / NAME, result)
+    return result
+
+
+def growth_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows, as text, of what `measure_growth` found."""
+    random = " (random weights)" if result["settings"]["weights"] else ""
+    headers = ["Plan", "Prompt", "KV cache", "predicted", "First token", "A token"]
+    scored = bool(result["settings"]["items"])
+    headers += ["Right steps [95 %]", f"vs {result['settings']['reference']}, paired"] if scored else []
+    rows = []
+    for one in result["records"]:
+        row = [
+            f"{one['plan']}{random}",
+            f"{one['prompt_tokens']:,.0f}",
+            format_bytes(one["cache_bytes"]),
+            format_bytes(one["predicted_cache_bytes"]),
+            format_seconds(one["ttft_s"]),
+            format_seconds(one["token_s"]),
+        ]
+        if scored:
+            ends = one["step_success_rate_low"], one["step_success_rate_high"]
+            row.append(format_rate(one["step_success_rate"], *ends))
+            paired = one.get("paired") or {}
+            row.append(
+                format_difference(*(paired.get(f"step_success_rate{end}") for end in ("", "_low", "_high")))
+            )
+        rows.append(row)
+    return headers, rows
+
+
+def table(result: Mapping[str, Any]) -> pandas.DataFrame:
+    """`growth_rows` as a DataFrame."""
+    import pandas
+
+    headers, rows = growth_rows(result)
+    return pandas.DataFrame(rows, columns=headers).set_index("Plan")
+
+
+def _plans(
+    plans: Sequence[str | os.PathLike | QuantizationPlan], windows: Sequence[int]
+) -> list[QuantizationPlan]:
+    """The plans, and the first one with each window."""
+    found = [one if isinstance(one, QuantizationPlan) else QuantizationPlan.from_yaml(one) for one in plans]
+    if not found:
+        raise GrowthError("no plan given; `labkit plans` lists them")
+    first = found[0]
+    for window in windows:
+        runtime = dataclasses.replace(first.runtime, sliding_window=window)
+        found.append(dataclasses.replace(first, name=f"{first.name}-window-{window}", runtime=runtime))
+    names = [plan.name for plan in found]
+    if len(set(names)) < len(names):
+        raise GrowthError(f"two plans have the same name: {', '.join(names)}")
+    return found
+
+
+def _contexts(contexts: Sequence[int]) -> list[int]:
+    if not contexts or any(type(one) is not int or one < 1 for one in contexts):
+        raise GrowthError(f"contexts are whole numbers of tokens from 1 on, not {list(contexts)!r}")
+    return sorted(set(contexts))
+
+
+def _measure(
+    engine: Engine, contexts: Sequence[int], items: int, timing: Timing, batch_size: int, progress: bool
+) -> Iterator[dict[str, Any]]:
+    """A record for each context, as they are found."""
+    from tqdm.auto import tqdm
+
+    lengthen = _lengthener(engine)
+    standard = phonetap.items(split="typed", count=max(items, timing.prompts), part="test")
+    for context in tqdm(contexts, desc=engine.plan.name, unit="context", disable=not progress):
+        if engine.max_length is not None and context + timing.new_tokens >= engine.max_length:
+            raise GrowthError(
+                f"{engine.spec.name} takes {engine.max_length} tokens, and the context is {context}"
+            )
+        record = {"plan": engine.plan.name, "context": context}
+        longer = [lengthen(item, context) for item in standard]
+        record |= _cost(engine, [item.messages() for item in longer[: timing.prompts]], timing)
+        if items:
+            records = evaluation.evaluate(engine, longer[:items], batch_size=batch_size)
+            record |= {**evaluation.summarize(records), "answers": records}
+        yield record
+
+
+def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[str, Any]:
+    """Time, and bytes of the cache, one conversation at a time; all of the same number of tokens."""
+    never = dict.fromkeys(engine.end_token_ids, -100.0)  # all answers are equally long
+    answers: list[Generation] = []
+    most = predicted = 0
+    keeping = keeping_of(engine.plan.runtime)
+    anatomy = Anatomy(engine.spec, engine.model, engine.roles, engine.resolved)
+    for index in range(timing.warmup + len(conversations)):
+        messages = conversations[index % len(conversations)]
+        request = engine.request(messages, max_new_tokens=timing.new_tokens, logit_bias=never)
+        batch = engine.batch(1)
+        batch.add(request)
+        while batch.busy:
+            batch.step()
+            if batch.active:
+                row = batch.active[0].row
+                most = max(most, batch.cache_bytes)
+                predicted = max(predicted, keeping.room(row.length) * anatomy.kv_cache_bytes_per_token())
+        if index >= timing.warmup:
+            answers.append(request.result())
+    tokens = [seconds for one in answers for seconds in one.token_times_s[1:]]
+    first = [one.ttft_s for one in answers]
+    on_gpu = engine.device.type == "cuda"
+    return {
+        "weights": engine.weights,
+        "device": str(engine.device),
+        "prompt_tokens": median(one.prompt_tokens for one in answers),
+        "cache_bytes": most,
+        "predicted_cache_bytes": predicted,
+        "weights_bytes": engine.resolved.predicted_bytes,
+        "peak_memory_bytes": peak_memory(*engine.devices) if on_gpu else None,
+        "ttft_s": median(first),
+        "token_s": median(tokens) if tokens else None,
+        "samples": {"ttft_s": first, "token_s": tokens},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _lengthener(engine: Engine) -> Callable[[phonetap.Item, int], Any]:
+    """A function that gives an item with as much filler as makes about so many tokens."""
+    if getattr(engine.processor, "takes_ids", False):
+        return lambda item, context: _IdItem(engine, item, context)
+    if "image" not in engine.modalities:
+        raise GrowthError(f"{engine.spec.name} takes no images, and PhoneTap items are screens")
+
+    def tokens(item: phonetap.Item) -> int:
+        return engine.prepare(item.messages())["input_ids"].shape[1]
+
+    def longer(item: phonetap.Item, count: int) -> phonetap.Item:
+        fields = {one.name: getattr(item, one.name) for one in dataclasses.fields(phonetap.Item)}
+        return LongItem(**fields, filler=FILLER * count) if count > 0 else item
+
+    one = phonetap.items(split="typed", count=1, part="test")[0]
+    each = (tokens(longer(one, TRIED)) - tokens(one)) / TRIED
+    return lambda item, context: longer(item, round((context - tokens(item)) / each))
+
+
+@dataclass(frozen=True)
+class _IdItem:
+    """Random token ids before an item's screen, for a model without a tokenizer."""
+
+    engine: Engine
+    item: phonetap.Item
+    context: int
+
+    def messages(self) -> list[dict[str, Any]]:
+        draw = self.engine.tokenizer.random_text
+        parts = [{"type": "text", "text": draw(1)}]
+        if "image" in self.engine.modalities:
+            parts.insert(0, {"type": "image", "image": self.item.screen.image})
+        own = self.engine.prepare([{"role": "user", "content": parts}])["input_ids"].shape[1]
+        filler = {"type": "text", "text": draw(max(self.context - own, 0))}
+        return [{"role": "user", "content": [filler, *parts]}]
+
+
+def _pair(records: Sequence[dict[str, Any]], reference: str) -> None:
+    """Differences to the reference plan at the same context, item by item."""
+    answers = {one["context"]: one.get("answers") for one in records if one["plan"] == reference}
+    for one in records:
+        if one["plan"] != reference and one.get("answers"):
+            one["paired"] = {
+                "reference": reference,
+                **evaluation.summarize_paired(one["answers"], answers[one["context"]]),
+            }
+
+
+def _gpu(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    on_gpu = any(one["device"].startswith("cuda") for one in records)
+    return gpus()[0] if on_gpu and gpus() else None
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    import json
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
