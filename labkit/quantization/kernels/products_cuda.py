@@ -93,11 +93,9 @@ def interpreted() -> bool:
 @cache
 def available(device: torch.device) -> bool:
     """Whether the kernels run on ``device``: triton is there, and the GPU has bf16 tensor cores (Ampere and later)."""
-    if _triton_version() is None:
-        return False
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return interpreted()
+    if device.type != "cuda":
+        return interpreted() and _triton_version() is not None
+    return _triton_version() is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def takes(packed: Packed) -> bool:

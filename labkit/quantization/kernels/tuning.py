@@ -69,8 +69,7 @@ def candidates(packed: Packed, rows: int, gated: bool = False) -> list[Tiles]:
         if gated:  # one program has gate and up and needs no second kernel, or several splits have one
             few = ([1] if bn <= 64 else []) + [splits for splits in few if splits > 1]
         for splits in few:
-            for bk in packed.steps[:2]:
-                found += [Tiles(bn, bk, splits, warps, stages) for stages in (3, 5)]
+            found += [Tiles(bn, packed.steps[0], splits, warps, stages) for stages in (3, 5)]
     return [one for one in found if _shared_bytes(packed, one, rows, gated) <= 160 * 1024]
 
 
