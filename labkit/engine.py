@@ -210,9 +210,13 @@ class Engine:
         return Grammars(self.tokenizer, self.vocabulary, self.end_token_ids)
 
     @cached_property
+    def _forward(self) -> Forward:
+        return forward_of(self.model, keeping_of(getattr(self.plan, "runtime", None)))
+
+    @property
     def forward(self) -> Forward:
         """The model's passes."""
-        return forward_of(self.model, keeping_of(getattr(self.plan, "runtime", None)))
+        return self._forward
 
     @property
     def route(self) -> str:

@@ -126,7 +126,7 @@ class GpuBench:
             layer.update(keys.to(self.engine.dtype), values.to(self.engine.dtype))
         positions = torch.full((3, 1, 1), context - 1, device=self._device)
         if isinstance(cache, StaticCache):
-            return StaticRow(cache, positions, None, context - 1)
+            return StaticRow(cache, positions, None, position=context - 1)
         return Row(cache, positions, None)
 
     def _agreement(self, context: int) -> dict[str, float]:

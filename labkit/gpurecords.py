@@ -26,7 +26,7 @@ class Prompt:
 
     tokens: int
     seconds: list[float]
-    peak_bytes: int
+    peak_bytes: int | None = None
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Decoding:
     seconds: list[float]
     queued_s: float
     read_bytes: int
-    peak_bytes: int
+    peak_bytes: int | None = None
 
     @property
     def step_s(self) -> float:
@@ -63,8 +63,9 @@ class GpuRecord:
         route: what `labkit.engine.Engine.route` says.
         copy_bytes_per_s: what a copy on the device moves, bytes read and written.
         screenshot: ``tokens`` and ``peak_bytes`` of a prompt with one screenshot, and some tokens after it.
-        agreement: of the captured step with the model's own modules, on the same cache: ``relative_error`` of the
-            logits, and ``rounding``, the same between the modules in bf16 and in fp32 arithmetic where it is known.
+        agreement: of the captured step's logits with those of the model's own modules, on the same cache:
+            ``relative_error``, ``same_token`` (1 if both choose it), and ``in_company``, the relative change of the
+            captured step's when other rows are beside it.
         notes: what could not be measured, and why.
     """
 
@@ -161,9 +162,8 @@ def prompt_table(records: Sequence[GpuRecord]) -> list[list[str]]:
     for record in records:
         for one in record.prompts:
             milliseconds = 1e3 * statistics.median(one.seconds)
-            lines.append(
-                [record.plan, f"{one.tokens:,}", f"{milliseconds:.1f}", f"{one.peak_bytes / 1e9:.2f}"]
-            )
+            peak = "" if one.peak_bytes is None else f"{one.peak_bytes / 1e9:.2f}"
+            lines.append([record.plan, f"{one.tokens:,}", f"{milliseconds:.1f}", peak])
         if record.screenshot:
             tokens, peak = record.screenshot["tokens"], record.screenshot["peak_bytes"]
             lines.append([record.plan, f"{tokens:,} with a screenshot", "", f"{peak / 1e9:.2f}"])

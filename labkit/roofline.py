@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from labkit import traces
 from labkit.errors import LabError
+from labkit.gpurecords import CAPTURED, MODULES, GpuRecord
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -80,3 +81,48 @@ def chart(
     figure.update_xaxes(title="intensity: operations for each byte of weights (logarithmic)", type="log")
     figure.update_yaxes(title="GFLOP/s (logarithmic)", type="log")
     return traces.styled(figure, height=430, legend=True)
+
+
+def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 1024) -> "go.Figure":
+    """Milliseconds a decoding step takes on a GPU, plan by plan: through the model's own modules, captured, and at least.
+
+    records: of `labkit bench-gpu`. Plans that were not measured with this batch and context are left out.
+    """
+    import plotly.graph_objects as go
+
+    known = [one for one in records if one.decoded(batch, context) is not None]
+    if not known:
+        raise LabError(f"no plan was measured with {batch} x {context} tokens")
+    captured = [one.decoded(batch, context) for one in known]
+    modules = [one.decoded(batch, context, MODULES) for one in known]
+    names = [one.plan for one in known]
+    lines = (
+        (
+            "the floor: its bytes at a copy's speed",
+            "circle-open",
+            [r.floor_s(d) for r, d in zip(known, captured)],
+        ),
+        (f"{CAPTURED}: one CUDA graph", "circle", [one.step_s for one in captured]),
+        ("the model's own modules, one after another", "x", [one and one.step_s for one in modules]),
+    )
+    figure = traces.subplots(1, 1, [""])
+    for title, symbol, seconds in lines:
+        places = [index for index, one in enumerate(seconds) if one is not None]
+        figure.add_trace(
+            go.Scatter(
+                x=[1e3 * seconds[index] for index in places], y=[names[index] for index in places],
+                mode="markers", name=title, showlegend=False,
+                marker={"symbol": symbol, "size": 14, "color": [traces.plan_colour(names[index]) for index in places],
+                        "line": {"width": 2, "color": [traces.plan_colour(names[index]) for index in places]}},
+                hovertemplate=f"<b>%{{y}}</b>, {title}<br>%{{x:.2f}} ms<extra></extra>",
+            )
+        )  # fmt: skip
+        figure.add_trace(
+            go.Scatter(
+                x=[None], y=[names[0]], mode="markers", name=title,
+                marker={"symbol": symbol, "size": 12, "color": traces.TEXT},
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title="milliseconds a step (logarithmic)", type="log")
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
+    return traces.styled(figure, height=130 + 60 * len(known), legend=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.comparison import Comparison
+from labkit.gpurecords import GpuRecord, load_records
 from labkit.models.spec import assets_folder
 from labkit.results import read_json
 
@@ -32,6 +33,11 @@ def on_gpus() -> dict[str, Comparison]:
         for name, comparison in found.items()
         if any(m.device.startswith("cuda") for m in comparison.measurements)
     }
+
+
+def gpu_records(name: str = "gpu-9b") -> list[GpuRecord]:
+    """What `labkit bench-gpu` measured at a model's size. Raises LabError if it is not there."""
+    return load_records(_folder() / name)
 
 
 def _folder() -> Path:

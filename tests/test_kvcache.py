@@ -138,7 +138,7 @@ def test_logits_are_the_same_to_the_last_bit_in_any_company(runtime, scheme):
     if scheme != "bf16":
         quantize_(model.model.language_model, scheme, progress=False)
     engine = engine_with(model, processor, **runtime)
-    forward = engine.forward
+    forward = engine._forward
     prompts = [engine.prepare(messages) for messages in pocket_conversations()]
 
     def decoded(chosen):
@@ -166,12 +166,12 @@ def test_prompt_and_answer_see_the_same_window(llama):
     engine = engine_with(model, processor, sliding_window=24)
     ids = engine.prepare(hello(LONG))["input_ids"]
     assert ids.shape[1] > 60
-    _, whole = engine.forward.prefill({"input_ids": ids})
-    row, logits = engine.forward.prefill({"input_ids": ids[:, :10]})
+    _, whole = engine._forward.prefill({"input_ids": ids})
+    row, logits = engine._forward.prefill({"input_ids": ids[:, :10]})
     for token in ids[0, 10:]:
-        logits = engine.forward.step([row], token[None])
+        logits = engine._forward.step([row], token[None])
     torch.testing.assert_close(logits, whole, rtol=1e-3, atol=1e-4)
-    _, unbounded = engine_with(model, processor).forward.prefill({"input_ids": ids})
+    _, unbounded = engine_with(model, processor)._forward.prefill({"input_ids": ids})
     assert not torch.allclose(whole, unbounded, rtol=1e-2, atol=1e-2)
 
 
@@ -197,11 +197,11 @@ def test_a_window_without_sinks_is_what_mistral_has(llama, monkeypatch):
 def test_int8_logits_are_near_those_of_the_exact_cache(llama):
     exact, rounded = engine_with(*llama), engine_with(*llama, kv_cache="int8")
     ids = exact.prepare(hello(LONG))["input_ids"]
-    (row, first), (other, same) = (one.forward.prefill({"input_ids": ids}) for one in (exact, rounded))
+    (row, first), (other, same) = (one._forward.prefill({"input_ids": ids}) for one in (exact, rounded))
     assert torch.equal(first, same)  # a prompt is computed on its exact numbers
     for token in range(1, 20):
         step = torch.tensor([token])
-        a, b = exact.forward.step([row], step), rounded.forward.step([other], step)
+        a, b = exact._forward.step([row], step), rounded._forward.step([other], step)
         assert 30 < sqnr_db(a, b) < 90
 
 

@@ -15,6 +15,7 @@ from labkit.native import library as native
 from labkit.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.products_cuda import available
+from labkit.static import forward as static_forward
 from labkit.static import step as static_step
 from labkit.static.decoder import UnknownDecoderError, decoder_of
 from labkit.static.forward import StaticForward, StaticRow, forward_of, why_not
@@ -70,7 +71,7 @@ def test_the_pocket_model_answers_alike(plan):
     engine = labkit.load("pocket", plan, device="cpu", progress=False)
     conversations = standard_conversations(engine, None, 4)
     want = [engine.generate(one, max_new_tokens=24).token_ids for one in conversations]
-    engine.forward = StaticForward(engine.model, plain=True)
+    engine._forward = StaticForward(engine.model, plain=True)
     assert [engine.generate(one, max_new_tokens=24).token_ids for one in conversations] == want
     batch = engine.generate_batch(conversations, max_new_tokens=24)
     assert [one.token_ids for one in batch] == want
@@ -137,6 +138,20 @@ def test_padded_prompts_go_through_the_modules():
     want, start = Forward(model).prefill(inputs)
     exact = Forward(model).step([want], start.argmax(-1))
     assert torch.allclose(forward.step([row, other], tokens)[:1], exact, atol=1e-4)
+
+
+def test_a_step_that_cannot_be_captured_goes_through_the_modules(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(static_forward, "_Step", refuse)
+    model = model_under("fp32")
+    forward = StaticForward(model)
+    want, _ = answer(Forward(model), PROMPTS[0])
+    got, _ = answer(forward, PROMPTS[0])
+    assert got == want
+    assert "operation not permitted" in forward.route
+    assert together(forward) == [answer(Forward(model), prompt)[0] for prompt in PROMPTS]
 
 
 def test_models_that_are_not_known_say_why():

@@ -54,7 +54,7 @@ class LabEngine:
         if not compiled:
             self.engine = Engine(engine.model, engine.processor, spec=engine.spec)
             with native.suspended():
-                self.engine.__dict__["forward"] = Forward(engine.model)
+                self.engine.__dict__["_forward"] = Forward(engine.model)
 
     def answer(self, tokens: int) -> tuple[float, float, str]:
         """Seconds of prefill, decoded tokens a second, and the text, whose end marks are ignored."""

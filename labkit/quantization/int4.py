@@ -121,7 +121,7 @@ class Int4Linear(QuantizedLinear):
         if self.layout != "plain":
             block = int4_cpu.block_of(self.layout)
             return int4_cpu.int4_multiply(rows, self.packed, self.scale_zero, self.group_size, block)
-        packed = self.packed_weight()
+        packed = self.packed_weight() if products_cuda.available(rows.device) else None
         if packed is not None and products_cuda.takes(packed):
             return dispatch_cuda.multiply(rows, packed)
         return sliced_multiply(

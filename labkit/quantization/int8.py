@@ -46,7 +46,7 @@ class Int8Linear(QuantizedLinear):
             self.scale[part] = scale[:, 0]
 
     def multiply(self, rows: Tensor) -> Tensor:
-        packed = self.packed_weight()
+        packed = self.packed_weight() if products_cuda.available(rows.device) else None
         if packed is not None and products_cuda.takes(packed):
             return dispatch_cuda.multiply(rows, packed)
         return int8_multiply(rows, self.weight_int8, self.scale)

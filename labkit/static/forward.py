@@ -88,6 +88,7 @@ class StaticForward(Forward):
         self._decoder = decoder_of(model)
         self._products: Products | None = None
         self._steps: dict[int, _Step] = {}
+        self._failed = False  # to capture the step
 
     @torch.inference_mode()
     def prefill(self, inputs: Mapping[str, Tensor]) -> tuple[Row, Tensor]:
@@ -102,13 +103,8 @@ class StaticForward(Forward):
     @torch.inference_mode()
     def step(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
         """As `Forward.step`. What it returns may be overwritten by the next step."""
-        if not all(isinstance(row, StaticRow) for row in rows):
-            parts = [
-                self.step([row], tokens[i : i + 1], alone).clone()
-                if isinstance(row, StaticRow)
-                else self._step(row, tokens[i : i + 1])
-                for i, row in enumerate(rows)
-            ]
+        if self._failed or not all(isinstance(row, StaticRow) for row in rows):
+            parts = [self._step_of_any(row, tokens[i : i + 1], alone).clone() for i, row in enumerate(rows)]
             return torch.cat(parts)
         if len(rows) <= PADDED_ROWS:
             return self._decode(rows, tokens, alone)
@@ -119,6 +115,16 @@ class StaticForward(Forward):
                 for at in starts
             ]
         )
+
+    def _step_of_any(self, row: Row, token: Tensor, alone: bool) -> Tensor:
+        """One row, by the captured step if it is one of that."""
+        if not isinstance(row, StaticRow):
+            return self._step(row, token)
+        if not self._failed:
+            return self._decode([row], token, alone)
+        logits = self._step(Row(row.cache, torch.full_like(row.positions, row.position), None), token)
+        row.position += 1
+        return logits
 
     def _decode(self, rows: Sequence[StaticRow], tokens: Tensor, alone: bool) -> Tensor:
         """Up to `PADDED_ROWS` rows."""
@@ -134,7 +140,14 @@ class StaticForward(Forward):
             single = len(rows) == 1 and (alone or self.together)
             size = 1 if single else PADDED_ROWS
             if size not in self._steps:
-                self._steps[size] = _Step(self._decoder, products, size)
+                try:
+                    self._steps[size] = _Step(self._decoder, products, size)
+                except RuntimeError as error:
+                    self._failed = True
+                    self.route = (
+                        f"the model's own modules: the step cannot be captured ({error})".splitlines()[0]
+                    )
+                    return self.step(rows, tokens, alone)
             logits = self._steps[size](rows, tokens)
             for row in rows:
                 row.cache.storage.length += 1

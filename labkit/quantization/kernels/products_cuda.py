@@ -15,8 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-MOST_ROWS = 64
-ROW_TILES = (8, 16, 32, 64)
+MOST_ROWS = 32
+ROW_TILES = (8, 16, 32)
 """How many rows the kernels take; fewer are filled up, so that each of them gets the answer it would get alone."""
 
 
@@ -93,11 +93,9 @@ def interpreted() -> bool:
 @cache
 def available(device: torch.device) -> bool:
     """Whether the kernels run on ``device``: triton is there, and the GPU has bf16 tensor cores (Ampere and later)."""
-    if _triton_version() is None:
-        return False
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return interpreted()
+    if device.type != "cuda":
+        return interpreted() and _triton_version() is not None
+    return _triton_version() is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def takes(packed: Packed) -> bool:
@@ -124,11 +122,13 @@ def product(
     Args:
         tiles: must have a ``bk`` of ``packed.steps``.
         bias: [N], added to the rounded product, as a module does; not with ``gated`` or several splits.
-        gated: the weight is gate over up; gives silu(gate) * up, [M, N/2]. One split only.
+        gated: the weight is gate over up; gives silu(gate) * up, [M, N/2].
         partial: leave the splits' sums as they are, fp32 [splits, M, N].
     """
     from labkit.quantization.kernels import products_triton as kernels
 
+    if gated and tiles.splits > 1:
+        return _gate(product(rows, packed, tiles, partial=True))
     count = rows.shape[0]
     width = packed.out_features // (2 if gated else 1)
     summed = tiles.splits > 1 or partial
@@ -171,6 +171,18 @@ def reduce(partial: Tensor) -> Tensor:
     out = partial.new_empty((count, width), dtype=torch.bfloat16)
     block = 1024
     kernels.sum_splits[(-(-count * width // block),)](partial, out, count * width, splits, BLOCK=block)
+    return out
+
+
+def _gate(partial: Tensor) -> Tensor:
+    """fp32 [splits, M, 2 N] of gate over up -> silu(gate) * up [M, N] bf16."""
+    from labkit.quantization.kernels import products_triton as kernels
+
+    splits, count, width = partial.shape
+    out = partial.new_empty((count, width // 2), dtype=torch.bfloat16)
+    block = 256
+    grid = (-(-width // (2 * block)), count)
+    kernels.gate_splits[grid](partial, out, count, width // 2, splits, BLOCK=block)
     return out
 
 

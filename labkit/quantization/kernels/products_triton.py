@@ -55,6 +55,16 @@ def _scale_and_zero(pair):
 
 
 @triton.jit
+def _twice(at, there):
+    """A tile of x for two products. Loaded once, it would be copied between them and waited for: Triton prefetches
+    what feeds one product only. Two loads that differ, if only in what the cache is told, are not merged."""
+    return (
+        tl.load(at, mask=there, other=0.0),
+        tl.load(at, mask=there, other=0.0, eviction_policy="evict_last"),
+    )
+
+
+@triton.jit
 def _store(acc, out_ptr, bias_ptr, n, m, M, N, split, BIAS: tl.constexpr):
     """acc [BN, BM] -> out [splits, M, N]; with BIAS rounded to out's type before the bias is added."""
     inside = (n < N)[:, None] & (m < M)[None, :]
@@ -100,15 +110,15 @@ def bytes_product(
     if GATED:
         up_at = w_ptr + (row + N)[:, None] * K + columns[None, :]
         up = tl.zeros((BN, BM), tl.float32)
-    x = tl.load(x_at + tl.minimum(first, tiles - 1) * BK, mask=there, other=0.0)
     for tile in tl.range(first, last, num_stages=STAGES):
-        following = tl.load(x_at + tl.minimum(tile + 1, tiles - 1) * BK, mask=there, other=0.0)
         w = tl.load(w_at + tile * BK)
-        acc += _dot(w, x, NATIVE)
         if GATED:
+            x, y = _twice(x_at + tile * BK, there)
             v = tl.load(up_at + tile * BK)
-            up += _dot(v, x, NATIVE)
-        x = following
+            up += _dot(v, y, NATIVE)
+        else:
+            x = tl.load(x_at + tile * BK, mask=there, other=0.0)
+        acc += _dot(w, x, NATIVE)
     if SCALED:
         acc *= tl.load(scale_ptr + row).to(tl.float32)[:, None]
         if GATED:
@@ -148,45 +158,25 @@ def nibbles_product(
     if GATED:
         up_at = w_ptr + (row.to(tl.int64) + N)[:, None] * half + columns[None, :]
         up = tl.zeros((BN, BM), tl.float32)
-    at = tl.minimum(first, tiles - 1) * BK
-    x_low = tl.load(x_at + at, mask=there, other=0.0)
-    x_high = tl.load(x_at + (at + half), mask=there, other=0.0)
-    low = pair_at + at // GROUP * stride
-    high = pair_at + (at + half) // GROUP * stride
-    p_low = tl.load(low)
-    p_high = tl.load(high)
-    if GATED:
-        u_low = tl.load(low + N)
-        u_high = tl.load(high + N)
     for tile in tl.range(first, last, num_stages=STAGES):
-        at = tl.minimum(tile + 1, tiles - 1) * BK
-        next_low = tl.load(x_at + at, mask=there, other=0.0)
-        next_high = tl.load(x_at + (at + half), mask=there, other=0.0)
+        at = tile * BK
         low = pair_at + at // GROUP * stride
         high = pair_at + (at + half) // GROUP * stride
-        q_low = tl.load(low)
-        q_high = tl.load(high)
-        a, b = _nibbles(tl.load(w_at + tile * BK), NATIVE)
-        sum_low = _dot(ones, x_low, NATIVE)
-        sum_high = _dot(ones, x_high, NATIVE)
-        scale, zero = _scale_and_zero(p_low)
+        x_low, y_low = _twice(x_at + at, there)
+        x_high, y_high = _twice(x_at + (at + half), there)
+        a, b = _nibbles(tl.load(w_at + at), NATIVE)
+        sum_low = _dot(ones, y_low, NATIVE)
+        sum_high = _dot(ones, y_high, NATIVE)
+        scale, zero = _scale_and_zero(tl.load(low))
         acc += _dot(a, x_low, NATIVE) * scale[:, None] + sum_low * zero[:, None]
-        scale, zero = _scale_and_zero(p_high)
+        scale, zero = _scale_and_zero(tl.load(high))
         acc += _dot(b, x_high, NATIVE) * scale[:, None] + sum_high * zero[:, None]
-        p_low = q_low
-        p_high = q_high
         if GATED:
-            q_low = tl.load(low + N)
-            q_high = tl.load(high + N)
-            a, b = _nibbles(tl.load(up_at + tile * BK), NATIVE)
-            scale, zero = _scale_and_zero(u_low)
+            a, b = _nibbles(tl.load(up_at + at), NATIVE)
+            scale, zero = _scale_and_zero(tl.load(low + N))
             up += _dot(a, x_low, NATIVE) * scale[:, None] + sum_low * zero[:, None]
-            scale, zero = _scale_and_zero(u_high)
+            scale, zero = _scale_and_zero(tl.load(high + N))
             up += _dot(b, x_high, NATIVE) * scale[:, None] + sum_high * zero[:, None]
-            u_low = q_low
-            u_high = q_high
-        x_low = next_low
-        x_high = next_high
     if GATED:
         acc = _gated(acc, up, out_ptr.dtype.element_ty)
     _store(acc, out_ptr, bias_ptr, n, m, M, N, split, BIAS)
@@ -240,3 +230,19 @@ def sum_splits(partial_ptr, out_ptr, size, splits, BLOCK: tl.constexpr):
     for split in range(splits):
         total += tl.load(partial_ptr + split * size + at, mask=inside, other=0.0)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["M", "splits"])
+def gate_splits(partial_ptr, out_ptr, M, N, splits, BLOCK: tl.constexpr):
+    """partial [splits, M, 2 N] fp32 of gate over up -> out [M, N] = silu(gate) * up."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m = tl.program_id(1)
+    inside = n < N
+    gate = tl.zeros((BLOCK,), tl.float32)
+    up = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        at = partial_ptr + (split * M + m) * 2 * N + n
+        gate += tl.load(at, mask=inside, other=0.0)
+        up += tl.load(at + N, mask=inside, other=0.0)
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    tl.store(out_ptr + m * N + n, _gated(gate, up, dtype).to(dtype), mask=inside)

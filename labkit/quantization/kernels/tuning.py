@@ -24,6 +24,7 @@ from labkit.quantization.kernels.products_cuda import Packed, Tiles
 DEQUANTIZE = "dequantize"
 COPIES_BYTES = 192 * 2**20
 """What the copies of a weight that is timed take together, at least: more than any GPU's second-level cache."""
+SPLITS = (1, 2, 4, 8, 16)
 LAUNCHES = 24  # in the graph that is timed
 
 
@@ -57,22 +58,25 @@ def default_tiles(packed: Packed, gated: bool = False) -> Tiles:
 
 def candidates(packed: Packed, rows: int, gated: bool = False) -> list[Tiles]:
     """What is worth timing for this weight."""
-    channels = packed.out_features // (2 if gated else 1)
     processors = _processors(packed.weight.device)
     found = []
     for bn, warps in ((32, 4), (64, 4), (128, 4), (128, 8)):
-        blocks = -(-channels // bn)
-        if bn > max(channels, 32) or (gated and bn > 64):
+        blocks = -(-packed.out_features // bn)
+        if bn > max(packed.out_features, 32):
             continue
-        few = [splits for splits in (1, 2, 4, 8) if processors <= blocks * splits <= 10 * processors]
-        for splits in (1,) if gated else few or [1 if blocks > processors else 8]:
-            for bk in packed.steps[:2]:
-                found += [Tiles(bn, bk, splits, warps, stages) for stages in (3, 5)]
+        few = [splits for splits in SPLITS if processors <= blocks * splits <= 12 * processors]
+        few = few or [1 if blocks > processors else SPLITS[-1]]
+        if gated:  # one program has gate and up and needs no second kernel, or several splits have one
+            few = ([1] if bn <= 64 else []) + [splits for splits in few if splits > 1]
+        for splits in few:
+            found += [Tiles(bn, packed.steps[0], splits, warps, stages) for stages in (3, 5)]
     return [one for one in found if _shared_bytes(packed, one, rows, gated) <= 160 * 1024]
 
 
 def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
     """Seconds of one product by each way that runs: candidates as JSON, and `DEQUANTIZE`."""
+    from triton.errors import TritonError
+
     x = torch.randn(rows, packed.in_features, device=packed.weight.device).to(torch.bfloat16)
     copies = [packed]
     while sum(one.nbytes for one in copies) < COPIES_BYTES and len(copies) < LAUNCHES:
@@ -82,9 +86,11 @@ def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
     for tiles in candidates(packed, rows, gated):
 
         def call(one: Packed, tiles: Tiles = tiles) -> Tensor:
-            return cuda.product(x, one, tiles, gated=gated, partial=tiles.splits > 1)
+            return cuda.product(x, one, tiles, gated=gated, partial=tiles.splits > 1 and not gated)
 
-        with suppress(RuntimeError, ValueError):  # too many registers or too much shared memory for this GPU
+        with suppress(
+            RuntimeError, ValueError, TritonError
+        ):  # too many registers, or shared memory, for this GPU
             times[json.dumps(asdict(tiles))] = _time(call, copies)
     if rows > cuda.ROW_TILES[0] and not gated:
         times[DEQUANTIZE] = _time(lambda one: _by_dequantizing(x, one), copies)
@@ -167,6 +173,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _shared_bytes(packed: Packed, tiles: Tiles, rows: int, gated: bool) -> int:
-    width = 2 if packed.format == "bf16" else 1
-    stage = tiles.bn * tiles.bk * width * (2 if gated else 1)
-    return stage * (tiles.stages - 1) + 4 * tiles.bk * cuda.row_tile(rows) * 2
+    """What a program keeps of the tiles to come: of the weight, and of x as often as products read it."""
+    weight = tiles.bn * tiles.bk * (2 if packed.format == "bf16" else 1) * (2 if gated else 1)
+    reads = 4 if packed.group_size else 2
+    return (weight + reads * tiles.bk * cuda.row_tile(rows) * 2) * (tiles.stages - 1)
