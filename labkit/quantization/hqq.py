@@ -28,11 +28,14 @@ STARTS = (1.0, 0.9)  # shares of the whole range from which the fit begins
 FREE_BITS = 4
 """From here on the zero is a real number. Coarser grids keep a code that means 0.0: small weights of columns whose inputs
 are large must stay small, and a grid that misses 0.0 by half a coarse step gives all of them an error."""
+JUDGED = {True: 2, False: 4}
+"""Power of the error by which rounds are compared, of free grids and of coarse ones: with few codes the mean square is
+least where the largest weights are cut off, which costs a language model more than it gains."""
 
 
 @dataclass
 class _Fit:
-    """Codes [n, K/G, G] with scale, zero and mean squared error [n, K/G]."""
+    """Codes [n, K/G, G] with scale, zero and mean power of the error [n, K/G]."""
 
     codes: Tensor
     scale: Tensor
@@ -59,8 +62,8 @@ def fit_grids(
     """weight [N, K] -> codes [N, K] uint8, scale and zero [N, K/G] in ``scale_dtype``.
 
     ``zero`` is what the middle code means (see `int4.py`). Each group keeps the round with the least mean
-    squared error, judged with scale and zero as they are stored. Below `FREE_BITS` the zero is a whole number of steps
-    from the middle code, so that a code means 0.0.
+    squared error, judged with scale and zero as they are stored. Below `FREE_BITS` it is the mean fourth power that is
+    least, and the zero is a whole number of steps from the middle code, so that a code means 0.0.
     """
     groups = weight.float().unflatten(1, (-1, group_size))
     low, high = groups.amin(-1), groups.amax(-1)
@@ -82,7 +85,7 @@ def fit_grids(
             step = scale.float()[..., None]
             codes = affine.round_to_codes(groups, step, zero[..., None], num_bits)
             errors = groups - affine.value_of_codes(codes, step, zero[..., None], num_bits)
-            fit = _Fit(codes, scale, zero, errors.square().mean(-1))
+            fit = _Fit(codes, scale, zero, errors.pow(JUDGED[free]).mean(-1))
             if best is None:
                 best = fit
             else:
