@@ -75,7 +75,8 @@ class Comparison:
         return cls(stored, measurements, dict(stored.pop("failures", None) or {}))
 
     def _repr_html_(self) -> str:
-        return report.tables_html(self.measurements)
+        tables = report.tables_html(self.measurements)  # numbers keep their units; a narrow place scrolls
+        return f'<div style="overflow-x:auto;white-space:nowrap">{tables}</div>'
 
 
 class ComparisonInterrupted(KeyboardInterrupt):

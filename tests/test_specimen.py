@@ -122,6 +122,14 @@ def test_charts_of_a_layer_show_its_numbers(specimen):
     assert np.allclose(chart.data[-1].z, last.numpy())
 
 
+def test_a_threshold_is_told_at_its_line_on_the_logarithmic_axis():
+    chart = channel_sizes({"largest": [300.0, 1.0]}, threshold=6.0)
+    [line], [label] = chart.layout.shapes, chart.layout.annotations
+    assert (line.y0, line.y1) == (6.0, 6.0)
+    assert label.y == pytest.approx(np.log10(6.0))
+    assert label.text == "threshold 6"
+
+
 @pytest.mark.parametrize("count", [1, 7, 40, 384, 13696])
 def test_steps_that_are_drawn_are_few_and_hold_both_ends(count):
     found = drawn_steps(count)

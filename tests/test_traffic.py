@@ -2,7 +2,7 @@
 
 import os
 import sys
-import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def test_each_request_leaves_a_sample_of_what_became_of_it():
     whole = by_name["whole"]
     assert whole.text == 'I heard: open it. Tap "it".' + TAP
     assert whole.is_whole
-    assert 0.05 <= whole.ttft_s < whole.total_s - 0.1
+    assert 0.05 <= whole.ttft_s <= whole.total_s
     assert (by_name["refused"].status, by_name["refused"].error) == (400, "this picture is too large")
     assert by_name["refused"].ttft_s is None
     left = by_name["left"]
@@ -47,15 +47,15 @@ def test_each_request_leaves_a_sample_of_what_became_of_it():
 
 
 def test_connections_share_the_requests_and_time_ends_them():
-    with serving(pause_s=0.1) as service:
-        started = time.monotonic()
-        assert len(send(service.base_url, [asked("x")] * 8, 8, model="fake")) == 8
-        at_once = time.monotonic() - started
-        started = time.monotonic()
-        send(service.base_url, [asked("x")] * 8, 1, model="fake")
-        assert time.monotonic() - started > 2 * at_once
-        endless = iter(lambda: asked("x"), None)
-        assert 2 <= len(send(service.base_url, endless, 2, model="fake", seconds=0.5)) < 10
+    with serving(pause_s=0.3) as service:
+        at_once = send(service.base_url, [asked("x")] * 8, 8, model="fake")
+        assert max(one.begun_s for one in at_once) < min(one.begun_s + one.total_s for one in at_once)
+        alone = send(service.base_url, [asked("x")] * 3, 1, model="fake")
+        assert all(later.begun_s >= one.begun_s + one.total_s for one, later in pairwise(alone))
+        endless = send(service.base_url, iter(lambda: asked("x"), None), 2, model="fake", seconds=1.2)
+    assert (len(at_once), len(alone)) == (8, 3)
+    assert len(endless) >= 2
+    assert all(one.begun_s <= 1.3 for one in endless)
 
 
 def test_a_quantile_is_one_of_the_values():
