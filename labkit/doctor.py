@@ -148,7 +148,9 @@ def _compiled_step() -> Finding:
     except NativeError as error:
         return Finding("Machine", NOTE, f"decoding on the CPU goes through torch: {error}")
     wide = 32 * found.vector_width
-    return Finding("Machine", OK, f"decoding on the CPU is compiled, by {found.compiler}, for {wide} bits at a time")
+    return Finding(
+        "Machine", OK, f"decoding on the CPU is compiled, by {found.compiler}, for {wide} bits at a time"
+    )
 
 
 def _gpu() -> Iterator[Finding]:
