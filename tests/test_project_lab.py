@@ -70,9 +70,11 @@ def test_pins_are_exact_and_explained():
 def test_extras_are_pinned_and_what_is_imported_is_required():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras == list_extra.EXTRAS
-    assert all(re.fullmatch(r"[a-z-]+==\d[\w.]*", package) for extra in extras.values() for package in extra)
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+==\d[\w.]*", package) for extra in extras.values() for package in extra
+    )
     required = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
-    optional = [*extras["train"], *extras["voices"]]
+    optional = [*extras["train"], *extras["voices"], *extras["llama"]]
     extra = {package.partition("==")[0].replace("-", "_") for package in optional}
     modules = {"PIL": "pillow", "yaml": "pyyaml", "py_nanotts": "py-nanotts", "fontTools": "fonttools"}
     imported = set()

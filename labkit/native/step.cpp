@@ -201,6 +201,7 @@ void attend(const Model& model, const Row& row, int layer, int head, const float
     float total = 0;
     for (int64_t t = 0; t <= length; ++t) total += scores[t];
     const float share = 1.0f / total;
+    round_all(scores.data(), int(length) + 1, model.dtype);  // as torch's attention passes them on
     int i = 0;
     for (; i + WIDTH <= width; i += WIDTH) {
         Vector mean = multiply(fill(scores[length]), load(v + i));
