@@ -58,6 +58,7 @@ def add_bench_gpu(commands: argparse._SubParsersAction) -> None:
 
 def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
+    from labkit.checks import choose_device
     from labkit.gpurecords import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
     from labkit.loading import as_plan
     from labkit.models.spec import get_spec
@@ -65,6 +66,7 @@ def bench_gpu(options: argparse.Namespace) -> int:
     from labkit.terminal import console, make_table
 
     numbers = {name: _numbers(name, getattr(options, name)) for name in ("batches", "contexts", "prompts")}
+    choose_device("cuda")  # there has to be one
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     screen = console()

@@ -7,6 +7,7 @@ import tiny_models
 import torch
 
 from labkit import _gpu_worker, gpubench
+from labkit.cli import main
 from labkit.errors import LabError
 from labkit.forward import Forward
 from labkit.gpu_cli import _numbers
@@ -126,3 +127,14 @@ def test_numbers_are_checked():
     for text in ("", "0", "1,x"):
         with pytest.raises(LabError, match="--batches is"):
             _numbers("batches", text)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_the_command_says_so(tmp_path, capsys):
+    assert (
+        main(["bench-gpu", "autoglm-phone-9b", "--weights", "random", "--output", str(tmp_path / "x")]) == 2
+    )
+    assert "there is no usable GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert main(["bench-gpu", "pocket", "--output", str(tmp_path), "--contexts", "0"]) == 2
+    assert "--contexts is '0'" in capsys.readouterr().err
