@@ -127,6 +127,15 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(folder, materia
         Perplexities.load(tmp_path)
 
 
+def test_shipped_perplexities_can_be_read_and_solving_beats_rounding():
+    """Of a real language model, each plan calibrated on the same text."""
+    found = Perplexities.load(ROOT / "assets" / "results" / "smollm2-perplexity")
+    table = found.table()
+    four = table.loc[["gptq", "awq", "hqq", "int4"], "perplexity"]
+    assert list(four) == sorted(four)
+    assert found.settings["material"]["seed"] == 0
+
+
 def test_a_change_is_told_in_per_cent_and_of_a_broken_model_in_times():
     assert _change(-0.0051, -0.0102, 0.0049) == "−0.5% [−1.0%, +0.5%]"
     assert _change(26562.9, 20000.0, 30000.0) == "26,564 times"
