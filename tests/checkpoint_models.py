@@ -13,6 +13,7 @@ PLANS = {
     **{name: QuantizationPlan.preset(name) for name in ("nf4", "llm-int8")},
     **{f"int{bits}": QuantizationPlan.uniform("int4", num_bits=bits) for bits in (2, 3, 4, 8)},
     "hqq": QuantizationPlan.uniform("hqq", num_bits=3),
+    "hqq-4bit": QuantizationPlan.uniform("hqq"),
     "gptq": QuantizationPlan.preset("gptq"),
     "awq": QuantizationPlan.uniform("awq", num_bits=8, symmetric=True),
     "calibrated": QuantizationPlan.from_dict(

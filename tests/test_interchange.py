@@ -207,7 +207,7 @@ def test_gptqs_exceptions_stand_in_dynamic(made, tmp_path):
          "no integer times a scale; nearest: int4 with group_size 64"),
         ("llm-int8", "compressed-tensors", "nearest: int8-dynamic, or int8"),
         ("int3", "compressed-tensors", "the format's versions pack 3 bits differently; nearest: int4 with num_bits 4"),
-        ("hqq", "gptq", "its zero points are real numbers; nearest: gptq, or int4"),
+        ("hqq-4bit", "gptq", "its zero points are real numbers; nearest: gptq, or int4"),
         ("awq", "compressed-tensors", "siblings such as q, k and v have others, so the norm before them cannot take "
          "it up; nearest: gptq, or int4"),
         ("nf4", "gptq", "nearest: int4 with group_size 64"),
@@ -299,7 +299,7 @@ def test_smoothed_inputs_and_stored_embeddings_are_refused_or_written_as_they_co
     with pytest.raises(ExportError) as caught:
         export(made, format="compressed-tensors", progress=False)
     told = str(caught.value)
-    assert "it also holds input_scale; nearest: int8-dynamic without smoothing" in told
+    assert "cannot take it up; nearest: int8-dynamic without smoothing" in told
     assert "the format quantizes Linears only; nearest: unquantized" in told
     plan = QuantizationPlan.from_dict(
         {

@@ -77,6 +77,7 @@ def test_extras_are_pinned_and_what_is_imported_is_required():
     optional = [*extras["train"], *extras["voices"], *extras["llama"]]
     extra = {package.partition("==")[0].replace("-", "_") for package in optional}
     modules = {"PIL": "pillow", "yaml": "pyyaml", "py_nanotts": "py-nanotts", "fontTools": "fonttools"}
+    modules |= {"jupyter_core": "jupyterlab", "triton": "torch"}  # what brings them
     imported = set()
     for path in (ROOT / "labkit").rglob("*.py"):
         imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M))
