@@ -3,6 +3,7 @@
 import json
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import tiny_models
 from browsing import IDLE, browser_needed, free_port, jupyter, page, write_notebook
@@ -122,3 +123,5 @@ def test_the_tile_in_the_launcher_opens_the_services_page(tmp_path):
         seen.click("#send")
         seen.wait_for_selector("#cost:not(:empty)")
         assert all(one.startswith((url, "data:", "blob:")) for one in asked)
+        service = psutil.Process(json.loads(next((tmp_path / "services").glob("*.json")).read_text())["pid"])
+    service.wait(60)  # it ends with Jupyter

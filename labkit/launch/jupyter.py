@@ -73,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mine: Service | None = None
     try:
         if found is None or found.state.name == "died":
-            found = mine = start(options.model, port=options.port)
+            found = mine = start(options.model, port=options.port, wait=False)
+            mine.wait(show=print)
         while found.state.name != "died":
             time.sleep(WATCH_S)
     except LabError as error:
         print(f"[ERROR] {error}", file=sys.stderr)
         return 1
     finally:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # Jupyter says it twice; the service must be ended whole
         if mine is not None:
             mine.stop()
     return 0
