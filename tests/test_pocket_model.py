@@ -179,6 +179,13 @@ def test_the_shipped_model_is_sixteen_bit_sharded_and_within_its_size():
     assert 20e6 < sum(p.numel() for p in shipped.parameters()) < 30e6
 
 
-def test_the_shipped_tokenizer_is_the_one_that_this_code_makes(tokenizer):
+def test_the_shipped_tokenizer_splits_as_one_that_this_code_makes(tokenizer):
+    """Words that PhoneTap learned later may be split otherwise; what answers are made of may not."""
     shipped = PocketProcessor.from_pretrained(get_spec("pocket").folder).tokenizer
-    assert shipped.get_vocab() == tokenizer.get_vocab()
+    special = list(SPECIAL_TOKENS)
+    assert len(shipped) == len(tokenizer)
+    assert shipped.convert_tokens_to_ids(special) == tokenizer.convert_tokens_to_ids(special)
+    for text in (*special, *map(str, range(1000))):
+        assert len(shipped.encode(text, add_special_tokens=False)) == 1, text
+    said = '<think>听到：打开设置。</think><answer>do(action="Tap", element=[500,120])</answer>'
+    assert shipped.decode(shipped.encode(said, add_special_tokens=False)) == said
