@@ -12,7 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2Fo
 from labkit.apply import quantize_
 from labkit.decode_cpu import NativeStep, NotDescribedError, describe
 from labkit.engine import Engine
-from labkit.forward import Forward
+from labkit.forward import COMPILED, Forward
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.native import library as native
@@ -188,7 +188,7 @@ def test_the_pocket_model_answers_with_the_same_tokens(plan):
     without = Engine(engine.model, engine.processor, spec=engine.spec)
     with native.suspended():
         assert without._forward.native is None
-    assert engine.decoding == "compiled"
+    assert engine.route == COMPILED
     for messages in standard_conversations(engine, None, 4):
         quick = engine.generate(messages, max_new_tokens=40).token_ids
         assert_same_but_for_ties(without, messages, quick, DTYPES[engine.plan.default])
