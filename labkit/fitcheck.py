@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.child import serve_request
 
 NEW_TOKENS = 16
 WEIGHTS_LIMIT, PEAK_LIMIT = 0.03, 0.10
@@ -127,28 +125,14 @@ def _prompt(engine: Any, tokens: int, screen: tuple[int, int] | None, max_pixels
 
 def main() -> int:
     """Read the request, and write the record, or the error, as an event."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
+    return serve_request(_answer)
 
-    def emit(event: Mapping[str, Any]) -> None:
-        print(json.dumps(event, ensure_ascii=False), file=channel, flush=True)
 
-    request = json.loads(sys.stdin.read())
-    try:
-        screen = request.pop("screen")
-        record = check_plan(**request, screen=tuple(screen) if screen else None)
-        emit({"event": "record", "record": record})
-        emit({"event": "finished"})
-    except LabError as error:
-        emit({"event": "error", "message": str(error), "known": True})
-        return 2
-    except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
-        return 1
-    return 0
+def _answer(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+    screen = request["screen"]
+    record = check_plan(**{**request, "screen": tuple(screen) if screen else None})
+    emit({"event": "record", "record": record})
+    emit({"event": "finished"})
 
 
 if __name__ == "__main__":

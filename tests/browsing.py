@@ -67,16 +67,25 @@ def jupyter(folder, *, dark=False, base="/", **environment):
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "LABKIT_STATE": str(folder / "services"), **environment,
     }  # fmt: skip
-    with (folder / "log.txt").open("wb") as told:
+    url = f"http://127.0.0.1:{port}{base.rstrip('/')}"
+    with running(command, environ, folder / "log.txt", f"{url}/api"):
+        yield url
+
+
+@contextlib.contextmanager
+def running(command, environ, log, address):
+    """A server in a process group of its own, from when it answers at ``address`` on; what it says goes to ``log``."""
+    with log.open("wb") as told:
         server = subprocess.Popen(command, env=environ, stdout=told, stderr=told, start_new_session=True)
     try:
-        url = f"http://127.0.0.1:{port}{base.rstrip('/')}"
         for _ in range(400):
-            assert server.poll() is None, (folder / "log.txt").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/api"):
+            assert server.poll() is None, log.read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(address):
                 break
             time.sleep(0.25)
-        yield url
+        else:
+            pytest.fail(f"nothing answered at {address} within 100 seconds")
+        yield
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)

@@ -4,18 +4,15 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
-from browsing import browser_needed, page
+from browsing import browser_needed, free_port, page, running
 
 from labkit.comparison import Comparison
 from labkit.results import Measurement
@@ -131,27 +128,8 @@ def serving(port, folder):
         "--IdentityProvider.token=secret",
     ]
     environ |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
-    log = folder / "log.txt"
-    with log.open("wb") as told:
-        server = subprocess.Popen(command, env=environ, stdout=told, stderr=told, start_new_session=True)
-    try:
-        for _ in range(240):
-            assert server.poll() is None, log.read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api"):
-                break
-            time.sleep(0.25)
-        else:
-            pytest.fail("JupyterLab did not answer within a minute")
+    with running(command, environ, folder / "log.txt", f"http://127.0.0.1:{port}/api"):
         yield
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.slow
