@@ -208,7 +208,9 @@ def test_ctrl_c_keeps_what_is_measured_and_ends_the_process(tmp_path):
     )
     partial = tmp_path / "plans" / "int8.partial.jsonl"
     deadline = time.monotonic() + 30
-    while not (partial.exists() and partial.read_text().count('"kind": "record"') >= 4):  # a batch, written whole
+    while not (
+        partial.exists() and partial.read_text().count('"kind": "record"') >= 4
+    ):  # a batch, written whole
         assert time.monotonic() < deadline, "the second plan never began"
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
