@@ -29,6 +29,7 @@ from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.kernels.int4_cpu import block_of
+from labkit.quantization.logits import DenseLogitsLinear, LogitsLinear, gives_logits
 from labkit.quantization.stored import StoredEmbedding
 from labkit.rows import RowCache, RowLayer
 
@@ -47,6 +48,7 @@ INTERLEAVED = {
 }
 """Decoder layers that are known -> whether neighbours of a head are rotated together."""
 ROTARY_TYPES = {"default", "linear", "llama3"}  # those whose frequencies do not depend on the length
+DENSE = (nn.Linear, DenseLinear, LogitsLinear, DenseLogitsLinear)
 UNIT = 64  # channels that fused Linears are split at: `UNIT` of products.h
 TABLE_GROWTH = 512  # positions
 
@@ -107,8 +109,7 @@ class NativeStep:
         return row.place is not None
 
     def step(self, rows: Sequence[Any], tokens: Tensor) -> Tensor:
-        """Append one token to each row, ``tokens [B]`` int64; logits ``[B, vocabulary]`` fp32, in values of the
-        model's dtype."""
+        """Append one token to each row, ``tokens [B]`` int64; logits ``[B, vocabulary]`` fp32."""
         with self._lock:
             described = (native.Row * len(rows))()
             for one, row, token in zip(described, rows, tokens.tolist()):
@@ -174,6 +175,8 @@ class NativeStep:
             norm=self._floats(decoder.norm.weight),
             head=self._linear(head),
         )
+        if gives_logits(head):
+            model.head.given = native.F32
         self._describe_embedding(model, self._model.get_input_embeddings())
         return model
 
@@ -213,9 +216,9 @@ class NativeStep:
         dtype = TYPES[self.dtype]
         part = part or slice(0, module.out_features)
         one = native.Linear(out=part.stop - part.start, in_=module.in_features, taken=native.F32, given=dtype)
-        if type(module) in (nn.Linear, DenseLinear) and module.weight.dtype in TYPES:
+        if type(module) in DENSE and module.weight.dtype in TYPES:
             one.type = TYPES[module.weight.dtype]
-            if type(module) is nn.Linear and one.type != dtype:
+            if not isinstance(module, DenseLinear) and one.type != dtype:
                 raise NotDescribedError(f"a Linear is in {module.weight.dtype}")
             one.taken, one.given, one.bias_first = one.type, one.type, 1
             one.weight = self._pointer(module.weight[part])

@@ -24,6 +24,7 @@ from labkit.kvcache import keeping_of
 from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
+from labkit.quantization.logits import keep_logits_
 from labkit.sampling import Sampler, SamplingSettings
 from labkit.static.forward import forward_of
 
@@ -56,6 +57,7 @@ class Engine:
         weights: str | None = None,
     ):
         self.model = model.eval()
+        keep_logits_(model)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.spec, self.plan, self.resolved = spec, plan, resolved

@@ -22,6 +22,7 @@ from labkit.decode_cpu import NativeStep, describe
 from labkit.errors import LabError
 from labkit.kvcache import PLAIN, Keeping
 from labkit.quantization import QuantizedLinear
+from labkit.quantization.logits import keep_logits_
 from labkit.rows import JoinedCache, RowCache, use_rows
 
 PADDED_ROWS = 8
@@ -77,6 +78,7 @@ class Forward:
     """
 
     def __init__(self, model: nn.Module, keeping: Keeping = PLAIN):
+        keep_logits_(model)
         self._model = model
         self._keeping = keeping
         self._config = model.config.get_text_config(decoder=True)
@@ -107,7 +109,7 @@ class Forward:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which logits are computed."""
+        """Of the hidden states; logits are fp32 (`labkit.quantization.logits`)."""
         return self._model.dtype
 
     @property
@@ -125,8 +127,9 @@ class Forward:
             inputs: ``input_ids [1, L]``, optionally ``attention_mask [1, L]``, media tensors; on the device.
 
         Returns:
-            the row, and the logits after its last token, ``[1, vocabulary]``.
+            the row, and the logits after its last token, fp32 ``[1, vocabulary]``.
         """
+        keep_logits_(self._model)  # its head may be another by now
         if self.native is not None and not self.native.is_current():
             self.find_native()
         model, inputs = self._model, dict(inputs)
@@ -159,7 +162,7 @@ class Forward:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
-        """Append one token to each row, ``tokens [B]`` int64. Returns the logits after it, ``[B, vocabulary]``.
+        """Append one token to each row, ``tokens [B]`` int64. Returns the logits after it, fp32 ``[B, vocabulary]``.
 
         alone: the one row there is never had company, so it may be multiplied as it comes.
         """

@@ -17,6 +17,7 @@ from labkit.depth import kind_of, relative_depths
 from labkit.plan import PlanError, QuantizationPlan, Rule
 from labkit.quantization import QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
+from labkit.quantization.logits import LogitsLinear
 from labkit.quantization.stored import StoredInt8, module_kind
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def replaceable_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[st
             fixed[name] = "nn.MultiheadAttention reads its weight directly"
         elif not isinstance(module._parameters.get("weight"), nn.Parameter):
             fixed[name] = "its weight is computed from other parameters"
-        elif type(module).forward not in (nn.Linear.forward, DenseLinear.forward):
+        elif type(module).forward not in (nn.Linear.forward, DenseLinear.forward, LogitsLinear.forward):
             fixed[name] = f"{type(module).__name__} has a forward of its own"
         else:
             linears[name] = module

@@ -135,7 +135,7 @@ const float* prepared(const Linear& linear, const Model& model, const float* x, 
     return x;
 }
 
-// The thread's share of a product: x [rows, K] -> y [rows, y_stride], rounded to the model's dtype.
+// The thread's share of a product: x [rows, K] -> y [rows, y_stride], rounded to the model's dtype, but for logits.
 void multiply_share(const Linear& linear, const Model& model, const float* x, int rows, float* y, int y_stride,
                     Own& own, int thread, int threads) {
     std::vector<float> copy;
@@ -148,7 +148,8 @@ void multiply_share(const Linear& linear, const Model& model, const float* x, in
     const int first = from * UNIT, end = std::min(to * UNIT, linear.out);
     for (int r = 0; r < rows; ++r) {
         finish(linear, y + int64_t(r) * y_stride, first, end);
-        if (linear.given != model.dtype) round_all(y + int64_t(r) * y_stride + first, end - first, model.dtype);
+        if (linear.given != model.dtype && &linear != &model.head)
+            round_all(y + int64_t(r) * y_stride + first, end - first, model.dtype);
     }
 }
 
@@ -309,7 +310,7 @@ void work(const Model& model, const Row* rows, int count, float* logits, Shared&
 
 extern "C" {
 
-// Appends one token to each row. logits [count, vocabulary], in values of the model's dtype.
+// Appends one token to each row. logits [count, vocabulary], rounded to what the head gives.
 void labkit_step(const Model* model, const Row* rows, int32_t count, float* logits, int32_t threads) {
     Shared shared;
     shared.query.resize(int64_t(count) * model->heads * model->head_width);

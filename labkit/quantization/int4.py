@@ -128,6 +128,12 @@ class Int4Linear(QuantizedLinear):
             rows, self.out_features, lambda part: self._dequantize(part, rows.dtype), CACHE_ELEMENTS
         )
 
+    def sums(self, rows: Tensor) -> Tensor:
+        packed = self.packed_weight() if products_cuda.available(rows.device) else None
+        if packed is not None and products_cuda.takes(packed):
+            return dispatch_cuda.sums(rows, packed)
+        return super().sums(rows)
+
     def packed_weight(self) -> Packed | None:
         if self.num_bits != 4 or self.layout != "plain":
             return None

@@ -51,6 +51,12 @@ class Int8Linear(QuantizedLinear):
             return dispatch_cuda.multiply(rows, packed)
         return int8_multiply(rows, self.weight_int8, self.scale)
 
+    def sums(self, rows: Tensor) -> Tensor:
+        packed = self.packed_weight() if products_cuda.available(rows.device) else None
+        if packed is not None and products_cuda.takes(packed):
+            return dispatch_cuda.sums(rows, packed)
+        return super().sums(rows)
+
     def packed_weight(self) -> Packed | None:
         return Packed(self.weight_int8, self.scale)
 

@@ -24,6 +24,7 @@ class QuantizedLinear(nn.Module):
 
     packed_name: str | None = None  # the buffer that `layout` is about
     row_bytes: int | None = None  # bytes of one output channel in it
+    gives_logits = False  # answers in fp32 whatever x is: see `labkit.quantization.logits`
 
     def __init__(
         self, in_features: int, out_features: int, has_bias: bool, device: Any, dtype: torch.dtype
@@ -39,6 +40,10 @@ class QuantizedLinear(nn.Module):
     def multiply(self, rows: Tensor) -> Tensor:
         """rows [M, K], M > 0 -> [M, N] in the same dtype, without the bias."""
         raise NotImplementedError
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """`multiply` in fp32: rows [M, K] of any of the three types -> fp32 [M, N]."""
+        return self.multiply(rows.float())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight [N, K] the module multiplies by, in ``dtype`` (default: the bias's): a full copy."""
@@ -62,10 +67,13 @@ class QuantizedLinear(nn.Module):
             raise ValueError(f"the last dimension is {x.shape[-1]}, the layer takes {self.in_features}")
         shape = (*x.shape[:-1], self.out_features)
         rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] == 0:
-            return x.new_empty(shape)
         trained = torch.is_grad_enabled() and x.requires_grad
-        out = _Multiply.apply(rows, self) if trained else self.multiply(rows)
+        if self.gives_logits and (trained or rows.shape[0] == 0):
+            rows = rows.float()
+        if rows.shape[0] == 0:
+            return rows.new_empty(shape)
+        multiply = self.sums if self.gives_logits else self.multiply
+        out = _Multiply.apply(rows, self) if trained else multiply(rows)
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
         return out.view(shape)
@@ -131,6 +139,9 @@ class ScaledInput:
 
     def multiply(self, rows: Tensor) -> Tensor:
         return super().multiply(rows * self.input_scale.to(rows.dtype))
+
+    def sums(self, rows: Tensor) -> Tensor:
+        return self.multiply(rows.float())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         return (super().dequantize(torch.float32) * self.input_scale.float()).to(dtype or self.dtype)

@@ -32,9 +32,9 @@ class ModuleProduct:
         outs = [module(x) for module in self._modules]
         return (outs[0] if len(outs) == 1 else torch.cat(outs, -1))[None]
 
-    def whole(self, x: Tensor) -> Tensor:
-        """x [M, K] -> [M, N]."""
-        return self.parts(x)[0]
+    def sums(self, x: Tensor) -> Tensor:
+        """x [M, K] -> fp32 [M, N], as a head that keeps its sums gives them (`labkit.quantization.logits`)."""
+        return self.parts(x)[0].float()
 
     def gated(self, x: Tensor) -> Tensor:
         """x [M, K] -> silu(gate) * up [M, N/2], as the model's module has it."""
@@ -61,12 +61,10 @@ class KernelProduct:
         """x [M, K] -> fp32 [splits, M, N], without the bias."""
         return cuda.product(x, self.packed, self.tiles, partial=True)
 
-    def whole(self, x: Tensor) -> Tensor:
-        """x [M, K] -> [M, N], with the bias."""
-        if self.tiles.splits == 1:
-            return cuda.product(x, self.packed, self.tiles, bias=self.bias)
-        out = cuda.product(x, self.packed, self.tiles)
-        return out if self.bias is None else out + self.bias
+    def sums(self, x: Tensor) -> Tensor:
+        """x [M, K] -> fp32 [M, N], with the bias and not rounded."""
+        out = self.parts(x).sum(0)
+        return out if self.bias is None else out + self.bias.float()
 
     def gated(self, x: Tensor) -> Tensor:
         """x [M, K] -> silu(gate) * up [M, N/2]."""

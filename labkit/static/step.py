@@ -44,7 +44,7 @@ class Products:
 
 
 def decode(decoder: Decoder, products: Products, operations: Any, tokens: Tensor) -> Tensor:
-    """Append one token to each row, ``tokens [M]``; returns the logits after it, ``[M, vocabulary]``.
+    """Append one token to each row, ``tokens [M]``; returns the logits after it, fp32 ``[M, vocabulary]``.
 
     operations: `KernelOperations`, or `labkit.static.reference.TorchOperations`.
     """
@@ -60,7 +60,7 @@ def decode(decoder: Decoder, products: Products, operations: Any, tokens: Tensor
             down.parts(gate_up.gated(x)), hidden, layer.after_mlp, following[index]
         )
     operations.finish()
-    return products.head.whole(x)
+    return products.head.sums(x)
 
 
 class KernelOperations:

@@ -18,3 +18,11 @@ def multiply(rows: Tensor, packed: Packed) -> Tensor:
     if tiles is not None:
         return cuda.product(rows, packed, tiles)
     return sliced_multiply(rows, packed.out_features, lambda part: cuda.dequantize(packed, rows.dtype, part))
+
+
+def sums(rows: Tensor, packed: Packed) -> Tensor:
+    """The same in fp32: rows [M, K] -> fp32 [M, N], the kernels' sums as they are."""
+    tiles = tiles_for(packed, rows.shape[0]) if rows.dtype == torch.bfloat16 else None
+    if tiles is not None:
+        return cuda.product(rows, packed, tiles, partial=True).sum(0)
+    return multiply(rows.float(), packed)
