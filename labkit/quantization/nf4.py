@@ -112,25 +112,28 @@ class NF4Linear(QuantizedLinear):
         return packed if new == "plain" else nf4_cpu.to_blocks(packed)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        dtype, rows = rows.dtype, rows.to(self.compute_dtype)
+        return self._multiply(rows.to(self.compute_dtype)).to(rows.dtype)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        return self._multiply(rows.float())
+
+    def _multiply(self, rows: Tensor) -> Tensor:
         if self.layout != "plain" and rows.shape[0] <= nf4_cpu.PACKED_ROWS and rows.dtype == torch.bfloat16:
             absmax = self._absmax().view(self.out_features, -1).T.to(torch.bfloat16).contiguous()
-            out = nf4_cpu.nf4_multiply(rows, self.packed, absmax, self.quant_map, self.group_size)
-        elif rows.device.type == "cpu":
+            return nf4_cpu.nf4_multiply(rows, self.packed, absmax, self.quant_map, self.group_size)
+        if rows.device.type == "cpu":
             absmax = self._absmax().view(self.out_features, -1)
-            out = sliced_multiply(
+            return sliced_multiply(
                 rows,
                 self.out_features,
                 lambda part: self._dequantize(part, absmax, rows.dtype),
                 CACHE_ELEMENTS,
                 nf4_cpu.BLOCK,
             )
-        else:
-            import bitsandbytes
+        import bitsandbytes
 
-            packed = self.packed.view(-1, 1)
-            out = bitsandbytes.matmul_4bit(rows.contiguous(), packed, quant_state=self._state(rows.dtype))
-        return out.to(dtype)
+        packed = self.packed.view(-1, 1)
+        return bitsandbytes.matmul_4bit(rows.contiguous(), packed, quant_state=self._state(rows.dtype))
 
     def _dequantize(self, part: slice, absmax: Tensor, dtype: torch.dtype) -> Tensor:
         """The channels ``part`` [n, K], given absmax [N, K/G] fp32; a slice at a time is several times faster
