@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 MOST_ROWS = 32
+DEQUANTIZED = (32, 64, 2, 4)
+"""int4's channels, bytes of each, and how often, that a program dequantizes, and its warps."""
 ROW_TILES = (8, 16, 32)
 """How many rows the kernels take; fewer are filled up, so that each of them gets the answer it would get alone."""
 
@@ -194,10 +196,11 @@ def dequantize(packed: Packed, dtype: torch.dtype, part: slice = slice(None)) ->
     rows, length = stop - start, packed.in_features
     out = torch.empty(rows, length, dtype=dtype, device=packed.weight.device)
     if packed.group_size:
-        bn, bk, half = 16, 128, length // 2
-        kernels.nibbles_dequantize[(-(-rows // bn), -(-half // bk))](
+        half, (bn, bk, tiles, warps) = length // 2, DEQUANTIZED
+        bk = min(bk, packed.steps[0])
+        kernels.nibbles_dequantize[(-(-rows // bn), -(-half // (bk * tiles)))](
             packed.weight, packed.scales.view(torch.int32), out, start, rows, packed.scales.stride(0) // 2, length, half,
-            GROUP=packed.group_size, BN=bn, BK=bk,
+            GROUP=packed.group_size, BN=bn, BK=bk, TILES=tiles, num_warps=warps,
         )  # fmt: skip
     else:
         bn, bk = 8, 512

@@ -184,23 +184,31 @@ def nibbles_product(
 
 @triton.jit(do_not_specialize=["first", "rows"])
 def nibbles_dequantize(
-    w_ptr, pair_ptr, out_ptr, first, rows, stride, K, half, GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    w_ptr, pair_ptr, out_ptr, first, rows, stride, K, half,
+    GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The channels ``first`` ... ``first + rows`` of the weight of `nibbles_product` -> out [rows, K]."""
+    """The channels ``first`` ... ``first + rows`` of the weight of `nibbles_product` -> out [rows, K].
+
+    A program takes ``TILES`` times ``BK`` bytes of each channel; each ``BK`` lie in one group on both sides, so that
+    scale and zero are read once for all of them.
+    """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    column = tl.program_id(1) * BK + tl.arange(0, BK)
-    inside = (n < rows)[:, None] & (column < half)[None, :]
+    valid = n < rows
     channel = (tl.minimum(n, rows - 1) + first).to(tl.int64)
-    packed = tl.load(w_ptr + channel[:, None] * half + column[None, :], mask=inside, other=0)
-    at = n.to(tl.int64)[:, None] * K + column[None, :]
-    for side in tl.static_range(2):
-        group = (column + side * half) // GROUP
-        pair = tl.load(pair_ptr + group[None, :] * stride + channel[:, None], mask=inside, other=0)
-        scale = (pair << 16).to(tl.float32, bitcast=True)
-        zero = ((pair >> 16) << 16).to(tl.float32, bitcast=True)
-        code = (packed >> (4 * side)) & 15
-        value = (code.to(tl.float32) - 8) * scale + zero
-        tl.store(out_ptr + (at + side * half), value.to(out_ptr.dtype.element_ty), mask=inside)
+    columns = tl.arange(0, BK)
+    for tile in tl.static_range(TILES):
+        at = (tl.program_id(1) * TILES + tile) * BK
+        inside = valid & (at < half)
+        both = inside[:, None] & (columns < BK)[None, :]
+        packed = tl.load(w_ptr + channel[:, None] * half + at + columns[None, :], mask=both, other=0)
+        out = out_ptr + n.to(tl.int64)[:, None] * K + at + columns[None, :]
+        for side in tl.static_range(2):
+            pair = tl.load(pair_ptr + (at + side * half) // GROUP * stride + channel, mask=inside, other=0)
+            scale = (pair << 16).to(tl.float32, bitcast=True)
+            zero = ((pair >> 16) << 16).to(tl.float32, bitcast=True)
+            code = (packed >> (4 * side)) & 15
+            value = (code.to(tl.float32) - 8) * scale[:, None] + zero[:, None]
+            tl.store(out + side * half, value.to(out_ptr.dtype.element_ty), mask=both)
 
 
 @triton.jit(do_not_specialize=["first", "rows"])
