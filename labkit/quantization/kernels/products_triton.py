@@ -198,17 +198,17 @@ def nibbles_dequantize(
     columns = tl.arange(0, BK)
     for tile in tl.static_range(TILES):
         at = (tl.program_id(1) * TILES + tile) * BK
-        inside = valid & (at < half)
-        both = inside[:, None] & (columns < BK)[None, :]
-        packed = tl.load(w_ptr + channel[:, None] * half + at + columns[None, :], mask=both, other=0)
+        inside = valid[:, None] & (at + columns < half)[None, :]
+        packed = tl.load(w_ptr + channel[:, None] * half + at + columns[None, :], mask=inside, other=0)
         out = out_ptr + n.to(tl.int64)[:, None] * K + at + columns[None, :]
         for side in tl.static_range(2):
-            pair = tl.load(pair_ptr + (at + side * half) // GROUP * stride + channel, mask=inside, other=0)
+            group = (tl.minimum(at, half - BK) + side * half) // GROUP
+            pair = tl.load(pair_ptr + group * stride + channel)
             scale = (pair << 16).to(tl.float32, bitcast=True)
             zero = ((pair >> 16) << 16).to(tl.float32, bitcast=True)
             code = (packed >> (4 * side)) & 15
             value = (code.to(tl.float32) - 8) * scale[:, None] + zero[:, None]
-            tl.store(out + side * half, value.to(out_ptr.dtype.element_ty), mask=both)
+            tl.store(out + side * half, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["first", "rows"])
