@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MOST_ROWS = 32
-DEQUANTIZED = (32, 64, 2, 4)
+DEQUANTIZED = (32, 64, 1, 4)
 """int4's channels, bytes of each, and how often, that a program dequantizes, and its warps."""
 ROW_TILES = (8, 16, 32)
 """How many rows the kernels take; fewer are filled up, so that each of them gets the answer it would get alone."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SLICE_ELEMENTS_CPU = 4 * 2**20
-SLICE_ELEMENTS_GPU = 64 * 2**20
+SLICE_ELEMENTS_GPU = 128 * 2**20
 CACHE_ELEMENTS = 2**19  # for conversions of several steps: what they pass on stays in a core's cache
 
 
