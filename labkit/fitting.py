@@ -20,6 +20,7 @@ from labkit.kvcache import keeping_of
 from labkit.models import ModelSpec
 from labkit.plan import RuntimeOptions
 from labkit.quantization import DTYPES
+from labkit.quantization.kernels.reference import SLICE_ELEMENTS_GPU
 
 SCREEN = (1080, 2400)
 """Pixels of a usual phone's screenshot."""
@@ -125,14 +126,15 @@ def unpacked_cache_bytes(anatomy: Anatomy, tokens: int) -> int:
 
 
 def workspace_bytes(anatomy: Anatomy) -> int:
-    """Room for the largest weight that a prompt's pass unpacks, in two steps, and for the library's own buffers."""
+    """Room for the largest stretch of a weight that a prompt's pass unpacks at a time (`sliced_multiply`), and for the
+    library's own buffers."""
     resolved, size = anatomy.resolved, DTYPES[anatomy.resolved.plan.default].itemsize
     unpacked = [
         part.parameters
         for part in resolved.parts
         if part.is_linear and part.scheme not in (*_WHOLE, *_KEEPS_CODES)
     ]
-    return 2 * max(unpacked, default=0) * size + LIBRARY_BYTES
+    return min(max(unpacked, default=0), SLICE_ELEMENTS_GPU) * size + LIBRARY_BYTES
 
 
 def _need(anatomy: Anatomy, context: int, image_tokens: int) -> Need:

@@ -9,6 +9,7 @@ used on a device at all.
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -105,6 +106,11 @@ def takes(packed: Packed) -> bool:
     return bool(packed.steps) and available(packed.weight.device)
 
 
+def on(tensor: Tensor) -> AbstractContextManager:
+    """Launch where ``tensor`` is: Triton takes the present device, which need not be that one."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
+
+
 def row_tile(rows: int) -> int:
     """The tile that ``rows`` rows are filled up to."""
     return next(tile for tile in ROW_TILES if rows <= tile)
@@ -149,17 +155,19 @@ def product(
     offset = rows if bias is None else bias
     rows = rows.contiguous()
     length = packed.in_features
-    if packed.group_size:
-        kernels.nibbles_product[grid](
-            rows, packed.weight, packed.scales.view(torch.int32), offset, out, count, width, packed.scales.stride(0) // 2,
-            length, length // 2, tiles.splits, GROUP=packed.group_size, **options,
-        )  # fmt: skip
-    else:
-        scales = rows if packed.scales is None else packed.scales
-        kernels.bytes_product[grid](
-            rows, packed.weight, scales, offset, out, count, width, length, tiles.splits,
-            SCALED=packed.scales is not None, **options,
-        )  # fmt: skip
+    with on(rows):
+        if packed.group_size:
+            pairs = packed.scales.view(torch.int32)
+            kernels.nibbles_product[grid](
+                rows, packed.weight, pairs, offset, out, count, width, packed.scales.stride(0) // 2,
+                length, length // 2, tiles.splits, GROUP=packed.group_size, **options,
+            )  # fmt: skip
+        else:
+            scales = rows if packed.scales is None else packed.scales
+            kernels.bytes_product[grid](
+                rows, packed.weight, scales, offset, out, count, width, length, tiles.splits,
+                SCALED=packed.scales is not None, **options,
+            )  # fmt: skip
     if partial:
         return out
     return out[0] if tiles.splits == 1 else reduce(out)
@@ -172,7 +180,8 @@ def reduce(partial: Tensor) -> Tensor:
     splits, count, width = partial.shape
     out = partial.new_empty((count, width), dtype=torch.bfloat16)
     block = 1024
-    kernels.sum_splits[(-(-count * width // block),)](partial, out, count * width, splits, BLOCK=block)
+    with on(partial):
+        kernels.sum_splits[(-(-count * width // block),)](partial, out, count * width, splits, BLOCK=block)
     return out
 
 
@@ -184,7 +193,8 @@ def _gate(partial: Tensor) -> Tensor:
     out = partial.new_empty((count, width // 2), dtype=torch.bfloat16)
     block = 256
     grid = (-(-width // (2 * block)), count)
-    kernels.gate_splits[grid](partial, out, count, width // 2, splits, BLOCK=block)
+    with on(partial):
+        kernels.gate_splits[grid](partial, out, count, width // 2, splits, BLOCK=block)
     return out
 
 
@@ -195,16 +205,17 @@ def dequantize(packed: Packed, dtype: torch.dtype, part: slice = slice(None)) ->
     start, stop, _ = part.indices(packed.out_features)
     rows, length = stop - start, packed.in_features
     out = torch.empty(rows, length, dtype=dtype, device=packed.weight.device)
-    if packed.group_size:
-        half, (bn, bk, tiles, warps) = length // 2, DEQUANTIZED
-        bk = min(bk, packed.steps[0])
-        kernels.nibbles_dequantize[(-(-rows // bn), -(-half // (bk * tiles)))](
-            packed.weight, packed.scales.view(torch.int32), out, start, rows, packed.scales.stride(0) // 2, length, half,
-            GROUP=packed.group_size, BN=bn, BK=bk, TILES=tiles, num_warps=warps,
-        )  # fmt: skip
-    else:
-        bn, bk = 8, 512
-        kernels.bytes_dequantize[(-(-rows // bn), -(-length // bk))](
-            packed.weight, packed.scales, out, start, rows, length, BN=bn, BK=bk
-        )
+    with on(packed.weight):
+        if packed.group_size:
+            half, (bn, bk, tiles, warps) = length // 2, DEQUANTIZED
+            bk = min(bk, packed.steps[0])
+            kernels.nibbles_dequantize[(-(-rows // bn), -(-half // (bk * tiles)))](
+                packed.weight, packed.scales.view(torch.int32), out, start, rows, packed.scales.stride(0) // 2, length,
+                half, GROUP=packed.group_size, BN=bn, BK=bk, TILES=tiles, num_warps=warps,
+            )  # fmt: skip
+        else:
+            bn, bk = 8, 512
+            kernels.bytes_dequantize[(-(-rows // bn), -(-length // bk))](
+                packed.weight, packed.scales, out, start, rows, length, BN=bn, BK=bk
+            )
     return out
