@@ -80,7 +80,9 @@ def _kept(state_ptr, M, m, WINDOW: tl.constexpr, SINKS: tl.constexpr):
 def _quantized(x):
     """x [D] fp32 -> codes, whole numbers, and their scale, both fp32: `labkit.kvcache.quantize_vectors`."""
     scale = tl.maximum(tl.max(tl.abs(x)) * (1 / 127), 1e-20)
-    bits = scale.to(tl.int32, bitcast=True)  # to the nearest bf16, ties to even: Triton's interpreter would cut it off
+    bits = scale.to(
+        tl.int32, bitcast=True
+    )  # to the nearest bf16, ties to even: Triton's interpreter would cut it off
     scale = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     shift = 12582912.0  # 1.5 * 2^23: what is added to it is rounded to a whole number, ties to even
     codes = (tl.div_rn(x, scale) + shift) - shift
@@ -124,7 +126,9 @@ def rotate(
         kept: tl.constexpr = anchor_ptr.dtype.element_ty
         if kept == tl.int8:
             codes, scale = _quantized(x.to(dtype).to(tl.float32))
-            tl.store(scales_ptr + tl.load(state_ptr + 4 * M + m) + entry, scale.to(scales_ptr.dtype.element_ty))
+            tl.store(
+                scales_ptr + tl.load(state_ptr + 4 * M + m) + entry, scale.to(scales_ptr.dtype.element_ty)
+            )
             tl.store(cache + entry * D + d, codes.to(tl.int8))
         else:
             tl.store(cache + entry * D + d, x.to(dtype).to(kept))
@@ -144,10 +148,9 @@ def _share(length, SHARES: tl.constexpr, BT: tl.constexpr):
 
 
 @triton.jit
-def _dequantized(codes, scale_ptrs, there, dtype: tl.constexpr):
-    """codes int8 by scales that are loaded, rounded as `labkit.kvcache.dequantize_vectors` rounds."""
-    scale = tl.load(scale_ptrs, mask=there, other=0.0).to(dtype)
-    return (codes.to(tl.float32) * scale.to(tl.float32)).to(dtype)
+def _dequantized(codes, scale, dtype: tl.constexpr):
+    """int8 codes by their scales, rounded as `labkit.kvcache.dequantize_vectors` rounds."""
+    return (codes.to(tl.float32) * scale.to(dtype).to(tl.float32)).to(dtype)
 
 
 @triton.jit(do_not_specialize=["M", "layer"])
@@ -193,8 +196,8 @@ def attend(
             k = tl.load(keys + token[None, :] * D + d[:, None], mask=there[None, :], other=0)
             v = tl.load(values + token[:, None] * D + d[None, :], mask=there[:, None], other=0)
             if anchor_ptr.dtype.element_ty == tl.int8:
-                k = _dequantized(k, key_scales + token[None, :], there[None, :], dtype)
-                v = _dequantized(v, value_scales + token[:, None], there[:, None], dtype)
+                k = _dequantized(k, tl.load(key_scales + token, mask=there, other=0.0)[None, :], dtype)
+                v = _dequantized(v, tl.load(value_scales + token, mask=there, other=0.0)[:, None], dtype)
             score = tl.where(there[None, :], _dot(q, k, dtype, NATIVE) * scaling, float("-inf"))
             higher = tl.maximum(largest, tl.max(score, 1))
             kept = tl.exp(largest - higher)

@@ -87,7 +87,9 @@ class KernelOperations:
 
     def addresses(self, cache: Storage) -> tuple[int, int]:
         """Where a cache's numbers and its scales begin, as `state` has them; 0 for scales that are not there."""
-        return _from(self._anchor, cache.buffer), 0 if cache.scales is None else _from(self._scales, cache.scales)
+        return _from(self._anchor, cache.buffer), 0 if cache.scales is None else _from(
+            self._scales, cache.scales
+        )
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [M, hidden], normed."""
