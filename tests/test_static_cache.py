@@ -235,16 +235,26 @@ def test_kernels_attend_to_what_is_kept(dtype, keeping):
 @gpu
 @pytest.mark.usefixtures("few_shares")
 @pytest.mark.parametrize("keeping", [INT8, Keeping(window=4), Keeping(int8=True, window=4)], ids=str)
-@pytest.mark.parametrize("plan", ["fp32", "bf16", "int4"] if DEVICE.type == "cuda" else ["fp32"])
-def test_captured_tokens_are_those_of_the_modules_with_the_same_cache(plan, keeping):
+@pytest.mark.parametrize("plan", ["fp32", "bf16", "int4"] if DEVICE.type == "cuda" else ["fp32", "bf16"])
+def test_captured_logits_are_those_of_the_modules_with_the_same_cache(plan, keeping):
+    """Along the tokens that the modules choose: in bf16 two may be so near that the order of sums decides."""
     model = model_under(plan, for_kernels=True)
     count, prompts = (COUNT, PROMPTS) if DEVICE.type == "cuda" else (5, [PROMPTS[0], PROMPTS[2]])
     forward = StaticForward(model, keeping)
     for prompt in prompts:
-        want, exact = answer(Forward(model, keeping), prompt, count)
-        got, logits = answer(forward, prompt, count)
-        assert got == want
-        assert torch.allclose(logits, exact, rtol=0, atol=0.03 * exact.abs().max())
+        tokens, exact = answer(Forward(model, keeping), prompt, count)
+        row, last = forward.prefill({"input_ids": torch.tensor([prompt], device=DEVICE)})
+        seen = [last.float().clone()]
+        for token in tokens[:-1]:
+            seen.append(forward.step([row], torch.tensor([token], device=DEVICE), alone=True).float().clone())
+        logits = torch.cat(seen)
+        assert isinstance(row, StaticRow)
+        assert forward.route == "one CUDA graph a token"
+        assert torch.allclose(
+            logits, exact, rtol=0, atol=(1e-3 if plan == "fp32" else 0.04) * exact.abs().max()
+        )
+        if plan == "fp32":
+            assert logits.argmax(-1).tolist() == tokens
 
 
 @kernels
