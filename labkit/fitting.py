@@ -114,8 +114,9 @@ def activation_bytes(anatomy: Anatomy, tokens: int, image_tokens: int) -> int:
 
 
 def unpacked_cache_bytes(anatomy: Anatomy, tokens: int) -> int:
-    """Keys and values of one layer in the type the model computes in: what decoding makes of an int8 cache, a layer
-    at a time. 0 for a cache that is read as it is."""
+    """Keys and values of one layer in the type the model computes in: what the model's own modules make of an int8 cache
+    when they decode, a layer at a time; the captured step (`labkit.static`) reads it as it is. 0 for any other cache that
+    is read as it is."""
     plan = anatomy.resolved.plan
     if plan.runtime.kv_cache in (None, plan.default):
         return 0

@@ -200,6 +200,10 @@ class Forward:
         """An empty cache for one conversation."""
         return RowCache(self._config, self._keeping)
 
+    def room(self, row: Row) -> int:
+        """For how many tokens a conversation's cache has memory."""
+        return self._keeping.room(row.length)
+
     def _step(self, row: Row, token: Tensor) -> Tensor:
         """One row with its own cache."""
         row.advance()

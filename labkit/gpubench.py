@@ -17,6 +17,7 @@ from labkit.apply import weights_bytes
 from labkit.engine import Engine
 from labkit.forward import Forward, Row
 from labkit.gpurecords import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
+from labkit.kvcache import keeping_of, vector_bytes
 from labkit.static.cache import StaticCache
 from labkit.static.forward import StaticForward, StaticRow
 from labkit.timing import bandwidth
@@ -39,6 +40,7 @@ class GpuBench:
     def __init__(self, engine: Engine, record: GpuRecord, save: Callable[[], None]):
         self.engine, self.record, self._save = engine, record, save
         self.forward = engine.forward
+        self._keeping = keeping_of(engine.plan.runtime)
         config = engine.model.config.get_text_config(decoder=True)
         self._sizes = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
         self._device = engine.device
@@ -89,10 +91,9 @@ class GpuBench:
             self._attempt(what, lambda: self._time_decoding(route, batch, context))
 
     def _time_decoding(self, route: str, batch: int, context: int) -> None:
-        forward = self.forward if route == CAPTURED else Forward(self.engine.model)
+        forward = self.forward if route == CAPTURED else self._modules()
         rows = [self._row(forward, context, seed) for seed in range(batch)]
-        groups, width = self._sizes
-        read = batch * context * 2 * self._layers * groups * width * self.engine.dtype.itemsize
+        read = batch * self._cache_bytes(context)
         read += weights_bytes(self.engine.model.get_decoder().layers)
         read += weights_bytes(self.engine.model.get_output_embeddings())
         tokens = torch.arange(batch, device=self._device) + 11
@@ -116,6 +117,17 @@ class GpuBench:
         peak = self._peak()
         self.record.decoding.append(Decoding(route, batch, context, seconds, queued, read, peak))
 
+    def _modules(self) -> Forward:
+        """Passes through the model's own modules, the cache kept as the plan says."""
+        return Forward(self.engine.model, self._keeping)
+
+    def _cache_bytes(self, context: int) -> int:
+        """What a step reads of one conversation's keys and values."""
+        keeping, (groups, width) = self._keeping, self._sizes
+        size = (keeping.dtype or self.engine.dtype).itemsize
+        each = vector_bytes(width, "int8" if keeping.int8 else "", size)
+        return keeping.kept(context) * 2 * self._layers * groups * each
+
     def _row(self, forward: Forward, context: int, seed: int) -> Row:
         """A conversation of ``context`` tokens that were never there."""
         generator = torch.Generator(self._device).manual_seed(seed)
@@ -131,7 +143,7 @@ class GpuBench:
 
     def _agreement(self, context: int) -> dict[str, float]:
         """The captured step against the model's own modules, and these in one row against eight."""
-        plain = Forward(self.engine.model)
+        plain = self._modules()
         token = torch.tensor([17], device=self._device)
         exact = plain.step([self._row(plain, context, 5)], token, alone=True).float()
         fast = self.forward.step([self._row(self.forward, context, 5)], token, alone=True).float()

@@ -26,7 +26,6 @@ from labkit.errors import LabError
 from labkit.files import atomic_path
 from labkit.formats import format_bytes, format_difference, format_rate, format_seconds
 from labkit.generation import Generation
-from labkit.kvcache import keeping_of
 from labkit.loading import load
 from labkit.machine import gpus
 from labkit.measurement import peak_memory
@@ -226,7 +225,6 @@ def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[
     never = dict.fromkeys(engine.end_token_ids, -100.0)  # all answers are equally long
     answers: list[Generation] = []
     most = predicted = 0
-    keeping = keeping_of(engine.plan.runtime)
     anatomy = Anatomy(engine.spec, engine.model, engine.roles, engine.resolved)
     for index in range(timing.warmup + len(conversations)):
         messages = conversations[index % len(conversations)]
@@ -238,7 +236,7 @@ def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[
             if batch.active:
                 row = batch.active[0].row
                 most = max(most, batch.cache_bytes)
-                predicted = max(predicted, keeping.room(row.length) * anatomy.kv_cache_bytes_per_token())
+                predicted = max(predicted, engine.forward.room(row) * anatomy.kv_cache_bytes_per_token())
         if index >= timing.warmup:
             answers.append(request.result())
     tokens = [seconds for one in answers for seconds in one.token_times_s[1:]]

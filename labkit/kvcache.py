@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labkit.errors import LabError
 from labkit.quantization import DTYPES
 
 SINKS = 4
@@ -36,9 +37,12 @@ SMALLEST = 1e-20  # the scale of a vector of zeros
 
 
 def quantize_vectors(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """vectors [..., D] -> codes [..., D] int8, symmetric, and scale [..., 1] bf16."""
+    """vectors [..., D] -> codes [..., D] int8, symmetric, and scale [..., 1] bf16.
+
+    To the last bit the same on every device, and in `labkit.static.kernels`: a division by a number is a product on GPUs.
+    """
     largest = vectors.abs().amax(-1, keepdim=True).float()
-    scale = largest.div_(127).clamp_(min=SMALLEST).to(SCALE_DTYPE)
+    scale = largest.mul_(1 / 127).clamp_(min=SMALLEST).to(SCALE_DTYPE)
     codes = vectors.float().div(scale).round_().clamp_(-127, 127)
     return codes.to(torch.int8), scale
 
@@ -89,6 +93,18 @@ class Keeping:
             return tokens
         return torch.where(tokens < SINKS, tokens, SINKS + (tokens - SINKS) % self.window)
 
+    def place(self, start: int, end: int) -> slice | Tensor:
+        """`slots` as an index: a slice, where nothing goes round."""
+        return slice(start, end) if end <= (self.limit or end) else self.slots(start, end)
+
+    def staying(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Stretches (first, end) of the tokens ``start`` to ``end`` - 1 that are there once all have come: those that
+        would overwrite one another when they come at once are left out."""
+        first = start if self.window is None else max(start, end - self.window)
+        sinks = min(SINKS, end) if first > start else start
+        stretches = (start, sinks), (max(first, sinks), end)
+        return [(begin, last) for begin, last in stretches if begin < last]
+
 
 PLAIN = Keeping()
 
@@ -116,13 +132,8 @@ class Store:
         """Store the vectors [B, H, n, D] of the tokens from ``start`` on; returns all that are kept, in their dtype."""
         keeping, end = self._keeping, start + vectors.shape[-2]
         self._grow(keeping.room(end), vectors)
-        first = start
-        if keeping.window is not None:  # of what comes at once and would overwrite itself, only what stays
-            first = max(start, end - keeping.window)
-            if start < SINKS and first > start:
-                self._write(vectors[:, :, : SINKS - start], start)
-                first = max(first, SINKS)
-        self._write(vectors[:, :, first - start :], first)
+        for first, last in keeping.staying(start, end):
+            self._write(vectors[:, :, first - start : last - start], first)
         return self.read(keeping.kept(end), vectors.dtype)
 
     def read(self, count: int, dtype: torch.dtype) -> Tensor:
@@ -147,11 +158,7 @@ class Store:
         return sum(one.nbytes for one in (self._numbers, self._scale) if one is not None)
 
     def _write(self, vectors: Tensor, start: int) -> None:
-        end = start + vectors.shape[-2]
-        if end <= (self._keeping.limit or end):  # nothing goes round
-            place: slice | Tensor = slice(start, end)
-        else:
-            place = self._keeping.slots(start, end).to(vectors.device)
+        place = self._keeping.place(start, start + vectors.shape[-2])
         if self._keeping.int8:
             self._numbers[:, :, place], self._scale[:, :, place] = quantize_vectors(vectors)
         else:
@@ -172,6 +179,21 @@ class Band:
 
     tensor: Tensor
     window: int
+
+
+def of_prompt(keeping: Keeping, keys: Tensor, values: Tensor, start: int) -> tuple[Any, Any]:
+    """What a prompt attends to: its own ``keys`` and ``values [1, H, n, D]``, exact whatever is stored; over a window
+    that it does not fit in, as `Band`.
+
+    Raises:
+        LabError: it is not the conversation's first (``start`` tokens were before).
+    """
+    if start:
+        raise LabError("a prompt in several parts is not possible with kv_cache or sliding_window")
+    window = keeping.window
+    if window is None or keys.shape[-2] <= window:
+        return keys, values
+    return Band(keys, window), Band(values, window)
 
 
 def attend_band(query: Tensor, keys: Band, values: Band, scale: float | None) -> Tensor:

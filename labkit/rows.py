@@ -21,8 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from labkit.errors import LabError
-from labkit.kvcache import PLAIN, Band, Keeping, Store, attend_band
+from labkit.kvcache import PLAIN, Band, Keeping, Store, attend_band, of_prompt
 
 ATTENTION = "labkit_rows"
 _PLAIN = {
@@ -60,12 +59,7 @@ class RowLayer(DynamicLayer):
         kept = self._store.append(torch.cat((key_states, value_states)), start)
         if key_states.shape[-2] == 1 or self._keeping == PLAIN:
             return kept[:1], kept[1:]
-        if start:
-            raise LabError("a prompt in several parts is not possible with kv_cache or sliding_window")
-        window = self._keeping.window
-        if window is None or self.length <= window:
-            return key_states, value_states
-        return Band(key_states, window), Band(value_states, window)
+        return of_prompt(self._keeping, key_states, value_states, start)
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor] | None:

@@ -22,16 +22,18 @@ from labkit.gpurecords import (
     prompt_table,
     table,
 )
-from labkit.plan import QuantizationPlan
+from labkit.kvcache import SINKS, keeping_of
+from labkit.plan import QuantizationPlan, RuntimeOptions
 from labkit.static.forward import StaticForward
 
 
 class FakeEngine:
     """A tiny Glm4v and its static step in plain torch."""
 
-    def __init__(self):
+    def __init__(self, **runtime):
         self.model = tiny_models.glm4v()
-        self.forward = StaticForward(self.model, plain=True)
+        self.plan = QuantizationPlan("tiny", (), runtime=RuntimeOptions(**runtime))
+        self.forward = StaticForward(self.model, keeping_of(self.plan.runtime), plain=True)
         self.route, self.load_s, self.resolved = self.forward.route, 1.0, None
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
@@ -69,6 +71,22 @@ def test_every_figure_is_measured_once_and_saved(tmp_path, monkeypatch):
     again = gpubench.GpuBench(engine, found, lambda: None)
     again.run([1, 3], [40, 70], [33], 64)
     assert found == record
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("runtime", "tokens", "each"),
+    [({"kv_cache": "int8"}, 70, 32 + 2), ({"kv_cache": "int8", "sliding_window": 20}, 20 + SINKS, 32 + 2)],
+)
+def test_a_plans_cache_is_kept_by_both_routes_and_counted(runtime, tokens, each):
+    engine = FakeEngine(**runtime)
+    record = GpuRecord("tiny", "fp32", {}, weights="random")
+    gpubench.GpuBench(engine, record, lambda: None).run([1], [70], [], 0)
+    assert record.agreement["relative_error"] < 1e-5
+    text = engine.model.get_decoder()
+    weights = sum(one.nbytes for one in (*text.layers.parameters(), *engine.model.lm_head.parameters()))
+    for route in (CAPTURED, MODULES):
+        assert record.decoded(1, 70, route).read_bytes == weights + tokens * 2 * 2 * 2 * each
 
 
 @pytest.mark.usefixtures("quick")

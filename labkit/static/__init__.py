@@ -2,7 +2,7 @@
 
 decoder.py    what a model's decoder is made of, or why it is not one this knows
 products.py   its Linears as products: q, k and v in one, gate and up with their gate
-cache.py      keys and values of one conversation in one buffer
+cache.py      keys and values of one conversation in one buffer, in 8 bits or in a window as the plan says
 step.py       one token of several rows, by kernels
 reference.py  the same in plain torch, row by row: what the kernels are tested against
 forward.py    `labkit.forward.Forward` with it: prefill as always, then the captured step

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from labkit.kvcache import PLAIN, SCALE_DTYPE, Band, Keeping, dequantize_vectors, of_prompt, quantize_vectors
 
 ROOM = 256
 """Tokens a cache has room for beyond those it gets at first, and the least by which it grows."""
@@ -15,14 +18,20 @@ ROOM = 256
 class Storage:
     """What a cache and its layers share; they do not hold each other, so that its memory is free with the last of them.
 
+    A token's place is that of `Keeping.slots`: its number, or with a window that in a ring behind the sinks.
+
     Attributes:
+        keeping: in which type, and how many.
         buffer: ``[layers, 2, groups, capacity, D]``, keys before values; None until the first prompt comes.
-        length: tokens in it.
+        scales: of an int8 buffer, bf16 ``[layers, 2, groups, capacity, 1]``; else None.
+        length: tokens that have come, whether they are kept or not.
     """
 
-    def __init__(self, layers: int):
+    def __init__(self, layers: int, keeping: Keeping = PLAIN):
         self.layers = layers
+        self.keeping = keeping
         self.buffer: Tensor | None = None
+        self.scales: Tensor | None = None
         self.length = 0
 
     @property
@@ -30,34 +39,72 @@ class Storage:
         """Tokens it has room for."""
         return 0 if self.buffer is None else self.buffer.shape[3]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(one.nbytes for one in (self.buffer, self.scales) if one is not None)
+
     def reserve(self, needed: int, like: Tensor | None = None) -> None:
-        """Make room for ``needed`` tokens; the first time, of the type and head size of ``like [1, groups, n, D]``."""
-        if needed <= self.capacity:
+        """Make room for ``needed`` tokens, of which a window keeps some; the first time, of the type and sizes of
+        ``like [1, groups, n, D]``."""
+        if self.keeping.kept(needed) <= self.capacity:
             return
-        room = -(-max(needed + ROOM, self.capacity * 5 // 4) // ROOM) * ROOM
+        room = self.keeping.kept(-(-max(needed + ROOM, self.capacity * 5 // 4) // ROOM) * ROOM)
         if self.buffer is None:
-            self.buffer = like.new_empty((self.layers, 2, like.shape[1], room, like.shape[3]))
+            self.allocate(room, like)
+        else:  # what has gone round a ring has all the room there will be
+            self.buffer = _grown(self.buffer, room)
+            self.scales = None if self.scales is None else _grown(self.scales, room)
+
+    def allocate(self, room: int, like: Tensor) -> None:
+        """Buffers for ``room`` tokens, with nothing in them."""
+        keeping, sizes = self.keeping, (self.layers, 2, like.shape[1], room)
+        dtype = torch.int8 if keeping.int8 else keeping.dtype or like.dtype
+        self.buffer = like.new_empty((*sizes, like.shape[3]), dtype=dtype)
+        self.scales = like.new_empty((*sizes, 1), dtype=SCALE_DTYPE) if keeping.int8 else None
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> None:
+        """Store ``[groups, n, D]`` of one layer, the tokens from ``start`` on, for which there is room."""
+        for first, last in self.keeping.staying(start, start + keys.shape[1]):
+            place = self.keeping.place(first, last)
+            for half, given in enumerate((keys, values)):
+                vectors = given[:, first - start : last - start]
+                if self.scales is not None:
+                    vectors, self.scales[layer, half][:, place] = quantize_vectors(vectors)
+                self.buffer[layer, half][:, place] = vectors.to(self.buffer.dtype)
+
+    def read(self, layer: int, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer that are kept of so many tokens, ``[groups, kept, D]`` in ``dtype``."""
+        kept = self.keeping.kept(tokens)
+        numbers = self.buffer[layer, :, :, :kept]
+        if self.scales is None:
+            keys, values = numbers.to(dtype)
         else:
-            grown = self.buffer.new_empty(*self.buffer.shape[:3], room, self.buffer.shape[4])
-            grown[..., : self.length, :] = self.buffer[..., : self.length, :]
-            self.buffer = grown
+            keys, values = dequantize_vectors(numbers, self.scales[layer, :, :, :kept], dtype)
+        return keys, values
+
+
+def _grown(old: Tensor, room: int) -> Tensor:
+    grown = old.new_empty(*old.shape[:3], room, old.shape[4])
+    grown[..., : old.shape[3], :] = old
+    return grown
 
 
 class StaticCache(DynamicCache):
     """One conversation's keys and values, in ``storage``."""
 
-    def __init__(self, layers: int):
+    def __init__(self, layers: int, keeping: Keeping = PLAIN):
         super().__init__()
-        self.storage = Storage(layers)
+        self.storage = Storage(layers, keeping)
         self.layers = [StaticLayer(self.storage, index) for index in range(layers)]
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the buffer."""
-        return 0 if self.storage.buffer is None else self.storage.buffer.nbytes
+        """Bytes of the buffers."""
+        return self.storage.nbytes
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens in it."""
+        """Tokens so far, whether they are kept or not."""
         return self.storage.length
 
 
@@ -70,19 +117,23 @@ class StaticLayer(DynamicLayer):
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append ``[1, groups, n, D]``; returns all keys and values so far. The tokens count after the last layer."""
-        kept = self._storage
+    ) -> tuple[Tensor, Tensor] | tuple[Band, Band]:
+        """Append ``[1, groups, n, D]``; returns what they may attend to, as `labkit.rows.RowLayer` does.
+
+        The tokens count after the last layer.
+        """
+        kept, layer = self._storage, self._index
         self.is_initialized = True
-        end = kept.length + key_states.shape[-2]
+        start, end = kept.length, kept.length + key_states.shape[-2]
         kept.reserve(end, key_states)
-        stored = kept.buffer[self._index]
-        stored[0, :, kept.length : end] = key_states[0]
-        stored[1, :, kept.length : end] = value_states[0]
-        if self._index == kept.layers - 1:
+        kept.write(layer, key_states[0], value_states[0], start)
+        if layer == kept.layers - 1:
             kept.length = end
-        return stored[0, None, :, :end], stored[1, None, :, :end]
+        if end - start > 1 and kept.keeping != PLAIN:
+            return of_prompt(kept.keeping, key_states, value_states, start)
+        keys, values = kept.read(layer, end, key_states.dtype)
+        return keys[None], values[None]
 
     def get_seq_length(self) -> int:
-        """Tokens in it, those of the layers below that this one does not have yet left out."""
+        """Tokens so far, those of the layers below that this one does not have yet left out."""
         return self._storage.length

@@ -43,10 +43,8 @@ def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
     ``keeping`` says how its cache is kept; ``route`` of what is returned, which of the two it is, and why.
     """
     reason = why_not(model)
-    if reason is None and keeping != PLAIN:
-        reason = "the captured step keeps the whole cache, in the model's dtype"
     if reason is None:
-        return StaticForward(model)
+        return StaticForward(model, keeping)
     forward = Forward(model, keeping)
     forward.route = f"the model's own modules: {reason}"
     return forward
@@ -77,11 +75,12 @@ class StaticForward(Forward):
 
     Args:
         model: one that `decoder_of` knows.
+        keeping: how its caches are kept.
         plain: no kernels and no graph: the step's operations in plain torch, row by row, on any device.
     """
 
-    def __init__(self, model: nn.Module, plain: bool = False):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN, plain: bool = False):
+        super().__init__(model, keeping)
         self.native = None
         self.route = "plain torch, row by row" if plain else "one CUDA graph a token"
         self._plain = plain
@@ -141,7 +140,7 @@ class StaticForward(Forward):
             size = 1 if single else PADDED_ROWS
             if size not in self._steps:
                 try:
-                    self._steps[size] = _Step(self._decoder, products, size)
+                    self._steps[size] = _Step(self._decoder, self._keeping, products, size)
                 except RuntimeError as error:
                     self._failed = True
                     self.route = (
@@ -170,17 +169,24 @@ class StaticForward(Forward):
 
     def new_cache(self) -> Any:
         """As `Forward.new_cache`."""
-        return StaticCache(len(self._decoder.layers))
+        return StaticCache(len(self._decoder.layers), self._keeping)
+
+    def room(self, row: Row) -> int:
+        """As `Forward.room`."""
+        return row.cache.storage.capacity
 
 
 class _Step:
     """A step for a fixed number of rows: captured on a GPU, called elsewhere (under Triton's interpreter)."""
 
-    def __init__(self, decoder: Decoder, products: Products, size: int):
-        self._operations = KernelOperations(decoder, size)
+    def __init__(self, decoder: Decoder, keeping: Keeping, products: Products, size: int):
+        self._operations = KernelOperations(decoder, size, keeping)
         self._tokens = torch.zeros(size, dtype=torch.int64, device=decoder.device)
-        sizes = (len(decoder.layers), 2, decoder.groups, 1, decoder.head_dim)
-        self._filling = torch.zeros(sizes, dtype=decoder.dtype, device=decoder.device)
+        self._filling = Storage(len(decoder.layers), keeping)
+        vector = torch.empty(
+            (1, decoder.groups, 1, decoder.head_dim), dtype=decoder.dtype, device=decoder.device
+        )
+        self._filling.allocate(1, vector)
         self._size = size
         self._known: list[tuple[int, ...]] = []  # what the device holds of the rows
         self._upload([])
@@ -199,21 +205,20 @@ class _Step:
             self._logits = self._call()
         else:
             self._graph.replay()
-        self._known = [(at, room, length + 1, position + 1) for at, room, length, position in wanted]
+        self._known = [
+            (at, room, length + 1, position + 1, scales) for at, room, length, position, scales in wanted
+        ]
         return self._logits[: len(rows)]
 
     def _upload(self, rows: list[tuple[int, ...]]) -> None:
-        filling = (self._offset(self._filling), 1, 0, 0)
+        filling = self._entry(self._filling, 0)
         lines = [*rows, *[filling] * (self._size - len(rows))]
         self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64).T)
         self._known = rows
 
     def _entry(self, storage: Storage, position: int) -> tuple[int, ...]:
-        return self._offset(storage.buffer), storage.capacity, storage.length, position
-
-    def _offset(self, buffer: Tensor) -> int:
-        """Where a buffer begins, in values from the operations' anchor."""
-        return (buffer.data_ptr() - self._operations.anchor.data_ptr()) // buffer.element_size()
+        at, scales = self._operations.addresses(storage)
+        return at, storage.capacity, storage.length, position, scales
 
 
 def _modules(decoder: Decoder) -> list[nn.Module]:

@@ -2,8 +2,12 @@
 
 Rounding happens where transformers' modules round, so that the answers are the same but for the order of sums. Keys and
 values of a row lie in one buffer ``[layers, 2, groups, capacity, D]``; the kernels find it by its address, so that a
-captured step serves any rows: `state` is int64 ``[4, B]``, where the buffers begin (in values from `anchor`, a multiple
-of 8), their capacities, the tokens in them, and the positions of the tokens to come.
+captured step serves any rows: `state` is int64 ``[5, B]``, where the buffers begin (in values from `anchor`, a multiple
+of 16), their capacities, the tokens that have come, the positions of the tokens to come, and where the scales of int8
+buffers begin (in values from `scales`, the anchor of theirs).
+
+`anchor` has the type that is kept. int8 is written and read as `labkit.kvcache` does it, to the last bit: dequantized in
+the product, a tile at a time. WINDOW: tokens lie in a ring of so many behind the first SINKS; 0: all are kept.
 
 Imports triton: import this module only where that is (`labkit.quantization.kernels.products_cuda.available`).
 """
@@ -55,11 +59,41 @@ def _head(
     return total.to(dtype).to(tl.float32)
 
 
+@triton.jit
+def _slot(token, WINDOW: tl.constexpr, SINKS: tl.constexpr):
+    """Where a token lies: `labkit.kvcache.Keeping.slots`."""
+    if WINDOW == 0:
+        return token
+    return tl.where(token < SINKS, token, SINKS + (token - SINKS) % WINDOW)
+
+
+@triton.jit
+def _kept(state_ptr, M, m, WINDOW: tl.constexpr, SINKS: tl.constexpr):
+    """How many tokens a row attends to, the new one counted."""
+    count = (tl.load(state_ptr + 2 * M + m) + 1).to(tl.int32)
+    if WINDOW > 0:
+        count = tl.minimum(count, WINDOW + SINKS)
+    return count
+
+
+@triton.jit
+def _quantized(x):
+    """x [D] fp32 -> codes, whole numbers, and their scale, both fp32: `labkit.kvcache.quantize_vectors`."""
+    scale = tl.maximum(tl.max(tl.abs(x)) * (1 / 127), 1e-20)
+    bits = scale.to(
+        tl.int32, bitcast=True
+    )  # to the nearest bf16, ties to even: Triton's interpreter would cut it off
+    scale = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    shift = 12582912.0  # 1.5 * 2^23: what is added to it is rounded to a whole number, ties to even
+    codes = (tl.div_rn(x, scale) + shift) - shift
+    return tl.minimum(tl.maximum(codes, -127.0), 127.0), scale
+
+
 @triton.jit(do_not_specialize=["M", "layer"])
 def rotate(
-    parts_ptr, bias_ptr, frequency_ptr, state_ptr, anchor_ptr, query_ptr, M, layer,
+    parts_ptr, bias_ptr, frequency_ptr, state_ptr, anchor_ptr, scales_ptr, query_ptr, M, layer,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, ROTATED: tl.constexpr,
-    SPLITS: tl.constexpr, BIAS: tl.constexpr,
+    SPLITS: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Parts of q, k and v [splits, M, (heads + 2 groups) D] -> query [M, heads, D], and the cache's next entry.
 
@@ -85,11 +119,19 @@ def rotate(
         tl.store(query_ptr + (m * HEADS + head) * D + d, x.to(dtype))
     else:
         capacity = tl.load(state_ptr + M + m)
-        length = tl.load(state_ptr + 2 * M + m)
+        slot = _slot(tl.load(state_ptr + 2 * M + m), WINDOW, SINKS)
         # k is the first of a layer's two halves, v the second: head - HEADS counts through both
-        entry = ((layer * 2 * GROUPS + head - HEADS) * capacity + length) * D
-        cache = anchor_ptr + tl.multiple_of(tl.load(state_ptr + m), 8)
-        tl.store(cache + entry + d, x.to(dtype))
+        entry = (layer * 2 * GROUPS + head - HEADS) * capacity + slot
+        cache = anchor_ptr + tl.multiple_of(tl.load(state_ptr + m), 16)
+        kept: tl.constexpr = anchor_ptr.dtype.element_ty
+        if kept == tl.int8:
+            codes, scale = _quantized(x.to(dtype).to(tl.float32))
+            tl.store(
+                scales_ptr + tl.load(state_ptr + 4 * M + m) + entry, scale.to(scales_ptr.dtype.element_ty)
+            )
+            tl.store(cache + entry * D + d, codes.to(tl.int8))
+        else:
+            tl.store(cache + entry * D + d, x.to(dtype).to(kept))
 
 
 @triton.jit
@@ -105,11 +147,17 @@ def _share(length, SHARES: tl.constexpr, BT: tl.constexpr):
     return tl.cdiv(tl.cdiv(length, SHARES), BT) * BT
 
 
+@triton.jit
+def _dequantized(codes, scale, dtype: tl.constexpr):
+    """int8 codes by their scales, rounded as `labkit.kvcache.dequantize_vectors` rounds."""
+    return (codes.to(tl.float32) * scale.to(dtype).to(tl.float32)).to(dtype)
+
+
 @triton.jit(do_not_specialize=["M", "layer"])
 def attend(
-    query_ptr, state_ptr, anchor_ptr, acc_ptr, stats_ptr, M, layer, scaling,
+    query_ptr, state_ptr, anchor_ptr, scales_ptr, acc_ptr, stats_ptr, M, layer, scaling,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, SHARES: tl.constexpr,
-    BH: tl.constexpr, BT: tl.constexpr, NATIVE: tl.constexpr,
+    BH: tl.constexpr, BT: tl.constexpr, NATIVE: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """One share of one row's tokens for the heads that share keys (flash decoding).
 
@@ -121,20 +169,23 @@ def attend(
     share = tl.program_id(2)
     dtype: tl.constexpr = query_ptr.dtype.element_ty
     per: tl.constexpr = HEADS // GROUPS
-    length = (tl.load(state_ptr + 2 * M + m) + 1).to(tl.int32)
+    length = _kept(state_ptr, M, m, WINDOW, SINKS)
     each = _share(length, SHARES, BT)
     begin = share * each
     if begin < length:
         capacity = tl.load(state_ptr + M + m)
-        cache = anchor_ptr + tl.multiple_of(tl.load(state_ptr + m), 8)
+        cache = anchor_ptr + tl.multiple_of(tl.load(state_ptr + m), 16)
         h = tl.arange(0, BH)
         d = tl.arange(0, D)
         t = tl.arange(0, BT)
         head = group * per + h
         valid = h < per
         q = tl.load(query_ptr + (m * HEADS + head[:, None]) * D + d[None, :], mask=valid[:, None], other=0.0)
-        keys = cache + (layer * 2 * GROUPS + group) * capacity * D
+        first = (layer * 2 * GROUPS + group) * capacity
+        keys = cache + first * D
         values = keys + GROUPS * capacity * D
+        key_scales = scales_ptr + tl.load(state_ptr + 4 * M + m) + first
+        value_scales = key_scales + GROUPS * capacity
         largest = tl.full((BH,), float("-inf"), tl.float32)
         total = tl.zeros((BH,), tl.float32)
         acc = tl.zeros((BH, D), tl.float32)
@@ -142,8 +193,11 @@ def attend(
         for start in tl.range(begin, end, BT):
             token = start + t
             there = token < end
-            k = tl.load(keys + token[None, :] * D + d[:, None], mask=there[None, :], other=0.0)
-            v = tl.load(values + token[:, None] * D + d[None, :], mask=there[:, None], other=0.0)
+            k = tl.load(keys + token[None, :] * D + d[:, None], mask=there[None, :], other=0)
+            v = tl.load(values + token[:, None] * D + d[None, :], mask=there[:, None], other=0)
+            if anchor_ptr.dtype.element_ty == tl.int8:
+                k = _dequantized(k, tl.load(key_scales + token, mask=there, other=0.0)[None, :], dtype)
+                v = _dequantized(v, tl.load(value_scales + token, mask=there, other=0.0)[:, None], dtype)
             score = tl.where(there[None, :], _dot(q, k, dtype, NATIVE) * scaling, float("-inf"))
             higher = tl.maximum(largest, tl.max(score, 1))
             kept = tl.exp(largest - higher)
@@ -161,11 +215,12 @@ def attend(
 def combine(
     acc_ptr, stats_ptr, state_ptr, out_ptr, M,
     HEADS: tl.constexpr, D: tl.constexpr, SHARES: tl.constexpr, BT: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """The shares of `attend` -> out [M, heads, D]."""
     m = tl.program_id(0)
     head = tl.program_id(1)
-    length = (tl.load(state_ptr + 2 * M + m) + 1).to(tl.int32)
+    length = _kept(state_ptr, M, m, WINDOW, SINKS)
     share = tl.arange(0, SHARES)
     d = tl.arange(0, D)
     there = share * _share(length, SHARES, BT) < length

@@ -47,8 +47,7 @@ class TorchOperations:
         query, key, value = heads.split((one.heads, one.groups, one.groups), 1)
         query, key = apply_rotary_pos_emb(query, key, self._cosine, self._sine, unsqueeze_dim=1)
         for index, cache in enumerate(self._caches):
-            cache.buffer[layer, 0, :, cache.length] = key[index]
-            cache.buffer[layer, 1, :, cache.length] = value[index]
+            cache.write(layer, key[index, :, None], value[index, :, None], cache.length)
         return query
 
     def attend(self, query: Tensor, layer: int) -> Tensor:
@@ -56,7 +55,7 @@ class TorchOperations:
         one = self._decoder
         outs = []
         for row, cache in zip(query, self._caches):
-            keys, values = cache.buffer[layer, :, None, :, : cache.length + 1]
+            keys, values = (kept[None] for kept in cache.read(layer, cache.length + 1, one.dtype))
             grouped = row.view(1, one.groups, -1, one.head_dim)
             out = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, scale=one.scaling)
             outs.append(out.reshape(-1))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.kvcache import PLAIN, SCALE_DTYPE, SINKS, Keeping
 from labkit.quantization.kernels.products_cuda import interpreted
+from labkit.static.cache import Storage
 from labkit.static.decoder import Decoder, Layer
 from labkit.static.products import ModuleProduct, Product, product_of
 
@@ -67,19 +69,27 @@ class KernelOperations:
     """The kernels over static buffers for ``rows`` rows.
 
     Attributes:
-        state: int64 [4, rows], what the kernels know of the rows: see `labkit.static.kernels`.
-        anchor: where the addresses in it are counted from.
+        state: int64 [5, rows], what the kernels know of the rows: see `labkit.static.kernels`.
     """
 
-    def __init__(self, decoder: Decoder, rows: int):
+    def __init__(self, decoder: Decoder, rows: int, keeping: Keeping = PLAIN):
         self._decoder, self._rows = decoder, rows
         self._native = not interpreted()
         device, dtype = decoder.device, decoder.dtype
-        self.state = torch.zeros(4, rows, dtype=torch.int64, device=device)
-        self.anchor = torch.zeros(64, dtype=dtype, device=device)
+        self.state = torch.zeros(5, rows, dtype=torch.int64, device=device)
+        kept = torch.int8 if keeping.int8 else keeping.dtype or dtype
+        self._anchor = torch.zeros(64, dtype=kept, device=device)  # where addresses are counted from
+        self._scales = torch.zeros(64, dtype=SCALE_DTYPE, device=device)  # and those of scales
+        self._kept = {"WINDOW": keeping.window or 0, "SINKS": SINKS}
         heads = (rows, decoder.heads)
         self._acc = torch.empty(*heads, SHARES, decoder.head_dim, device=device)
         self._stats = torch.empty(2, *heads, SHARES, device=device)
+
+    def addresses(self, cache: Storage) -> tuple[int, int]:
+        """Where a cache's numbers and its scales begin, as `state` has them; 0 for scales that are not there."""
+        return _from(self._anchor, cache.buffer), 0 if cache.scales is None else _from(
+            self._scales, cache.scales
+        )
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [M, hidden], normed."""
@@ -113,9 +123,9 @@ class KernelOperations:
         query = torch.empty(rows, one.heads, one.head_dim, dtype=one.dtype, device=one.device)
         offset = one.last_norm if bias is None else bias
         kernels.rotate[(rows, one.heads + 2 * one.groups)](
-            parts, offset, one.frequency, self.state, self.anchor, query, rows, layer,
+            parts, offset, one.frequency, self.state, self._anchor, self._scales, query, rows, layer,
             HEADS=one.heads, GROUPS=one.groups, D=one.head_dim, ROTATED=one.rotated,
-            SPLITS=parts.shape[0], BIAS=bias is not None, num_warps=1,
+            SPLITS=parts.shape[0], BIAS=bias is not None, **self._kept, num_warps=1,
         )  # fmt: skip
         return query
 
@@ -129,10 +139,12 @@ class KernelOperations:
             "D": one.head_dim,
             "SHARES": SHARES,
             "BT": TOKENS,
+            **self._kept,
         }
         kernels.attend[(rows, one.groups, SHARES)](
-            query, self.state, self.anchor, self._acc, self._stats, rows, layer, one.scaling, GROUPS=one.groups,
-            BH=max(_power(one.heads // one.groups), 16), NATIVE=self._native, num_warps=4, **sizes,
+            query, self.state, self._anchor, self._scales, self._acc, self._stats, rows, layer, one.scaling,
+            GROUPS=one.groups, BH=max(_power(one.heads // one.groups), 16), NATIVE=self._native, num_warps=4,
+            **sizes,
         )  # fmt: skip
         out = torch.empty_like(query)
         kernels.combine[(rows, one.heads)](self._acc, self._stats, self.state, out, rows, **sizes)
@@ -143,6 +155,11 @@ class KernelOperations:
         from labkit.static import kernels
 
         kernels.advance[(1,)](self.state, self._rows, BM=_power(self._rows))
+
+
+def _from(anchor: Tensor, buffer: Tensor) -> int:
+    """How far a buffer is from an anchor of its type, in values."""
+    return (buffer.data_ptr() - anchor.data_ptr()) // buffer.element_size()
 
 
 def _power(number: int) -> int:
