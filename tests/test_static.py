@@ -55,6 +55,15 @@ def answer(forward: Forward, prompt: list[int], count: int = 12) -> tuple[list[i
     return tokens, torch.cat(seen)
 
 
+def along(forward: Forward, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """The logits when these are the tokens of the answer, whatever would be chosen."""
+    row, logits = forward.prefill({"input_ids": torch.tensor([prompt], device=DEVICE)})
+    seen = [logits.clone()]
+    for token in tokens[:-1]:
+        seen.append(forward.step([row], torch.tensor([token], device=DEVICE), alone=True).clone())
+    return torch.cat(seen)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_plain_operations_are_those_of_the_modules(plan):
     model = model_under(plan)
@@ -196,13 +205,18 @@ def few_shares(monkeypatch):
 @pytest.mark.usefixtures("few_shares")
 @pytest.mark.parametrize("plan", PLANS if DEVICE.type == "cuda" else ["fp32", "int4"])
 def test_kernels_answer_as_the_modules_do(plan):
+    """Tokens are equal wherever the first two are further apart than what the order of sums may change."""
     model = model_under(plan, for_kernels=True)
     count, prompts = (12, PROMPTS) if DEVICE.type == "cuda" else (2, PROMPTS[:1])
     for prompt in prompts:
         want, exact = answer(Forward(model), prompt, count)
-        got, logits = answer(StaticForward(model), prompt, count)
-        assert got == want
-        assert torch.allclose(logits, exact, rtol=0, atol=0.03 * exact.abs().max())
+        logits = along(StaticForward(model), prompt, want)
+        room = {"fp32": 1e-3, "int8-dynamic": 0.06}.get(plan, 0.03) * exact.abs().max()
+        assert torch.allclose(logits, exact, rtol=0, atol=room)
+        first, second = exact.topk(2).values.T
+        clear = (first - second > 2 * room).cpu()
+        assert clear.any()
+        assert torch.equal(logits.argmax(-1).cpu()[clear], torch.tensor(want)[clear])
 
 
 @kernels
