@@ -35,7 +35,7 @@ def test_a_rule_changes_yaml_and_bytes():
     assert QuantizationPlan.from_dict(written) == editor.plan
     assert f"<b>{predicted(editor.plan)}</b>" in editor.bytes.value
     assert predicted(editor.plan) != predicted("int4")
-    bars = {trace.name: list(trace.x) for trace in editor.chart.data}
+    bars = {trace.name: list(trace.x) for trace in editor.chart.figure.data}
     assert bars["decoder"][1] < bars["decoder"][0] / 4
 
 
