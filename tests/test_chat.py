@@ -101,6 +101,14 @@ def test_a_wrong_address_or_language_is_refused():
     assert words.WORDS["en"].keys() == words.WORDS["zh"].keys()
 
 
+def test_the_window_opens_in_the_language_of_the_courses_edition(tmp_path, monkeypatch):
+    for folder, told in (("zh", "画一张新屏幕"), ("notebooks", "Draw me a new screen")):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        parts = chat.build().config["components"]
+        assert told in [part["props"].get("value") for part in parts]
+
+
 def drawn_item():
     return next(item for item in phonetap.items("typed", 9) if item.task == "tap")
 
@@ -257,6 +265,7 @@ def test_the_window_in_a_browser_with_a_picture_a_voice_and_two_services(tmp_pat
                 tab.get_by_label("中文").check()
                 tab.wait_for_selector("text=画一张新屏幕")
                 tab.wait_for_selector("text=已连接: fake")
+                tab.wait_for_selector("text=21.2 MB 权重 (fp32)")  # what was said before, too
                 tab.get_by_text("画一张新屏幕").click()
                 tab.wait_for_function(
                     "document.querySelector('textarea[data-testid=textbox]').value.length > 3"

@@ -25,8 +25,9 @@ def build(
 ) -> "gradio.Blocks":
     """The window, to be shown by its ``.launch()``.
 
-    services: one base URL, or two for A/B; an `Endpoint` says model and key as well. language: ``en`` or ``zh``,
-    can be changed in the window; None: ``zh`` in the course's Chinese edition, else ``en``. Raises LabError for another language or number of services.
+    services: one base URL, or two for A/B; an `Endpoint` says model and key as well. language: ``en`` or ``zh``, can be
+    changed in the window; None: ``zh`` in the course's Chinese edition, else ``en``. Raises LabError for another
+    language or number of services.
     """
     from labkit.chat.window import build_window
 

@@ -153,6 +153,7 @@ class Window:
         named = [name for name in p if name in self.words or name in ("key_a", "key_b")]
         translated = p["language"].change(self.translate, p["language"], [p[name] for name in named])
         translated.then(self.connect, [p["both"], *urls, p["language"]], connected)
+        translated.then(self.show_again, [self.turns, p["language"]], chats)
         self._named = named
         self.blocks.load(self.connect, [p["both"], *urls, p["language"]], connected)
 
@@ -243,6 +244,10 @@ class Window:
             else:
                 changed.append(gr.update(label=text))
         return changed
+
+    def show_again(self, turns: list[Turn], language: str) -> list:
+        """What was said so far, in another language around it."""
+        return [shown(turns, which, words_of(LANGUAGES[language])) for which in range(2)]
 
     def stop_services(self) -> None:
         """End the services that were started here."""
