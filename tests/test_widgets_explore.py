@@ -10,7 +10,7 @@ from labkit.errors import LabError
 from labkit.loading import load
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme
-from labkit.widgets.explore import ALL, Explore
+from labkit.widgets.explorer import ALL, Explore
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
