@@ -60,6 +60,9 @@ def test_widgets_work_in_jupyterlab_in_the_dark(tmp_path):
         tab.wait_for_function(FITS)
         narrow = compare.locator(".main-svg").first.bounding_box()["width"]
         tab.set_viewport_size({"width": 1900, "height": 2600})
+        tab.wait_for_function(
+            f"() => document.querySelectorAll('.jp-CodeCell')[2].clientWidth > {narrow} + 200"
+        )
         tab.wait_for_function(FITS)
         assert compare.locator(".main-svg").first.bounding_box()["width"] > narrow + 200
 
