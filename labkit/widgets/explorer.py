@@ -43,10 +43,12 @@ class Explore(ipywidgets.VBox):
         )
         charts = ipywidgets.VBox(
             [self.status, self.facts, self.weights, self.errors],
-            layout=ipywidgets.Layout(flex="1 1 450px", overflow="hidden"),
+            layout=ipywidgets.Layout(flex="1 1 440px", overflow="hidden"),
         )
-        row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%", grid_gap="14px")
-        super().__init__([ipywidgets.Box([controls, charts, self.taps], layout=row)], layout=WIDE)
+        wrapped = {"display": "flex", "flex_flow": "row wrap", "grid_gap": "14px"}
+        seen = ipywidgets.Box([charts, self.taps], layout=ipywidgets.Layout(flex="1 1 450px", **wrapped))
+        row = ipywidgets.Layout(width="100%", **wrapped)
+        super().__init__([ipywidgets.Box([controls, seen], layout=row)], layout=WIDE)
         self.update()
 
     def _make_controls(self, part: str, linear: str | None, scheme: str) -> None:

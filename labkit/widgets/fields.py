@@ -12,7 +12,7 @@ from plotly.graph_objects import FigureWidget
 from labkit.quantization import Scheme, known_schemes
 
 WIDE = ipywidgets.Layout(width="calc(100% - 8px)")
-STYLE = {"description_width": "124px"}
+STYLE = {"description_width": "134px"}
 USUAL = {"group_size": (16, 32, 64, 128, 256)}
 """Values that a slider offers for options which take any number."""
 SOFT = "opacity:.75;font-size:13px;line-height:1.4"
