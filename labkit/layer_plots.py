@@ -47,7 +47,7 @@ def channel_sizes(sizes: Mapping[str, Sequence[float]], threshold: float | None 
             text=f"threshold {threshold:g}", showarrow=False,
         )  # fmt: skip
     styled(chart, "", "input channels, the largest first", "size of the values")
-    chart.update_yaxes(type="log")
+    chart.update_yaxes(type="log", dtick="D2")
     return chart
 
 
@@ -61,7 +61,7 @@ def bars(values: Mapping[str, float], unit: str, title: str = "") -> go.Figure:
         y=list(values),
         orientation="h",
         marker={"color": [traces.plan_colour(label) for label in values]},
-        text=[f"{value:.3g}" for value in values.values()],
+        text=[f"{value:#.3g}" for value in values.values()],
         textposition="auto",
         hovertemplate=f"%{{y}}<br>%{{x:.4g}} {unit}<extra></extra>",
     )

@@ -142,7 +142,7 @@ def pareto_front(
             showlegend=False,
         )
     styled(chart, title, "MB of weights", "KL divergence, nats a token")
-    chart.update_yaxes(type="log")
+    chart.update_yaxes(type="log", exponentformat="power")
     return chart
 
 
@@ -184,13 +184,14 @@ def _colour_bar(value: str, zmin: float, zmax: float) -> dict[str, Any]:
 def styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
     """Axes, colours and margins that these charts share; readable in light and dark themes."""
     axis = {"gridcolor": traces.GRID, "zeroline": False}
+    small = {"size": 13}
     chart.update_layout(
         title={"text": title},
-        font={"color": traces.TEXT},
+        font={"color": traces.TEXT, "size": 13, "family": traces.FONT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={**axis, "title": {"text": x}},
-        yaxis={**axis, "title": {"text": y}},
+        xaxis={**axis, "title": {"text": x, "font": small}},
+        yaxis={**axis, "title": {"text": y, "font": small}},
         margin={"l": 20, "r": 20, "t": 40, "b": 40},
     )
     return chart

@@ -191,7 +191,10 @@ def _splits(measurements: Sequence[Measurement]) -> str:
     }
     headers = [
         "Plan",
-        *(f"{GROUP_TITLES.get(name, name.partition('=')[2])} ({counts[name]})" for name in groups),
+        *(
+            f"{GROUP_TITLES.get(name, name.partition('=')[2])} ({counts[name]})".replace(" ", "\n")
+            for name in groups
+        ),
     ]
     rows = []
     for m in measurements:

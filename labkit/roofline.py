@@ -78,8 +78,8 @@ def chart(
                 hovertemplate=f"<b>{name}</b>, measured<br>%{{y:.4g}} GFLOP/s<extra></extra>",
             )
         )  # fmt: skip
-    figure.update_xaxes(title="intensity: operations for each byte of weights (logarithmic)", type="log")
-    figure.update_yaxes(title="GFLOP/s (logarithmic)", type="log")
+    figure.update_xaxes(**traces.log_axis("intensity: operations for each byte of weights"))
+    figure.update_yaxes(**traces.log_axis("GFLOP/s"))
     return traces.styled(figure, height=430, legend=True)
 
 
@@ -123,6 +123,6 @@ def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 102
                 marker={"symbol": symbol, "size": 12, "color": traces.TEXT},
             )
         )  # fmt: skip
-    figure.update_xaxes(title="milliseconds a step (logarithmic)", type="log")
+    figure.update_xaxes(**traces.log_axis("milliseconds a step"))
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
     return traces.styled(figure, height=130 + 60 * len(known), legend=True)

@@ -41,7 +41,7 @@ CLAIMS = {
         "18.3 GB → 6.9 GB (−62 %)",
         6.9 / 18.3 - 1,
         "FP32 of the 9 B model is 41.2 GB and BF16 20.6 GB (10.293 B parameters); 18.3 GB is near BF16 of "
-        "its text part alone. INT4 (group 128) decoder with the rest in BF16 is 8.48 GB (computed).",
+        "its text part alone. INT4 (group 128) decoder with the rest in BF16 is 8.60 GB (computed).",
     ),
     "latency": Claim(
         "Latency against FP32",

@@ -35,6 +35,7 @@ ROLE_COLOURS = {
     "lm_head": "#D55E00",
     "other": "#BDBDBD",
 }
+FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 TEXT = "#7A7A7A"
 GRID = "rgba(128,128,128,0.25)"
 LEGEND = {
@@ -268,10 +269,15 @@ def subplots(rows: int, columns: int, titles: Sequence[str], **options: Any) -> 
     return make_subplots(rows=rows, cols=columns, subplot_titles=titles, **options)
 
 
+def log_axis(title: str) -> dict[str, Any]:
+    """An axis by powers of ten, with labels at 1, 2 and 5: at every digit they would run into each other."""
+    return {"type": "log", "dtick": "D2", "title": f"{title} (logarithmic)"}
+
+
 def styled(chart: "go.Figure", height: int, legend: bool = False) -> "go.Figure":
     chart.update_layout(
         height=height,
-        font={"color": TEXT, "size": 13, "family": "system-ui, -apple-system, 'Segoe UI', sans-serif"},
+        font={"color": TEXT, "size": 13, "family": FONT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 10, "r": 20, "t": 34, "b": 90 if legend else 10},

@@ -36,7 +36,7 @@ def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
         )
     for level in [] if levels is None else _array(levels):
         chart.add_hline(y=float(level), line={"color": traces.GRID, "width": 1})
-    chart.update_xaxes(title="position in the row", showgrid=False)
+    chart.update_xaxes(title="position in the row", showgrid=False, zeroline=False)
     chart.update_yaxes(title="value", showgrid=levels is None)
     return traces.styled(chart, height=340, legend=after is not None)
 
@@ -81,8 +81,11 @@ def error_map(before: Any, after: Any) -> "go.Figure":
     return heat(np.abs(_array(after) - _array(before)), "error")
 
 
-def heat(matrix: Any, name: str = "value") -> "go.Figure":
-    """A matrix [N, K] as colours (Cividis, which all readers see alike), large ones averaged down."""
+def heat(matrix: Any, name: str = "value", columns: str = "input features") -> "go.Figure":
+    """A matrix [N, K] as colours (Cividis, which all readers see alike), large ones averaged down.
+
+    ``name`` is what the colours are, ``columns`` what the columns are.
+    """
     import plotly.graph_objects as go
 
     matrix = _array(matrix)
@@ -93,7 +96,7 @@ def heat(matrix: Any, name: str = "value") -> "go.Figure":
             hovertemplate=f"%{{z:.4g}}<extra>{name}</extra>",
         )
     )  # fmt: skip
-    chart.update_xaxes(title=f"input features ({matrix.shape[1]:,})", showgrid=False, showticklabels=False)
+    chart.update_xaxes(title=f"{columns} ({matrix.shape[1]:,})", showgrid=False, showticklabels=False)
     chart.update_yaxes(
         title=f"output features ({matrix.shape[0]:,})",
         showgrid=False,
@@ -109,10 +112,12 @@ def lines(
     y: str,
     names: Sequence[str] | None = None,
     level: tuple[float, str] | None = None,
+    log: bool = False,
 ) -> "go.Figure":
     """Points joined by lines, one line an entry: ``{"groups of 64": [(4.5, 19.3), …]}``.
 
-    x, y: the axes' titles. names: words for the points of every line. level: a dashed line and its word.
+    x, y: the axes' titles. names: words for the points of every line. level: a dashed line and its word. log: both
+    axes by powers of ten, with the points' own x below.
     """
     import plotly.graph_objects as go
 
@@ -136,6 +141,10 @@ def lines(
         )
     chart.update_xaxes(title=x)
     chart.update_yaxes(title=y)
+    if log:
+        places = sorted({point[0] for points in series.values() for point in points})
+        chart.update_xaxes(**traces.log_axis(x), tickvals=places)
+        chart.update_yaxes(**traces.log_axis(y))
     return traces.styled(chart, height=400, legend=True)
 
 
@@ -164,7 +173,8 @@ def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
             showarrow=False,
         )
     chart.update_xaxes(title="weight, as a share of its block's largest magnitude", range=[-1.3, 1.05])
-    chart.update_yaxes(rangemode="normal", tickvals=np.linspace(0, top, 4))
+    step = 10.0 ** np.floor(np.log10(top))
+    chart.update_yaxes(rangemode="normal", tickvals=np.arange(0, top, step))
     return traces.styled(chart, height=400)
 
 

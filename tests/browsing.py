@@ -29,13 +29,16 @@ IDLE = (
 
 
 @contextlib.contextmanager
-def page(width=1400, height=1000, **options):
-    """A tab of a fresh browser; ``tab.trouble`` collects errors, ``tab.asked`` every address that was asked."""
+def page(width=1400, height=1000, flags=(), **options):
+    """A tab of a fresh browser; ``tab.trouble`` collects errors, ``tab.asked`` every address that was asked.
+
+    flags: of Chromium's command line. options: of Playwright's ``new_page``.
+    """
     from playwright.sync_api import sync_playwright
 
     assert CHROMIUM is not None, "continuous integration needs a Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
         try:
             tab = browser.new_page(viewport={"width": width, "height": height}, **options)
             tab.trouble, tab.asked = [], []

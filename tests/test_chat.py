@@ -1,12 +1,10 @@
-"""The chat: what it sends, how it reads a service, what it shows and exports; and the window in a browser."""
+"""The chat: what it sends, how it reads a service, what it shows and exports."""
 
 import json
 import time
 
 import numpy as np
 import pytest
-import soundfile
-from browsing import browser_needed, page
 from fake_service import serving
 from PIL import Image
 
@@ -15,7 +13,6 @@ from labkit.chat import local, turns, window, words
 from labkit.chat.service import Reply, ServiceError, facts_of, models_of
 from labkit.errors import LabError
 from labkit.media import normalise_messages
-from labkit.phonetap.recordings import load_recording
 
 ENGLISH = words.words_of("en")
 
@@ -99,6 +96,14 @@ def test_a_wrong_address_or_language_is_refused():
     with pytest.raises(ServiceError, match="one service or to two"):
         chat.build([])
     assert words.WORDS["en"].keys() == words.WORDS["zh"].keys()
+
+
+def test_the_window_opens_in_the_language_of_the_courses_edition(tmp_path, monkeypatch):
+    for folder, told in (("zh", "画一张新屏幕"), ("notebooks", "Draw me a new screen")):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        parts = chat.build().config["components"]
+        assert told in [part["props"].get("value") for part in parts]
 
 
 def drawn_item():
@@ -215,61 +220,3 @@ def test_services_that_were_started_are_stopped(monkeypatch):
     assert cli.main(["chat", "pocket", "--plans", "fp32,int4", "--no-browser", "--port", "7999"]) == 130
     assert stopped == ["fp32", "int4"]
     assert opened == {"server_name": "127.0.0.1", "server_port": 7999, "inbrowser": False}
-
-
-@pytest.mark.slow
-@browser_needed
-def test_the_window_in_a_browser_with_a_picture_a_voice_and_two_services(tmp_path):
-    item = phonetap.items("spoken", 1)[0]
-    item.screen.image.save(tmp_path / "screen.png")
-    soundfile.write(tmp_path / "voice.wav", load_recording(item.recording), 16_000)
-    with serving(plan="int4") as one, serving(plan="fp32", answer="I *cannot* <b>see</b>") as two:
-        blocks = chat.build([one.base_url, two.base_url])
-        blocks.launch(prevent_thread_lock=True, quiet=True)
-        try:
-            with page() as tab:
-                tab.set_default_timeout(120_000)
-                tab.goto(blocks.local_url)
-                tab.wait_for_selector("text=pocket in fp32, 21.2 MB")
-
-                tab.locator("input[type=file]").first.set_input_files(str(tmp_path / "screen.png"))
-                tab.wait_for_selector("img[alt='Uploaded image'], .image-frame img")
-                tab.get_by_label("Think first").check()
-                tab.locator("input[type=file]").last.set_input_files(str(tmp_path / "voice.wav"))
-                tab.locator(".thumbnail-item:not(:has(.loader))").first.wait_for()
-                tab.locator("textarea[data-testid=textbox]").last.press("Enter")
-                for told in (
-                    "21.2 MB of weights (fp32)",
-                    "heard: “open it”",
-                    'do(action="Tap", element=[500,500])',
-                    "I *cannot* <b>see</b>",
-                ):
-                    tab.get_by_text(told).first.wait_for()
-                taps = tab.locator("[data-testid=bot] img, .bot img")
-                taps.first.wait_for()  # its component is loaded when it is first needed, after the words are there
-                assert taps.count() == 1  # A's tap; B has none
-                tab.get_by_label("Download").first.wait_for()
-                assert not any(one.is_visible() for one in tab.get_by_label("Share").all())
-
-                with tab.expect_download() as download:
-                    tab.get_by_text("Export").click()
-                assert json.loads(download.value.path().read_text())[0]["answers"][1]["plan"] == "fp32"
-                tab.get_by_label("中文").check()
-                tab.wait_for_selector("text=画一张新屏幕")
-                tab.wait_for_selector("text=已连接: fake")
-                tab.get_by_text("画一张新屏幕").click()
-                tab.wait_for_function(
-                    "document.querySelector('textarea[data-testid=textbox]').value.length > 3"
-                )
-                tab.locator("textarea[data-testid=textbox]").last.press("Enter")
-                tab.wait_for_function(
-                    "document.body.innerText.split('21.2 MB 权重 (fp32)').length == 3 &&"
-                    " [...document.images].every(one => one.complete && one.naturalWidth > 0)"
-                )
-        finally:
-            blocks.close()
-    assert tab.trouble == []
-    assert [url for url in tab.asked if not url.startswith((blocks.local_url, "data:", "blob:"))] == []
-    kinds = [part["type"] for part in one.asked[0]["messages"][0]["content"]]
-    assert kinds == ["image_url", "input_audio"]
-    assert one.asked[0]["messages"] == two.asked[0]["messages"]

@@ -49,6 +49,15 @@ def test_words_are_chinese_and_code_in_them_is_kept(name):
 
 
 @each
+def test_a_plan_is_called_the_same_wherever_the_english_speaks_of_one(name):
+    english = make_chinese.markdown(name)
+    for id, (_, chinese) in make_chinese.texts(ROOT / f"notebooks/zh/text/{name}.md").items():
+        assert "计划" not in chinese, id
+        words = re.sub(r"```.*?```|`[^`]*`|plans by itself|plan ahead", "", english[id], flags=re.S)
+        assert "方案" in chinese or not re.search(r"\bplans?\b", words), id
+
+
+@each
 def test_links_lead_to_chinese_notebooks_and_the_table_lists_them(name):
     folder = ROOT / "notebooks/zh"
     listed = (folder / "README.md").read_text(encoding="utf-8")
@@ -56,6 +65,11 @@ def test_links_lead_to_chinese_notebooks_and_the_table_lists_them(name):
     text = "\n".join(cell.source for cell in cells(folder / f"{name}.ipynb", "markdown"))
     for target in re.findall(r"\]\(([^)#]+)\)", text + listed):
         assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_what_else_is_chinese_calls_a_plan_the_same():
+    for path in ("README.zh-CN.md", "notebooks/zh/README.md", *Path(ROOT / "labkit").rglob("*.py")):
+        assert "计划" not in (ROOT / path).read_text(encoding="utf-8"), path
 
 
 def small_course(folder, words="# 标题\n"):

@@ -71,6 +71,15 @@ def test_calls_the_lab_and_defines_nothing_long(path):
 
 
 @each
+def test_what_is_shown_stands_at_the_end_of_its_cell_where_jupyter_shows_it(path):
+    for cell in cells(path, "code"):
+        top = ast.parse(cell.source).body
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Expr) and "show." in ast.unparse(node):
+                assert ast.unparse(node) == ast.unparse(top[-1]), cell.source
+
+
+@each
 def test_every_code_cell_has_a_sentence_before_it(path):
     kinds = [cell.cell_type for cell in nbformat.read(path, as_version=4).cells]
     assert "codecode" not in "".join(kinds)

@@ -14,6 +14,12 @@ CELLS = (
     "import sys\nc = widgets.compare('pocket', items=10, output='run')\n"
     f"c.command = (sys.executable, {FAKES!r})\nc",
 )
+FITS = (
+    "() => { const shown = [...document.querySelectorAll('.js-plotly-plot')].filter(one => one.clientWidth);"
+    " const fits = one => Math.abs(one.querySelector('.main-svg').clientWidth - one.clientWidth) < 2;"
+    " return shown.length == 4 && shown.every(fits) }"
+)
+"""JavaScript: the widgets' charts are as wide as their places: two of explore, one each of the others."""
 OUTPUTS = "(() => [...jupyterapp.shell.currentWidget.content.model.cells].flatMap(c => c.toJSON().outputs))()"
 
 
@@ -51,6 +57,14 @@ def test_widgets_work_in_jupyterlab_in_the_dark(tmp_path):
         compare.get_by_text("finished; results").wait_for()
         compare.get_by_text("Accuracy", exact=True).last.click()
         compare.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
+        tab.wait_for_function(FITS)
+        narrow = compare.locator(".main-svg").first.bounding_box()["width"]
+        tab.set_viewport_size({"width": 1900, "height": 2600})
+        tab.wait_for_function(
+            f"() => document.querySelectorAll('.jp-CodeCell')[2].clientWidth > {narrow} + 200"
+        )
+        tab.wait_for_function(FITS)
+        assert compare.locator(".main-svg").first.bounding_box()["width"] > narrow + 200
 
         outputs = tab.evaluate(OUTPUTS)
         assert [one for one in outputs if one["output_type"] == "error" or one.get("name") == "stderr"] == []

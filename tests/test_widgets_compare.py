@@ -100,7 +100,7 @@ def test_run_stop_continue_and_load(tmp_path, monkeypatch):
     assert ">mine</th>" in other.results.children[0].value
     other.results.selected_index = other.results.titles.index("Bytes")
     [chart] = other.results.children[other.results.selected_index].children
-    assert set(chart.data[0].y) == {"bf16", "mine"}
+    assert set(chart.figure.data[0].y) == {"bf16", "mine"}
     other.items.value = 5
     other.start_button.click()
     until(lambda: "holds another comparison" in other.status.value and not other.start_button.disabled)

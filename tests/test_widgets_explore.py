@@ -10,7 +10,7 @@ from labkit.errors import LabError
 from labkit.loading import load
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme
-from labkit.widgets.explore import ALL, Explore
+from labkit.widgets.explorer import ALL, Explore
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
@@ -106,14 +106,14 @@ def test_a_quantized_model_and_unknown_names_are_refused(engine):
 
 def test_moving_a_slider_draws_everything_anew(explore):
     explore.scheme.value = "int4"
-    curve, picture = np.array(explore.weights.data[1].y), explore.taps.value
+    curve, picture = np.array(explore.weights.figure.data[1].y), explore.taps.value
     bits = explore.options.controls["num_bits"]
     assert bits.tooltip == "bits a weight takes"
     bits.value = 2
     assert explore.look.scheme.num_bits == 2
     assert "2.50 bits a weight" in explore.facts.value
-    assert not np.array_equal(explore.weights.data[1].y, curve)
-    assert explore.errors.data[0].z.shape[0] <= weight_plots.LARGEST_MAP
+    assert not np.array_equal(explore.weights.figure.data[1].y, curve)
+    assert explore.errors.figure.data[0].z.shape[0] <= weight_plots.LARGEST_MAP
     explore.part.value, explore.scope.value = "decoder", ALL
     assert explore.linear.value.startswith("model.language_model.layers.")
     assert explore.taps.value != picture

@@ -8,7 +8,7 @@ from labkit.formats import format_bytes
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan
 from labkit.widgets import plan_editor
-from labkit.widgets.plan_editor import DEFAULT
+from labkit.widgets.editor import DEFAULT
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
@@ -17,6 +17,14 @@ pytestmark = pytest.mark.skipif(
 
 def predicted(plan):
     return format_bytes(anatomy.dissect("pocket").under(plan).bytes)
+
+
+def test_a_cell_with_a_widget_can_be_run_again():
+    from labkit import widgets
+
+    for make in ("plan_editor", "compare"):
+        for _ in range(2):
+            assert getattr(widgets, make)("pocket").children
 
 
 def test_it_begins_with_the_plan_that_is_given():
@@ -35,7 +43,7 @@ def test_a_rule_changes_yaml_and_bytes():
     assert QuantizationPlan.from_dict(written) == editor.plan
     assert f"<b>{predicted(editor.plan)}</b>" in editor.bytes.value
     assert predicted(editor.plan) != predicted("int4")
-    bars = {trace.name: list(trace.x) for trace in editor.chart.data}
+    bars = {trace.name: list(trace.x) for trace in editor.chart.figure.data}
     assert bars["decoder"][1] < bars["decoder"][0] / 4
 
 

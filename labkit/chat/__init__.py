@@ -10,6 +10,7 @@ It talks to services through the OpenAI client only: the lab's own (``labkit ser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from labkit import edition
 from labkit.chat.messages import data_url, user_message
 from labkit.chat.service import Endpoint, Reply, stream
 
@@ -20,14 +21,15 @@ __all__ = ["Endpoint", "Reply", "build", "data_url", "stream", "user_message"]
 
 
 def build(
-    services: Sequence[str | Endpoint] = ("http://127.0.0.1:8000/v1",), language: str = "en"
+    services: Sequence[str | Endpoint] = ("http://127.0.0.1:8000/v1",), language: str | None = None
 ) -> "gradio.Blocks":
     """The window, to be shown by its ``.launch()``.
 
-    services: one base URL, or two for A/B; an `Endpoint` says model and key as well. language: ``en`` or ``zh``,
-    can be changed in the window. Raises LabError for another language or number of services.
+    services: one base URL, or two for A/B; an `Endpoint` says model and key as well. language: ``en`` or ``zh``, can be
+    changed in the window; None: ``zh`` in the course's Chinese edition, else ``en``. Raises LabError for another
+    language or number of services.
     """
     from labkit.chat.window import build_window
 
     endpoints = [one if isinstance(one, Endpoint) else Endpoint(one) for one in services]
-    return build_window(endpoints, language)
+    return build_window(endpoints, language or edition.language())

@@ -16,6 +16,7 @@ from gradio.utils import ipython_check
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from labkit import edition
 from labkit.launch import jupyter
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
@@ -81,10 +82,11 @@ def show(path: str, width: Any, height: Any) -> None:
 
     size = f'width="{html.escape(str(width))}" height="{html.escape(str(height))}"'
     address = html.escape(path)
+    link = "在单独的标签页里打开" if edition.language() == "zh" else "In a tab of its own"
     display(
         HTML(
             f'<iframe src="{address}" {size} allow="{ALLOWED}" frameborder="0" allowfullscreen></iframe>'
-            f'<p><a href="{address}" target="_blank">In a tab of its own</a></p>'
+            f'<p><a href="{address}" target="_blank">{link}</a></p>'
             f"<script>{DARK.replace('PATH', address)}</script>"
         )
     )

@@ -153,6 +153,7 @@ class Window:
         named = [name for name in p if name in self.words or name in ("key_a", "key_b")]
         translated = p["language"].change(self.translate, p["language"], [p[name] for name in named])
         translated.then(self.connect, [p["both"], *urls, p["language"]], connected)
+        translated.then(self.show_again, [self.turns, p["language"]], chats)
         self._named = named
         self.blocks.load(self.connect, [p["both"], *urls, p["language"]], connected)
 
@@ -212,7 +213,7 @@ class Window:
                 found = models_of(endpoint)
                 chosen = endpoint.model if endpoint.model in found else next(iter(found), None)
                 models[which] = gr.update(choices=found, value=chosen)
-                told.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen)}")
+                told.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen, words)}")
             except LabError as error:
                 told.append(f"**{letter}** ⚠️ {error}")
         return *models, "  \n".join(told)
@@ -227,7 +228,7 @@ class Window:
             found = models_of(endpoint)
         except LabError as error:
             raise gr.Error(str(error)) from None
-        told = f"{words['connected']}: {_in_words(endpoint, found[0])}"
+        told = f"{words['connected']}: {_in_words(endpoint, found[0], words)}"
         return endpoint.base_url, gr.update(choices=found, value=found[0]), told
 
     def translate(self, language: str) -> list:
@@ -243,6 +244,10 @@ class Window:
             else:
                 changed.append(gr.update(label=text))
         return changed
+
+    def show_again(self, turns: list[Turn], language: str) -> list:
+        """What was said so far, in another language around it."""
+        return [shown(turns, which, words_of(LANGUAGES[language])) for which in range(2)]
 
     def stop_services(self) -> None:
         """End the services that were started here."""
@@ -277,14 +282,15 @@ def _attached(files: Sequence[Any]) -> tuple[Image.Image | None, Any, str | None
     return picture, recording, audio
 
 
-def _in_words(endpoint: Endpoint, model: str | None) -> str:
+def _in_words(endpoint: Endpoint, model: str | None, words: dict[str, str]) -> str:
     """Model, plan and bytes, as far as the service says."""
     from labkit.formats import format_bytes
 
     facts = facts_of(endpoint)
-    told = [model or "–"]
+    loaded = facts.get("model") or model
+    told = [model or "–"] if model != loaded or not facts.get("plan") else []
     if facts.get("plan"):
-        told.append(f"{facts.get('model', '')} in {facts['plan']}".strip())
+        told.append(words["under"].format(model=loaded, plan=facts["plan"]))
     if facts.get("weights_bytes"):
         told.append(format_bytes(facts["weights_bytes"]))
     if facts.get("device"):

@@ -42,6 +42,7 @@ WORDS = {
         "place": "{name} {x:.0f} % from the left and {y:.0f} % from the top",
         "empty": "Write or say something, or add a picture.",
         "connected": "connected",
+        "under": "{model} in {plan}",
         "starting": "starting …",
     },
     "zh": {
@@ -82,6 +83,7 @@ WORDS = {
         "place": "{name}:距左 {x:.0f} %,距上 {y:.0f} %",
         "empty": "请输入或说点什么,或者添加一张图片。",
         "connected": "已连接",
+        "under": "{model},方案 {plan}",
         "starting": "正在启动……",
     },
 }

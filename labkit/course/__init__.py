@@ -7,8 +7,6 @@ In the Chinese edition (a folder called ``zh``), or where ``$LABKIT_LANGUAGE`` i
 """
 
 import dataclasses
-import os
-from pathlib import Path
 from typing import Any
 
 from labkit.course import (
@@ -25,6 +23,7 @@ from labkit.course import (
     tour,
 )
 from labkit.course.exercise import CourseError, Exercise, Verdict, judged
+from labkit.edition import language
 
 _EXERCISES: dict[str, Exercise] = {
     exercise.id: exercise
@@ -33,7 +32,7 @@ _EXERCISES: dict[str, Exercise] = {
 }
 _hints_given: dict[str, int] = {}
 
-__all__ = ["CourseError", "Exercise", "Verdict", "check", "exercises", "get_exercise", "hint", "language"]
+__all__ = ["CourseError", "Exercise", "Verdict", "check", "exercises", "get_exercise", "hint"]
 
 
 def exercises() -> list[Exercise]:
@@ -66,11 +65,6 @@ def hint(id: str) -> Verdict:
     _hints_given[id] = given + 1
     told = f"Hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}"
     return _spoken(Verdict(id, False, told, answered=False))
-
-
-def language() -> str:
-    """``zh`` in the Chinese edition, else ``en``."""
-    return os.environ.get("LABKIT_LANGUAGE") or ("zh" if Path.cwd().name == "zh" else "en")
 
 
 def _spoken(verdict: Verdict) -> Verdict:

@@ -4,7 +4,7 @@ EXERCISES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "00-a": (
         "口袋模型的权重,int4 比 fp32 小多少倍?",
         "五倍多,不是八倍:scale、zero point,以及不属于 Linear 的部分也要占字节。",
-        ("比较的表里有一列 Weights。", "comparison.table()['weights_bytes'] 按计划给出字节:两者相除。"),
+        ("比较的表里有一列 Weights。", "comparison.table()['weights_bytes'] 按方案给出字节:两者相除。"),
     ),
     "00-b": (
         "画一张有应用 相机 的中文主屏幕,让模型打开它,并给出 (screen, answer)。",
@@ -16,7 +16,7 @@ EXERCISES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "01-a": (
         "写规则:vision 用 bf16,decoder 用 int4,其余都用 int8。",
-        "每个 Linear 都得到了要求的方案。第一条匹配的规则生效,所以适用于全部的那条放在最后。",
+        "每个 Linear 都得到了要求的方法。第一条匹配的规则生效,所以适用于全部的那条放在最后。",
         ("规则按顺序尝试,第一条匹配的生效。", '第三条规则是 {"match": "re:.*", "scheme": "int8"}。'),
     ),
     "01-b": (
@@ -95,7 +95,7 @@ EXERCISES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("一个 token 占 big.kv_cache_bytes_per_token()。", "8 * 4000 * 40960 / 1e9。"),
     ),
     "06-a": (
-        "一个计划 100 步中对 97 步。它的八步任务能完成多大比例?",
+        "一个方案 100 步中对 97 步。它的八步任务能完成多大比例?",
         "0.97 的 8 次方是 0.78:一步损失三个点,一个任务就损失二十二个点。",
         ("每一步都对,任务才完成。", "0.97 ** 8。"),
     ),
@@ -112,7 +112,7 @@ EXERCISES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "int4:连同满的缓存 7.8 GB。int8 要 12.0,而激活和 CUDA 也要占一份。",
         (
             "big.memory_chart(plans) 画出权重和缓存;在右端悬停查看。",
-            "对每个计划算 big.under(plan).bytes + 25_480 * big.kv_cache_bytes_per_token()。",
+            "对每个方案算 big.under(plan).bytes + 25_480 * big.kv_cache_bytes_per_token()。",
         ),
     ),
     "08-b": (

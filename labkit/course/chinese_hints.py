@@ -28,7 +28,7 @@ HINTS: dict[str, str] = {
     "model's mistake: another seed draws another screen.":
         "问得没错,但没有点中 相机。请用*这张*屏幕的图片提问;如果已经是,那就是模型的错:换一个种子画另一张屏幕。",
     # 01
-    "Give the plan, or the list of its rules.": "请给出计划,或它的规则列表。",
+    "Give the plan, or the list of its rules.": "请给出方案,或它的规则列表。",
     "{} is a part of {}: it gets {}, not {}.": "{} 属于 {}:它得到 {},而不是 {}。",
     "That is one screenshot. Ten are asked for.": "这是一张截图。问的是十张。",
     "That is the number of tokens. Each of them takes kv_cache_bytes_per_token() bytes.":
@@ -94,7 +94,7 @@ HINTS: dict[str, str] = {
     "The output is as near as can be, but by codes far from their weights: 0 and 1 are enough.":
         "输出已经尽可能接近,但这些码离各自的权重太远:0 和 1 就够了。",
     # 04
-    "Give the list of rules, or a plan.": "请给出规则列表,或一个计划。",
+    "Give the list of rules, or a plan.": "请给出规则列表,或一个方案。",
     "The vision encoder gets {}; it should keep 8 bits.": "视觉编码器得到 {};它应当保持 8 位。",
     "{} MB: too many. The largest part is {} with {} MB.": "{} MB:太多了。最大的部分是 {},占 {} MB。",
     "Give the bytes of A, B and C, as (4, 4, 2).": "请给出 A、B、C 的字节,如 (4, 4, 2)。",
@@ -142,7 +142,7 @@ HINTS: dict[str, str] = {
     "The candidates are {}: give the name of one.": "候选是 {}:请给出其中一个的名字。",
     "{} needs {} GB with a full cache: of {} GB too little is left.": "{} 连同满的缓存要 {} GB:{} GB 中剩得太少。",
     "nf4 fits ({} GB). Another plan fits as well, and takes a few more bits a weight.":
-        "nf4 放得下({} GB)。另一个计划也放得下,而且每个权重多一点位。",
+        "nf4 放得下({} GB)。另一个方案也放得下,而且每个权重多一点位。",
 }  # fmt: skip
 
 

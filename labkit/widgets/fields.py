@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from typing import Any
 
+import anywidget
 import ipywidgets
 from plotly.graph_objects import FigureWidget
 
 from labkit.quantization import Scheme, known_schemes
 
 WIDE = ipywidgets.Layout(width="calc(100% - 8px)")
-STYLE = {"description_width": "124px"}
+STYLE = {"description_width": "134px"}
 USUAL = {"group_size": (16, 32, 64, 128, 256)}
 """Values that a slider offers for options which take any number."""
 SOFT = "opacity:.75;font-size:13px;line-height:1.4"
@@ -102,11 +103,40 @@ def option_help(command: str) -> dict[str, str]:
     return found
 
 
-def live(chart: Any, height: int, width: int | None = None) -> FigureWidget:
-    """A chart whose marks can be changed. ``width`` in pixels; None: of the place it is in, as far as it knows."""
-    figure = FigureWidget(chart.update_layout(height=height, width=width, autosize=width is None))
-    figure._config = {**figure._config, "responsive": width is None, "displaylogo": False}
-    return figure
+class Chart(ipywidgets.VBox):
+    """A chart as wide as the place it is in, also where that is known only later: in a tab, in a window made wider.
+
+    height: in pixels. `figure` is plotly's ``FigureWidget``: its marks can be changed.
+    """
+
+    def __init__(self, chart: Any, height: int) -> None:
+        self.figure = FigureWidget(chart.update_layout(height=height, width=None, autosize=True))
+        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False}
+        super().__init__([self.figure, _Ruler()], layout=ipywidgets.Layout(width="100%", overflow="hidden"))
+
+
+class _Ruler(anywidget.AnyWidget):
+    """Makes a page's charts look at their places again until the one in the same box fills it, whenever that changes.
+
+    Plotly looks once, often before the chart is on the page, and then only when the window changes; it begins to heed
+    that some moments after it has drawn.
+    """
+
+    _esm = """
+    const fits = (box) => !box.clientWidth
+      || [...box.querySelectorAll(".main-svg")].some((drawn) => Math.abs(drawn.clientWidth - box.clientWidth) < 2);
+    export default { render({ el }) {
+      const fit = (times) => {
+        if (!el.isConnected || fits(el.parentElement)) return;
+        window.dispatchEvent(new Event("resize"));
+        if (times) setTimeout(fit, 300, times - 1);
+      };
+      const watcher = new ResizeObserver(() => fit(20));
+      const watch = () => (el.isConnected ? watcher.observe(el.parentElement) : requestAnimationFrame(watch));
+      watch();
+      return () => watcher.disconnect();
+    } }
+    """
 
 
 def message(text: str, is_error: bool = False) -> str:

@@ -10,11 +10,9 @@ from labkit.engine import Engine
 from labkit.errors import LabError
 from labkit.formats import format_bytes
 from labkit.loading import load
-from labkit.widgets.fields import STYLE, WIDE, SchemeOptions, live, message
+from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 
 ONE, ALL = "this Linear", "the whole part"
-CHART_WIDTH = 450
-"""Pixels: charts that are drawn before they are shown cannot know their place."""
 SAMPLED = 400_000
 """Weights of a histogram at most; of larger matrices every n-th is taken."""
 
@@ -45,10 +43,12 @@ class Explore(ipywidgets.VBox):
         )
         charts = ipywidgets.VBox(
             [self.status, self.facts, self.weights, self.errors],
-            layout=ipywidgets.Layout(flex=f"1 1 {CHART_WIDTH}px", overflow="hidden"),
+            layout=ipywidgets.Layout(flex="1 1 440px", overflow="hidden"),
         )
-        row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%", grid_gap="14px")
-        super().__init__([ipywidgets.Box([controls, charts, self.taps], layout=row)], layout=WIDE)
+        wrapped = {"display": "flex", "flex_flow": "row wrap", "grid_gap": "14px"}
+        seen = ipywidgets.Box([charts, self.taps], layout=ipywidgets.Layout(flex="1 1 450px", **wrapped))
+        row = ipywidgets.Layout(width="100%", **wrapped)
+        super().__init__([ipywidgets.Box([controls, seen], layout=row)], layout=WIDE)
         self.update()
 
     def _make_controls(self, part: str, linear: str | None, scheme: str) -> None:
@@ -92,8 +92,8 @@ class Explore(ipywidgets.VBox):
         self.status, self.facts = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
         self.taps = ipywidgets.HTML(layout=ipywidgets.Layout(width="330px", flex="0 0 auto"))
         zeros = [[0.0, 0.0], [0.0, 0.0]]
-        self.weights = live(weight_plots.histogram(zeros, zeros), 280, CHART_WIDTH)
-        self.errors = live(weight_plots.heat(zeros, "error"), 260, CHART_WIDTH)
+        self.weights = Chart(weight_plots.histogram(zeros, zeros), 280)
+        self.errors = Chart(weight_plots.heat(zeros, "error"), 260)
 
     def _part_changed(self, _: Any) -> None:
         self._quiet = True
@@ -171,13 +171,14 @@ class Explore(ipywidgets.VBox):
         step = -(-look.before.numel() // SAMPLED)
         before, after = look.before.flatten()[::step], look.after.flatten()[::step]
         traces = weight_plots.histogram_traces(before, after)
-        with self.weights.batch_update():
-            for shown, new in zip(self.weights.data, traces):
+        with self.weights.figure.batch_update():
+            for shown, new in zip(self.weights.figure.data, traces):
                 shown.x, shown.y = new.x, new.y
-        with self.errors.batch_update():
-            self.errors.data[0].z = weight_plots.smaller((look.after - look.before).abs())
-            self.errors.layout.xaxis.title.text = f"input features ({columns:,})"
-            self.errors.layout.yaxis.title.text = f"output features ({rows:,})"
+        errors = self.errors.figure
+        with errors.batch_update():
+            errors.data[0].z = weight_plots.smaller((look.after - look.before).abs())
+            errors.layout.xaxis.title.text = f"input features ({columns:,})"
+            errors.layout.yaxis.title.text = f"output features ({rows:,})"
 
 
 def _judged(item: phonetap.Item, generation: Any) -> str:

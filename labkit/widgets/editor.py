@@ -14,7 +14,7 @@ from labkit.formats import format_bytes
 from labkit.plan import QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, known_schemes
 from labkit.rule import ROLES
-from labkit.widgets.fields import STYLE, WIDE, SchemeOptions, live, message
+from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 
 DEFAULT = "the default"
 
@@ -50,7 +50,7 @@ class PlanEditor(ipywidgets.VBox):
         )
         self.save_button = ipywidgets.Button(description="Save", icon="save")
         self.status, self.bytes = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
-        self.chart = live(self._anatomy.plan_chart(["bf16"]), 260, 560)
+        self.chart = Chart(self._anatomy.plan_chart(["bf16"]), 260)
         for control in (self.name, self.default, self.stored):
             control.observe(self._rules_changed, names="value")
         self.yaml.observe(self._yaml_changed, names="value")
@@ -145,11 +145,12 @@ class PlanEditor(ipywidgets.VBox):
         )
         self.status.value = "".join(message(note) for note in under.resolved.notes[:3])
         chart = self._anatomy.plan_chart(["bf16", plan] if plan.name != "bf16" else ["bf16"])
-        with self.chart.batch_update():
-            self.chart.data = []
-            self.chart.add_traces(list(chart.data))
-            self.chart.layout.annotations = chart.layout.annotations
-            self.chart.layout.xaxis.range = chart.layout.xaxis.range
+        shown = self.chart.figure
+        with shown.batch_update():
+            shown.data = []
+            shown.add_traces(list(chart.data))
+            shown.layout.annotations = chart.layout.annotations
+            shown.layout.xaxis.range = chart.layout.xaxis.range
 
     def _refuse(self, why: str) -> None:
         self.plan = None

@@ -16,7 +16,7 @@ from labkit.formats import format_bytes
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan, presets
 from labkit.traces import plan_colour
-from labkit.widgets.fields import STYLE, WIDE, live, message, option_help
+from labkit.widgets.fields import STYLE, WIDE, Chart, message, option_help
 from labkit.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_plan
 
 CHARTS = {"Bytes": "bytes", "Time": "latency", "Accuracy": "accuracy", "Paired": "paired", "Drift": "drift"}
@@ -51,7 +51,7 @@ class Compare(ipywidgets.VBox):
         for plan in [*presets(), *(one for one in chosen if one not in presets())]:
             self.add_plan(plan, chosen=plan in chosen)
         self.progress, self.status = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
-        self.results = ipywidgets.Tab(layout=ipywidgets.Layout(width="100%", display="none"))
+        self.results = ipywidgets.Tab(layout=ipywidgets.Layout(width="calc(100% - 8px)", display="none"))
         self.results.observe(self._page_opened, names="selected_index")
         left = ipywidgets.VBox(
             [ipywidgets.HTML("<b>Plans</b> and the bytes they predict"), self.plans],
@@ -237,14 +237,14 @@ class Compare(ipywidgets.VBox):
         self._page_opened()
 
     def _page_opened(self, _: Any = None) -> None:
-        """Draw a chart when its page is opened: only then it is known how wide it is."""
+        """Draw a chart when its page is opened, not all of them each time that a plan is finished."""
         if self.comparison is None or self.results.selected_index is None:
             return
         kinds = [None, None, *CHARTS.values()]
         page, kind = (of[self.results.selected_index] for of in (self.results.children, kinds))
         if kind is not None and not page.children:
             chart = self.comparison.plot(kind)
-            page.children = [live(chart, chart.layout.height)]
+            page.children = [Chart(chart, chart.layout.height)]
 
 
 def _gpus() -> list[str]:
