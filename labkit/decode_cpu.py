@@ -47,7 +47,7 @@ INTERLEAVED = {
 }
 """Decoder layers that are known -> whether neighbours of a head are rotated together."""
 ROTARY_TYPES = {"default", "linear", "llama3"}  # those whose frequencies do not depend on the length
-UNIT = 64  # channels that fused Linears are split at: `UNIT` of products.h
+UNIT = 64  # channels that fused Linears are split at: `UNIT` of linear.h
 TABLE_GROWTH = 512  # positions
 
 

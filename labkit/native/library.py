@@ -23,7 +23,7 @@ from labkit.errors import LabError
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")
-SOURCES = ("step.cpp", "products.h", "pairs.h", "linear.h", "vectors.h")
+SOURCES = ("step.cpp", "model.h", "attention.h", "products.h", "pairs.h", "inputs.h", "linear.h", "vectors.h")
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
 CHOICES = (
     ("-march=native", "-fopenmp"),
@@ -46,7 +46,7 @@ class NativeError(LabError):
 
 
 class Linear(ctypes.Structure):
-    """`Linear` of products.h."""
+    """`Linear` of linear.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("type", "out", "in_", "group", "block", "stride")),
@@ -56,7 +56,7 @@ class Linear(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """`Layer` of step.cpp."""
+    """`Layer` of model.h."""
 
     _fields_ = [
         *(
@@ -68,7 +68,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """`Model` of step.cpp."""
+    """`Model` of model.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("dtype", "layers", "width", "heads", "key_heads")),
@@ -83,7 +83,7 @@ class Model(ctypes.Structure):
 
 
 class Row(ctypes.Structure):
-    """`Row` of step.cpp."""
+    """`Row` of model.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("cosine", "sine", "keys", "values")),
