@@ -42,14 +42,14 @@ inline void score(const float* q, const typename Stored<T>::Element* keys, int64
         for (int t = 0; t < count; ++t) {
             const auto* at = keys + (first + t) * width;
             Vector total[H];
-            EACH(h, H) total[h] = fill(0);
+            each<H>([&](auto h) WITHIN { total[h] = fill(0); });
             for (int i = 0; i < whole; i += WIDTH) {
                 const Vector key = S::vector(at + i);
-                EACH(h, H) total[h] = multiply_add(load(q + h * width + i), key, total[h]);
+                each<H>([&](auto h) WITHIN { total[h] = multiply_add(load(q + h * width + i), key, total[h]); });
             }
-            EACH(h, H) totals[h][t] = total[h];
+            each<H>([&](auto h) WITHIN { totals[h][t] = total[h]; });
         }
-        EACH(h, H) {
+        for (int h = 0; h < H; ++h) {
             float* to = scores + h * stride + first;
             sum_every(totals[h], count, to);
             for (int t = 0; t < count; ++t) {
@@ -79,19 +79,24 @@ inline void average(const float* weights, int64_t stride, const typename Stored<
                     int width, const float* v, const float* shares, int i, float* out) {
     using S = Stored<T>;
     Vector means[H][J];
-    EACH(h, H)
-        EACH(j, J)
+    each<H>([&](auto h) WITHIN {
+        each<J>([&](auto j) WITHIN {
             means[h][j] = multiply(fill(weights[h * stride + length]), load(v + i + j * WIDTH));
+        });
+    });
     for (int64_t t = 0; t < length; ++t) {
         Vector value[J];
-        EACH(j, J) value[j] = S::vector(values + t * width + i + j * WIDTH);
-        EACH(h, H) {
+        each<J>([&](auto j) WITHIN { value[j] = S::vector(values + t * width + i + j * WIDTH); });
+        each<H>([&](auto h) WITHIN {
             const Vector weight = fill(weights[h * stride + t]);
-            EACH(j, J) means[h][j] = multiply_add(weight, value[j], means[h][j]);
-        }
+            each<J>([&](auto j) WITHIN { means[h][j] = multiply_add(weight, value[j], means[h][j]); });
+        });
     }
-    EACH(h, H)
-        EACH(j, J) store(out + h * width + i + j * WIDTH, multiply(means[h][j], fill(shares[h])));
+    each<H>([&](auto h) WITHIN {
+        each<J>([&](auto j) WITHIN {
+            store(out + h * width + i + j * WIDTH, multiply(means[h][j], fill(shares[h])));
+        });
+    });
 }
 
 // H heads from `head` on, which share keys: rotates, stores the new key and value (the first head of each group does),
@@ -105,7 +110,7 @@ void attend(const Model& model, const Row& row, int layer, int head, const float
     const int64_t length = row.length, stride = (length + 512) / 256 * 256;
     float *q = scratch.turned.take((H + 1) * width), *k = q + H * width;
     float* scores = scratch.scores.take(H * stride);
-    EACH(h, H) rotate<T>(model, row, query + (head + h) * width, q + h * width);
+    for (int h = 0; h < H; ++h) rotate<T>(model, row, query + (head + h) * width, q + h * width);
     rotate<T>(model, row, key + key_head * width, k);
     const float* v = value + key_head * width;
     out += head * width;
@@ -118,16 +123,16 @@ void attend(const Model& model, const Row& row, int layer, int head, const float
         }
     score<T, H>(q, keys, length, width, model.scaling, scores, stride);
     float own[H], totals[H], shares[H];  // the new token's scores; sums of all heads at a time, each in its order
-    EACH(h, H) own[h] = totals[h] = 0;
-    for (int i = 0; i < width; ++i) EACH(h, H) own[h] += q[h * width + i] * k[i];
-    EACH(h, H) {
+    for (int h = 0; h < H; ++h) own[h] = totals[h] = 0;
+    for (int i = 0; i < width; ++i) each<H>([&](auto h) WITHIN { own[h] += q[h * width + i] * k[i]; });
+    for (int h = 0; h < H; ++h) {
         float* of = scores + h * stride;
         of[length] = own[h] * model.scaling;
         const float largest = largest_of(of, length + 1);
         for (int64_t t = 0; t <= length; ++t) of[t] = exponential(of[t] - largest);
     }
-    for (int64_t t = 0; t <= length; ++t) EACH(h, H) totals[h] += scores[h * stride + t];
-    EACH(h, H) {
+    for (int64_t t = 0; t <= length; ++t) each<H>([&](auto h) WITHIN { totals[h] += scores[h * stride + t]; });
+    for (int h = 0; h < H; ++h) {
         shares[h] = 1.0f / totals[h];
         round_all(scores + h * stride, int(length) + 1, T);  // as torch's attention passes them on
     }
@@ -137,7 +142,7 @@ void attend(const Model& model, const Row& row, int layer, int head, const float
     for (; i + WIDTH <= width; i += WIDTH)
         average<T, H, 1>(scores, stride, values, length, width, v, shares, i, out);
     for (; i < width; ++i)
-        EACH(h, H) {
+        for (int h = 0; h < H; ++h) {
             const float* own = scores + h * stride;
             float mean = own[length] * v[i];
             for (int64_t t = 0; t < length; ++t) mean += own[t] * S::one(values[t * width + i]);

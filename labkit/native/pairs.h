@@ -15,7 +15,7 @@ inline Vector add_pairs(Vector total, __m512i a, __m512i b) {
 
 // The first `count` of 32 weights as bf16, the others 0.
 template <Type T>
-inline __m512i halves(const void* from, int count) {
+WITHIN inline __m512i halves(const void* from, int count) {
     const __mmask32 mask = count >= PAIRS ? ~__mmask32(0) : (__mmask32(1) << count) - 1;
     if (T == BF16) return count >= PAIRS ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(mask, from);
     const __m256i bytes = count >= PAIRS ? _mm256_loadu_si256(static_cast<const __m256i*>(from))
@@ -31,26 +31,25 @@ APART void paired_tile(const Linear& linear, int channel, const uint16_t* x, flo
     const int inputs = linear.in, size = T == BF16 ? 2 : 1;
     const auto* weight = static_cast<const uint8_t*>(linear.weight) + int64_t(channel) * inputs * size;
     Vector sums[R][C];
-    EACH(r, R)
-        EACH(c, C) sums[r][c] = fill(0);
-    const auto add_inputs = [&](int k, int count) {
+    each<R>([&](auto r) WITHIN { each<C>([&](auto c) WITHIN { sums[r][c] = fill(0); }); });
+    const auto add_inputs = [&](int k, int count) WITHIN {
         __m512i given[R];
-        EACH(r, R) hold(given[r] = _mm512_loadu_si512(x + int64_t(k) * R + r * PAIRS));
-        EACH(c, C) {
+        each<R>([&](auto r) WITHIN { hold(given[r] = _mm512_loadu_si512(x + int64_t(k) * R + r * PAIRS)); });
+        each<C>([&](auto c) WITHIN {
             const uint8_t* from = weight + (int64_t(c) * inputs + k) * size;
-            fetch(from + CHANNELS_AHEAD * int64_t(inputs) * size);
+            FETCH(from + CHANNELS_AHEAD * int64_t(inputs) * size);
             __m512i values = halves<T>(from, count);
             hold(values);
-            EACH(r, R) sums[r][c] = add_pairs(sums[r][c], given[r], values);
-        }
+            each<R>([&](auto r) WITHIN { sums[r][c] = add_pairs(sums[r][c], given[r], values); });
+        });
     };
     int k = 0;
     for (; k + PAIRS <= inputs; k += PAIRS) add_inputs(k, PAIRS);
     if (k < inputs) add_inputs(k, inputs - k);
     float totals[R * C];
     add_up<R, C>(sums, totals);
-    EACH(r, R)
-        EACH(c, C) y[int64_t(r) * y_stride + channel + c] = totals[r * C + c];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) y[int64_t(r) * y_stride + channel + c] = totals[r * C + c];
 }
 
 template <Type T>
@@ -93,43 +92,42 @@ APART void int4_paired_tile(const Linear& linear, int block, bool upper, const u
     const auto* pairs = static_cast<const uint16_t*>(linear.scale);
     const Unfold unfold;
     Vector totals[R][V];
-    EACH(r, R)
-        EACH(i, V) totals[r][i] = fill(0);
+    each<R>([&](auto r) WITHIN { each<V>([&](auto i) WITHIN { totals[r][i] = fill(0); }); });
     for (int g = 0; g < groups; ++g) {
         const uint16_t* later = pairs + 2 * (int64_t(std::min(g + AHEAD, groups - 1)) * linear.stride + first);
-        for (int i = 0; i < 32 * V; i += 32) fetch(later + i);
+        for (int i = 0; i < 32 * V; i += 32) FETCH(later + i);
         Vector sums[R][V];
-        EACH(r, R)
-            EACH(i, V) sums[r][i] = fill(0);
+        each<R>([&](auto r) WITHIN { each<V>([&](auto i) WITHIN { sums[r][i] = fill(0); }); });
         for (int k = g * linear.group; k < (g + 1) * linear.group; k += 2) {
-            fetch(codes + int64_t(k) * 32 + 2048);
+            FETCH(codes + int64_t(k) * 32 + 2048);
             __m512i bytes = _mm512_loadu_si512(codes + int64_t(k) * 32), values[V];
             if (V == 2 && upper) bytes = _mm512_srli_epi16(bytes, 4);
             values[0] = unfold.low(bytes);
             values[1] = unfold.high(bytes);
-            if (V == 4) {
+            if constexpr (V == 4) {
                 bytes = _mm512_srli_epi16(bytes, 4);
-                values[V - 2] = unfold.low(bytes);
-                values[V - 1] = unfold.high(bytes);
+                values[2] = unfold.low(bytes);
+                values[3] = unfold.high(bytes);
             }
-            EACH(r, R) {
+            each<R>([&](auto r) WITHIN {
                 int32_t both;
                 std::memcpy(&both, x + int64_t(r) * inputs + k, 4);
                 const __m512i given = _mm512_set1_epi32(both);
-                EACH(i, V) sums[r][i] = add_pairs(sums[r][i], given, values[i]);
-            }
+                each<V>([&](auto i) WITHIN { sums[r][i] = add_pairs(sums[r][i], given, values[i]); });
+            });
         }
-        EACH(i, V) {
+        each<V>([&](auto i) WITHIN {
             Vector scale, zero;
             load_pairs(pairs + 2 * (int64_t(g) * linear.stride + first + 16 * i), scale, zero);
-            EACH(r, R) {
+            each<R>([&](auto r) WITHIN {
                 totals[r][i] = multiply_add(sums[r][i], scale, totals[r][i]);
                 totals[r][i] = multiply_add(fill(group_sums[int64_t(r) * groups + g]), zero, totals[r][i]);
-            }
-        }
+            });
+        });
     }
-    EACH(r, R)
-        EACH(i, V) store(y + int64_t(r) * y_stride + first + 16 * i, totals[r][i]);
+    each<R>([&](auto r) WITHIN {
+        each<V>([&](auto i) WITHIN { store(y + int64_t(r) * y_stride + first + 16 * i, totals[r][i]); });
+    });
 }
 
 inline void int4_paired(const Linear& linear, int block, const Inputs& inputs, float* y, int y_stride) {

@@ -26,24 +26,23 @@ APART void dense_tile(const Linear& linear, int channel, const float* x, float* 
     const int inputs = linear.in, whole = inputs / WIDTH * WIDTH;
     const auto* weight = static_cast<const typename S::Element*>(linear.weight) + int64_t(channel) * inputs;
     Vector sums[R][C];
-    EACH(r, R)
-        EACH(c, C) sums[r][c] = fill(0);
+    each<R>([&](auto r) WITHIN { each<C>([&](auto c) WITHIN { sums[r][c] = fill(0); }); });
     for (int k = 0; k < whole; k += WIDTH) {
         Vector given[R];
-        EACH(r, R) hold(given[r] = load(x + int64_t(k) * R + r * WIDTH));
-        EACH(c, C) {
+        each<R>([&](auto r) WITHIN { hold(given[r] = load(x + int64_t(k) * R + r * WIDTH)); });
+        each<C>([&](auto c) WITHIN {
             const auto* from = weight + int64_t(c) * inputs + k;
-            fetch(from + CHANNELS_AHEAD * int64_t(inputs));
+            FETCH(from + CHANNELS_AHEAD * int64_t(inputs));
             Vector values = S::vector(from);
             hold(values);
-            EACH(r, R) sums[r][c] = multiply_add(given[r], values, sums[r][c]);
-        }
+            each<R>([&](auto r) WITHIN { sums[r][c] = multiply_add(given[r], values, sums[r][c]); });
+        });
     }
     float totals[R * C];
     add_up<R, C>(sums, totals);
     if (whole < inputs) add_rest<T>(weight, inputs, x + int64_t(whole) * R, R, C, totals);
-    EACH(r, R)
-        EACH(c, C) y[int64_t(r) * y_stride + channel + c] = totals[r * C + c];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) y[int64_t(r) * y_stride + channel + c] = totals[r * C + c];
 }
 
 template <Type T>
@@ -69,44 +68,42 @@ APART void int4_tile(const Linear& linear, int block, int column, const float* x
     const Nibbles nibbles;
     const int first = block * linear.block + column * WIDTH;  // channel of the first low half
     Vector totals[R][C][2];
-    EACH(r, R)
-        EACH(c, C) totals[r][c][0] = totals[r][c][1] = fill(0);
+    const auto every = [](auto take) WITHIN {
+        each<R>([&](auto r) WITHIN {
+            each<C>([&](auto c) WITHIN { each<2>([&](auto side) WITHIN { take(r, c, side); }); });
+        });
+    };
+    every([&](auto r, auto c, auto side) WITHIN { totals[r][c][side] = fill(0); });
     for (int g = 0; g < groups; ++g) {
         const uint16_t* later = pairs + 2 * (int64_t(std::min(g + AHEAD, groups - 1)) * linear.stride + first);
-        for (int i = 0; i < 2 * linear.block; i += 32) fetch(later + i);
+        for (int i = 0; i < 2 * linear.block; i += 32) FETCH(later + i);
         Vector sums[2][R][C][2];
-        for (int p = 0; p < 2; ++p)
-            EACH(r, R)
-                EACH(c, C) sums[p][r][c][0] = sums[p][r][c][1] = fill(0);
+        every([&](auto r, auto c, auto side) WITHIN { sums[0][r][c][side] = sums[1][r][c][side] = fill(0); });
         const int end = (g + 1) * linear.group;
         for (int k = g * linear.group; k < end; k += 2) {
-            fetch(codes + int64_t(k) * half + 2048);
-            for (int p = 0; p < 2; ++p)
-                EACH(c, C) {
+            FETCH(codes + int64_t(k) * half + 2048);
+            each<2>([&](auto p) WITHIN {
+                each<C>([&](auto c) WITHIN {
                     Vector low, high;
                     nibbles.load(codes + int64_t(k + p) * half + c * WIDTH, low, high);
-                    EACH(r, R) {
-                        Vector given = fill(x[int64_t(r) * inputs + k + p]);
+                    each<R>([&](auto r) WITHIN {
+                        const Vector given = fill(x[int64_t(r) * inputs + k + p]);
                         sums[p][r][c][0] = multiply_add(low, given, sums[p][r][c][0]);
                         sums[p][r][c][1] = multiply_add(high, given, sums[p][r][c][1]);
-                    }
-                }
+                    });
+                });
+            });
         }
-        EACH(c, C)
-            for (int side = 0; side < 2; ++side) {
-                Vector scale, zero;
-                load_pairs(pairs + 2 * (int64_t(g) * linear.stride + first + c * WIDTH + side * half), scale, zero);
-                EACH(r, R) {
-                    Vector& total = totals[r][c][side];
-                    total = multiply_add(add(sums[0][r][c][side], sums[1][r][c][side]), scale, total);
-                    total = multiply_add(fill(group_sums[int64_t(r) * groups + g]), zero, total);
-                }
-            }
+        every([&](auto r, auto c, auto side) WITHIN {
+            Vector scale, zero, &total = totals[r][c][side];
+            load_pairs(pairs + 2 * (int64_t(g) * linear.stride + first + c * WIDTH + side * half), scale, zero);
+            total = multiply_add(add(sums[0][r][c][side], sums[1][r][c][side]), scale, total);
+            total = multiply_add(fill(group_sums[int64_t(r) * groups + g]), zero, total);
+        });
     }
-    EACH(r, R)
-        EACH(c, C)
-            for (int side = 0; side < 2; ++side)
-                store(y + int64_t(r) * y_stride + first + c * WIDTH + side * half, totals[r][c][side]);
+    every([&](auto r, auto c, auto side) WITHIN {
+        store(y + int64_t(r) * y_stride + first + c * WIDTH + side * half, totals[r][c][side]);
+    });
 }
 
 template <int R, int C>

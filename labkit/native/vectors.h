@@ -7,26 +7,32 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
 #include <immintrin.h>
 #endif
 
-// A loop over sums that stay in registers: it must be unrolled, however many there are.
-#if defined(__clang__)
-#define EACH(i, count) _Pragma("unroll") for (int i = 0; i < count; ++i)
-#elif defined(__GNUC__)
-#define EACH(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < count; ++i)
-#else
-#define EACH(i, count) for (int i = 0; i < count; ++i)
-#endif
-
-// A function that is compiled for itself: what is in registers there is then not pushed out by what is around it.
+// A function that is compiled for itself, so that what is around it does not push its sums out of the registers; and
+// one that is part of the function that calls it.
 #if defined(__GNUC__)
 #define APART __attribute__((noinline)) static
+#define WITHIN __attribute__((always_inline))
 #else
 #define APART static
+#define WITHIN
 #endif
+
+template <typename Do, int... I>
+WITHIN inline void each_of(const Do& take, std::integer_sequence<int, I...>) {
+    (take(std::integral_constant<int, I>()), ...);
+}
+
+// Calls take(0), take(1) ... take(N - 1) with numbers that the compiler knows: an array of sums, so indexed, is N registers.
+template <int N, typename Do>
+WITHIN inline void each(const Do& take) {
+    each_of(take, std::make_integer_sequence<int, N>());
+}
 
 enum Type : int32_t { F32 = 0, BF16 = 1, F16 = 2, INT8 = 3, INT4 = 4 };
 
@@ -92,24 +98,26 @@ inline Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
 inline Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 inline float sum(Vector value) { return _mm512_reduce_add_ps(value); }
 // The sums of 16 vectors, each added up in the same order.
-inline Vector sums_of_16(const Vector* v) {
-    Vector a[8], b[4];
-    for (int i = 0; i < 8; ++i)
+WITHIN inline Vector sums_of_16(const Vector (&v)[16]) {
+    Vector a[8], b[4], c[2];
+    each<8>([&](auto i) WITHIN {
         a[i] = add(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    for (int i = 0; i < 4; ++i) {
+    });
+    each<4>([&](auto i) WITHIN {
         const __m512d one = _mm512_castps_pd(a[2 * i]), other = _mm512_castps_pd(a[2 * i + 1]);
         b[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(one, other)), _mm512_castpd_ps(_mm512_unpackhi_pd(one, other)));
-    }
-    for (int i = 0; i < 2; ++i)
-        a[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xEE));
-    return add(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xDD));
+    });
+    each<2>([&](auto i) WITHIN {
+        c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xEE));
+    });
+    return add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xDD));
 }
 // out[i] = the sum of the i-th of `count` vectors, 16 at most; vectors from `count` on are anything.
-inline void sum_each(const Vector* vectors, int count, float* out) {
+WITHIN inline void sum_each(const Vector (&vectors)[16], int count, float* out) {
     _mm512_mask_storeu_ps(out, __mmask16((1u << count) - 1), sums_of_16(vectors));
 }
 // The same, but each added up in the order of `sum`.
-inline void sum_every(const Vector* vectors, int count, float* out) {
+inline void sum_every(const Vector (&vectors)[16], int count, float* out) {
     Vector a[8], b[4];
     for (int i = 0; i < 8; ++i) {
         const Vector one = vectors[i], other = vectors[i + 8];
@@ -237,18 +245,21 @@ inline void load_pairs(const uint16_t* from, Vector& scale, Vector& zero) {
 #endif
 
 #if !defined(__AVX512F__)
-inline void sum_each(const Vector* vectors, int count, float* out) {
+inline void sum_each(const Vector (&vectors)[16], int count, float* out) {
     for (int i = 0; i < count; ++i) out[i] = sum(vectors[i]);
 }
-inline void sum_every(const Vector* vectors, int count, float* out) { sum_each(vectors, count, out); }
+inline void sum_every(const Vector (&vectors)[16], int count, float* out) { sum_each(vectors, count, out); }
 #endif
 
 // totals[r * C + c] = the sum of sums[r][c]; a copy, so that the sums stay in registers until here.
 template <int R, int C>
-inline void add_up(const Vector (&sums)[R][C], float* totals) {
+WITHIN inline void add_up(const Vector (&sums)[R][C], float* totals) {
     static_assert(R * C <= 16, "as many as sum_each takes");
     Vector all[16];
-    for (int i = 0; i < 16; ++i) all[i] = i < R * C ? sums[i / C][i % C] : fill(0);
+    each<16>([&](auto i) WITHIN {
+        if constexpr (i < R * C) all[i] = sums[i / C][i % C];
+        else all[i] = fill(0);
+    });
     sum_each(all, R * C, totals);
 }
 
