@@ -60,19 +60,6 @@ inline void score(const float* q, const typename Stored<T>::Element* keys, int64
     }
 }
 
-inline float largest_of(const float* values, int64_t count) {
-    float largest = values[0], lanes[WIDTH];
-    int64_t i = 0;
-    if (count >= WIDTH) {
-        Vector found = load(values);
-        for (; i + WIDTH <= count; i += WIDTH) found = larger(found, load(values + i));
-        store(lanes, found);
-        for (float one : lanes) largest = std::max(largest, one);
-    }
-    for (; i < count; ++i) largest = std::max(largest, values[i]);
-    return largest;
-}
-
 // Columns [i, i + J * WIDTH) of the weighted means: weights [H, stride] times values [length, width], and v -> out.
 template <Type T, int H, int J>
 inline void average(const float* weights, int64_t stride, const typename Stored<T>::Element* values, int64_t length,

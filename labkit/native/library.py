@@ -100,6 +100,7 @@ class Library:
     step: ctypes._CFuncPtr  # (Model*, Row*, count, float* logits, threads)
     multiply: ctypes._CFuncPtr  # (Linear*, float* x, rows, float* y, threads)
     dequantize: ctypes._CFuncPtr  # (Linear*, void* values, type, threads)
+    largest: ctypes._CFuncPtr  # (float* rows, count, width, float* values, int64_t* places)
     vector_width: int  # floats in a vector
 
 
@@ -242,5 +243,7 @@ def _bound(path: Path, compiler: str) -> Library:
     step.argtypes = [ctypes.POINTER(Model), ctypes.POINTER(Row), count, pointer, count]
     multiply.argtypes = [ctypes.POINTER(Linear), pointer, count, pointer, count]
     dequantize.argtypes = [ctypes.POINTER(Linear), pointer, count, count]
-    step.restype = multiply.restype = dequantize.restype = None
-    return Library(path, compiler, step, multiply, dequantize, int(loaded.labkit_vector_width()))
+    largest = loaded.labkit_largest
+    largest.argtypes = [pointer, count, count, pointer, pointer]
+    step.restype = multiply.restype = dequantize.restype = largest.restype = None
+    return Library(path, compiler, step, multiply, dequantize, largest, int(loaded.labkit_vector_width()))

@@ -238,5 +238,17 @@ void labkit_dequantize(const Linear* linear, void* values, int32_t type, int32_t
     }
 }
 
+// The largest of each row [count, width] and its place, the first of several; NaN and its place if there is one.
+void labkit_largest(const float* rows, int32_t count, int32_t width, float* values, int64_t* places) {
+    for (int r = 0; r < count; ++r, rows += width) {
+        int strange = 0, place = 0;
+        for (int i = 0; i < width; ++i) strange |= rows[i] != rows[i];
+        const float largest = strange ? NAN : largest_of(rows, width);
+        while (strange ? rows[place] == rows[place] : rows[place] != largest) ++place;
+        values[r] = largest;
+        places[r] = place;
+    }
+}
+
 int32_t labkit_vector_width() { return WIDTH; }
 }

@@ -322,6 +322,20 @@ inline void round_all(float* values, int count, int32_t type) {
     }
 }
 
+// Of one value at least; anything if one is NaN.
+inline float largest_of(const float* values, int64_t count) {
+    float largest = values[0], lanes[WIDTH];
+    int64_t i = 0;
+    if (count >= WIDTH) {
+        Vector found = load(values);
+        for (; i + WIDTH <= count; i += WIDTH) found = larger(found, load(values + i));
+        store(lanes, found);
+        for (float one : lanes) largest = std::max(largest, one);
+    }
+    for (; i < count; ++i) largest = std::max(largest, values[i]);
+    return largest;
+}
+
 // e to the power of a value of at most 88; below -87 it is 0. Within 2e-7 of the true one. Loops of it are vectorised.
 inline float exponential(float value) {
     float bounded = value < -87.0f ? -87.0f : (value > 88.0f ? 88.0f : value);
