@@ -11,6 +11,7 @@ stops them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ class Batch:
         except torch.OutOfMemoryError:
             answer.fail(GenerationError("there is not enough memory on the device for this prompt"))
             return [Piece(answer, "")]
-        pieces, tokens = _choose(logits, [answer], self._forward.dtype)
+        pieces, tokens = _choose(logits, [answer], self._forward)
         if not answer.finished:
             self.active.append(answer)
             self._next = tokens if self._next is None else torch.cat((self._next, tokens))
@@ -136,7 +137,7 @@ class Batch:
 
     def _decode(self) -> list[Piece]:
         logits = self._forward.step([answer.row for answer in self.active], self._next, alone=self.rows == 1)
-        pieces, self._next = _choose(logits, self.active, self._forward.dtype)
+        pieces, self._next = _choose(logits, self.active, self._forward)
         return pieces
 
     def _keep(self, kept: list[bool]) -> None:
@@ -178,28 +179,25 @@ class TextStream(Iterator[str]):
 
 
 @torch.inference_mode()
-def _choose(
-    logits: Tensor, answers: list[RunningAnswer], computed: torch.dtype
-) -> tuple[list[Piece], Tensor]:
-    """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which were ``computed`` in that
-    dtype; also the tokens ``[B]``.
+def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> tuple[list[Piece], Tensor]:
+    """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which ``forward`` computed; also the
+    tokens ``[B]``.
 
     The check for numbers that are not finite waits for the GPU.
     """
-    best, tokens = logits.max(dim=-1)
-    finite = torch.isfinite(best).tolist()
+    best, tokens = forward.likeliest(logits)
     if not all(answer.sampler.plain for answer in answers):
         tokens = tokens.clone()
         for index, answer in enumerate(answers):
-            if finite[index] and not answer.sampler.plain:
+            if math.isfinite(best[index]) and not answer.sampler.plain:
                 try:
                     tokens[index] = answer.sampler(logits[index])
                 except LabError as error:
                     answer.fail(error)
     pieces = []
     for index, (answer, token) in enumerate(zip(answers, tokens.tolist())):
-        if not finite[index]:
-            dtype = str(computed).removeprefix("torch.")
+        if not math.isfinite(best[index]):
+            dtype = str(forward.dtype).removeprefix("torch.")
             answer.fail(
                 GenerationError(
                     f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
@@ -207,6 +205,8 @@ def _choose(
             )
         if answer.error is not None:
             pieces.append(Piece(answer, ""))
+        elif answer.sampler.plain:
+            pieces.append(Piece(answer, answer.push(token)))
         else:
             pieces.append(Piece(answer, answer.push(token, answer.sampler.logprobs(logits[index], token))))
     return pieces, tokens

@@ -49,7 +49,7 @@ INTERLEAVED = {
 """Decoder layers that are known -> whether neighbours of a head are rotated together."""
 ROTARY_TYPES = {"default", "linear", "llama3"}  # those whose frequencies do not depend on the length
 DENSE = (nn.Linear, DenseLinear, LogitsLinear, DenseLogitsLinear)
-UNIT = 64  # channels that fused Linears are split at: `UNIT` of products.h
+UNIT = 64  # channels that fused Linears are split at: `UNIT` of linear.h
 TABLE_GROWTH = 512  # positions
 
 
@@ -59,12 +59,14 @@ class NotDescribedError(LabError):
 
 @dataclass
 class RowState:
-    """What the library knows of one conversation: pointers to its keys and values, which change as they grow."""
+    """What the library knows of one conversation: pointers to its keys and values, which change as they grow, and the
+    ``steps`` that it went by the library since `Row.positions` was counted."""
 
     keys: ctypes.Array
     values: ctypes.Array
     buffers: Any
     room: int
+    steps: int = 0
 
 
 class NativeStep:
@@ -120,6 +122,14 @@ class NativeStep:
             )
         return logits
 
+    def likeliest(self, logits: Tensor) -> tuple[list[float], Tensor]:
+        """As `labkit.forward.Forward.likeliest`, of fp32 logits on the CPU."""
+        logits = logits.contiguous()
+        count, vocabulary = logits.shape
+        largest, tokens = (ctypes.c_float * count)(), torch.empty(count, dtype=torch.int64)
+        self._library.largest(logits.data_ptr(), count, vocabulary, largest, tokens.data_ptr())
+        return list(largest), tokens
+
     def _append(self, one: native.Row, row: Any, token: int) -> None:
         layers, state = row.cache.layers, row.native
         length = layers[0].length
@@ -128,7 +138,7 @@ class NativeStep:
                 layer.reserve()
             state.keys, state.values = _pointers(row.cache, 0), _pointers(row.cache, 1)
             state.buffers, state.room = layers[0].buffers, layers[0].buffers[0].shape[-2]
-        row.positions += 1
+        state.steps += 1
         row.place += 1
         if row.place >= len(self._cosine):
             self._extend_table(row.place)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 REPLACEMENT = "\ufffd"
+MOST_TEXTS = 1 << 14
+"""Runs of tokens whose text is remembered."""
 
 
 class Detokenizer:
@@ -14,17 +16,32 @@ class Detokenizer:
     gives U+FFFD.  Text is held back while its end is such a half character, and bytes that never become one
     are dropped.  Tokens are decoded together with those just before them, because some tokenizers treat the
     first token of a text differently (a leading space).
+
+    Args:
+        tokenizer: what decodes.
+        texts: those of short runs of tokens, by their tokens. Answers of one tokenizer may share it: an agent's are much
+            alike, and looking up takes less than decoding.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, texts: dict[tuple[int, ...], str] | None = None):
         self._tokenizer = tokenizer
+        self._texts = {} if texts is None else texts
         self._tokens: list[int] = []
         self._start = 0  # first token of the window that is decoded
         self._boundary = 0  # tokens before this are given out completely
         self._given = 0  # characters of the window already given out
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        run = tuple(tokens)
+        text = self._texts.get(run)
+        if text is None:
+            text = self._tokenizer.decode(
+                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            if len(self._texts) >= MOST_TEXTS:
+                self._texts.clear()
+            self._texts[run] = text
+        return text
 
     def push(self, token: int) -> str:
         """The text that this token completes, possibly none."""

@@ -65,6 +65,7 @@ class Engine:
         self.load_s = load_s
         self.provenance = dict(provenance or {})
         self.weights = weights
+        self._texts: dict[tuple[int, ...], str] = {}
         self.device = next(model.parameters()).device
         self.devices = list(dict.fromkeys(one.device for one in model.parameters()))
         self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
@@ -168,7 +169,7 @@ class Engine:
         answer = RunningAnswer(
             inputs,
             sampler,
-            Detokenizer(self.tokenizer),
+            Detokenizer(self.tokenizer, self._texts),
             ends,
             prompt_tokens=length,
             limit=limit,

@@ -37,7 +37,8 @@ class Row:
 
     Attributes:
         cache: its keys and values.
-        positions: of its last token, ``[…, 1, 1]`` as the model takes them; None where the model counts itself.
+        positions: of its last token, ``[…, 1, 1]`` as the model takes them, but for the compiled step's tokens, which
+            `native` counts; None where the model counts itself.
         mask: what it may see, ``[1, L]``, where the model wants to be told.
         place: its last token's position as a number, kept by the compiled step; None if its axes differ.
         native: what the compiled step knows of it.
@@ -56,9 +57,10 @@ class Row:
 
     def advance(self) -> None:
         """The model's own way of adding a token begins: one position further."""
+        further = 1 + (self.native.steps if self.native is not None else 0)
         self.native = None
         if self.positions is not None:
-            self.positions = self.positions + 1
+            self.positions = self.positions + further
 
 
 class Forward:
@@ -195,6 +197,14 @@ class Forward:
         return torch.cat(
             [self._padded(rows[at : at + PADDED_ROWS], tokens[at : at + PADDED_ROWS]) for at in parts]
         )
+
+    def likeliest(self, logits: Tensor) -> tuple[list[float], Tensor]:
+        """Of each row of ``logits [B, vocabulary]`` the largest number, NaN if any is, and its place ``[B]``, the first
+        of several. Waits for the GPU."""
+        if self.native is not None and logits.dtype == torch.float32 and logits.device.type == "cpu":
+            return self.native.likeliest(logits)
+        best, tokens = logits.max(dim=-1)
+        return best.tolist(), tokens
 
     def new_cache(self) -> Any:
         """An empty cache for one conversation."""

@@ -41,6 +41,7 @@ class RowLayer(DynamicLayer):
 
     def __init__(self, keeping: Keeping = PLAIN):
         self._keeping = keeping
+        self._plain = keeping == PLAIN
         self._store = Store(keeping)
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.length = 0
@@ -57,7 +58,7 @@ class RowLayer(DynamicLayer):
         self.is_initialized = True
         start, self.length = self.length, self.length + key_states.shape[-2]
         kept = self._store.append(torch.cat((key_states, value_states)), start)
-        if key_states.shape[-2] == 1 or self._keeping == PLAIN:
+        if key_states.shape[-2] == 1 or self._plain:
             return kept[:1], kept[1:]
         return of_prompt(self._keeping, key_states, value_states, start)
 
@@ -65,7 +66,7 @@ class RowLayer(DynamicLayer):
     def buffers(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values with room for more, ``[1, H, room, D]`` each, the same objects until they grow; None before
         the first token, and where numbers are not kept as they come."""
-        numbers = self._store.numbers if self._keeping == PLAIN else None
+        numbers = self._store.numbers if self._plain else None
         if numbers is None:
             self._buffers = None
         elif self._buffers is None or self._buffers[0].data_ptr() != numbers.data_ptr():

@@ -174,6 +174,8 @@ class Sampler:
         prompt_ids: the prompt's tokens, for the repetition penalty.
         end_token_ids: what `min_new_tokens` holds back.
         constraint: a grammar to keep to.
+
+    ``plain`` says whether the likeliest token is taken as it is, with nothing added to logits or wanted to know.
     """
 
     def __init__(
@@ -191,6 +193,14 @@ class Sampler:
         self._taken = 0
         self._prompt = frozenset(prompt_ids) if settings.repetition_penalty != 1 else frozenset()
         self._ends = sorted(end_token_ids) if settings.min_new_tokens else []
+        self._adjusts = bool(
+            settings.frequency_penalty
+            or settings.presence_penalty
+            or settings.repetition_penalty != 1
+            or settings.logit_bias
+            or self._ends
+            or constraint is not None
+        )
         self._generator = None
         if settings.temperature > 0:
             self._generator = torch.Generator(device)
@@ -198,25 +208,12 @@ class Sampler:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(settings.seed)
+        self.plain = self.greedy and settings.logprobs is None and not self._adjusts
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken."""
         return self._generator is None
-
-    @property
-    def plain(self) -> bool:
-        """Whether the likeliest token is taken as it is, with nothing added to logits or wanted to know."""
-        settings = self.settings
-        return self.greedy and settings.logprobs is None and not self._adjusts
-
-    @property
-    def _adjusts(self) -> bool:
-        settings = self.settings
-        penalized = (
-            settings.frequency_penalty or settings.presence_penalty or settings.repetition_penalty != 1
-        )
-        return bool(penalized or settings.logit_bias or self._ends or self.constraint is not None)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The next token as an int64 scalar tensor on the logits' device.

@@ -91,13 +91,16 @@ def test_sizes_that_fill_no_vector(kind):
     assert sqnr_db(exact(module, rows), Multiplier(module, dtype)(rows)) > FLOORS[dtype]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_rows_product_is_the_same_to_the_last_bit_in_any_company(kind):
-    module, dtype = linear(kind)
+@pytest.mark.parametrize(
+    ("kind", "inputs", "outputs"),
+    [*((kind, 576, 192) for kind in KINDS), *((kind, 61, 75) for kind in KINDS if kind != "int4")],
+)
+def test_a_rows_product_is_the_same_to_the_last_bit_in_any_company(kind, inputs, outputs):
+    module, dtype = linear(kind, inputs, outputs)
     multiply = Multiplier(module, dtype)
-    rows = torch.randn(13, 576, generator=torch.Generator().manual_seed(2)).to(dtype)
+    rows = torch.randn(17, inputs, generator=torch.Generator().manual_seed(2)).to(dtype)
     alone = torch.cat([multiply(row[None]) for row in rows])
-    for count in range(1, 14):
+    for count in range(1, 18):
         assert torch.equal(multiply(rows[:count]), alone[:count])
         assert torch.equal(multiply(rows[:count], threads=2), alone[:count])
 
@@ -239,6 +242,36 @@ def test_a_row_may_change_from_one_way_to_the_other_between_tokens(llama):
     for mine, theirs in zip(row.cache.layers, other.cache.layers):
         torch.testing.assert_close(mine.keys, theirs.keys, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(mine.values, theirs.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["llama", "glm4v"])
+def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(name, kind):
+    """Attention and all, past one block of remembered tokens, for as many rows as a tile has and one more."""
+    model = tiny(kind, name)
+    forward = Forward(model)
+    prompts = [prompt_of("hello " * (2 + number % 4) + "x" * number) for number in range(9)]
+    tokens = torch.arange(9) + 3
+    alone = [[forward.step([forward.prefill(one)[0]], token[None])] for one, token in zip(prompts, tokens)]
+    rows = [forward.prefill(one)[0] for one in prompts]
+    assert forward.native is not None
+    together = forward.step(rows, tokens)
+    for number, (expected,) in enumerate(alone):
+        assert torch.equal(together[number], expected[0])
+
+
+@pytest.mark.parametrize("width", [5, 64, 100])
+def test_the_likeliest_token_is_torchs(llama, width):
+    """The first of several, and not a number where there is one."""
+    native_step = Forward(llama).native
+    logits = torch.randint(0, 9, (6, width), generator=torch.Generator().manual_seed(0)).float()
+    logits[1] = -torch.inf
+    logits[2, 3] = torch.inf
+    logits[4, 2:4] = torch.nan
+    best, tokens = native_step.likeliest(logits)
+    expected, places = logits.max(dim=-1)
+    torch.testing.assert_close(torch.tensor(best), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(tokens, places)
 
 
 def test_masked_rows_go_the_modules_way_and_the_others_do_not_notice(llama):

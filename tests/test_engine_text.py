@@ -47,6 +47,18 @@ def test_bytes_of_a_character_come_together(text):
     assert [piece for piece in pieces if piece] == list(text)
 
 
+def test_answers_that_share_their_texts_read_as_alone(monkeypatch):
+    """Also when there is room for a few only, and when another answer was broken off within a character."""
+    words = tiny_models.tokenizer()
+    ids = words("设a设b", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("labkit.detokenize.MOST_TEXTS", 5)
+    texts = {}
+    for tokens in (ids[:2], ids, ids[1:], ids[::-1], ids):
+        alone, sharing = Detokenizer(words), Detokenizer(words, texts)
+        assert [alone.push(token) for token in tokens] == [sharing.push(token) for token in tokens]
+        assert len(texts) <= 5
+
+
 def test_special_tokens_and_broken_bytes_leave_no_trace():
     words = tiny_models.tokenizer()
     ids = words("设a", add_special_tokens=False)["input_ids"]

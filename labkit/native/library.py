@@ -23,7 +23,7 @@ from labkit.errors import LabError
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")
-SOURCES = ("step.cpp", "products.h", "pairs.h", "linear.h", "vectors.h")
+SOURCES = ("step.cpp", "model.h", "attention.h", "products.h", "pairs.h", "inputs.h", "linear.h", "vectors.h")
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
 CHOICES = (
     ("-march=native", "-fopenmp"),
@@ -46,7 +46,7 @@ class NativeError(LabError):
 
 
 class Linear(ctypes.Structure):
-    """`Linear` of products.h."""
+    """`Linear` of linear.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("type", "out", "in_", "group", "block", "stride")),
@@ -56,7 +56,7 @@ class Linear(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """`Layer` of step.cpp."""
+    """`Layer` of model.h."""
 
     _fields_ = [
         *(
@@ -68,7 +68,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """`Model` of step.cpp."""
+    """`Model` of model.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("dtype", "layers", "width", "heads", "key_heads")),
@@ -83,7 +83,7 @@ class Model(ctypes.Structure):
 
 
 class Row(ctypes.Structure):
-    """`Row` of step.cpp."""
+    """`Row` of model.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("cosine", "sine", "keys", "values")),
@@ -100,6 +100,7 @@ class Library:
     step: ctypes._CFuncPtr  # (Model*, Row*, count, float* logits, threads)
     multiply: ctypes._CFuncPtr  # (Linear*, float* x, rows, float* y, threads)
     dequantize: ctypes._CFuncPtr  # (Linear*, void* values, type, threads)
+    largest: ctypes._CFuncPtr  # (float* rows, count, width, float* values, int64_t* places)
     vector_width: int  # floats in a vector
 
 
@@ -242,5 +243,7 @@ def _bound(path: Path, compiler: str) -> Library:
     step.argtypes = [ctypes.POINTER(Model), ctypes.POINTER(Row), count, pointer, count]
     multiply.argtypes = [ctypes.POINTER(Linear), pointer, count, pointer, count]
     dequantize.argtypes = [ctypes.POINTER(Linear), pointer, count, count]
-    step.restype = multiply.restype = dequantize.restype = None
-    return Library(path, compiler, step, multiply, dequantize, int(loaded.labkit_vector_width()))
+    largest = loaded.labkit_largest
+    largest.argtypes = [pointer, count, count, pointer, pointer]
+    step.restype = multiply.restype = dequantize.restype = largest.restype = None
+    return Library(path, compiler, step, multiply, dequantize, largest, int(loaded.labkit_vector_width()))

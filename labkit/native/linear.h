@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "vectors.h"
 
@@ -27,18 +26,26 @@ constexpr int UNIT = 64;  // channels that a thread takes at a time: one or two 
 
 inline int units_of(const Linear& linear) { return (linear.out + UNIT - 1) / UNIT; }
 
-inline void fetch(const void* from) { __builtin_prefetch(from); }
+#define FETCH(from) __builtin_prefetch(from)  // calls of a function that does no more are taken for idle, and left out
 
 // Sums [from, to) of one row of y become products: scaled, rounded, with the bias.
-inline void finish(const Linear& linear, float* y, int from, int to) {
+template <Type T>
+inline void finish_as(const Linear& linear, float* y, int from, int to) {
     if (linear.type == INT8) {
         const auto* scale = static_cast<const uint16_t*>(linear.scale);
         for (int i = from; i < to; ++i) y[i] *= float_of_bf16(scale[i]);
     }
-    if (linear.bias && linear.bias_first)
-        for (int i = from; i < to; ++i) y[i] += linear.bias[i];
-    round_all(y + from, to - from, linear.given);
-    if (!linear.bias || linear.bias_first) return;
-    for (int i = from; i < to; ++i) y[i] += linear.bias[i];
-    round_all(y + from, to - from, linear.given);
+    if (!linear.bias) {
+        for (int i = from; i < to; ++i) y[i] = rounded<T>(y[i]);
+    } else if (linear.bias_first) {
+        for (int i = from; i < to; ++i) y[i] = rounded<T>(y[i] + linear.bias[i]);
+    } else {
+        for (int i = from; i < to; ++i) y[i] = rounded<T>(rounded<T>(y[i]) + linear.bias[i]);
+    }
+}
+
+inline void finish(const Linear& linear, float* y, int from, int to) {
+    if (linear.given == F32) finish_as<F32>(linear, y, from, to);
+    if (linear.given == BF16) finish_as<BF16>(linear, y, from, to);
+    if (linear.given == F16) finish_as<F16>(linear, y, from, to);
 }

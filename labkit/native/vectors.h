@@ -7,10 +7,32 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
 #include <immintrin.h>
 #endif
+
+// A function that is compiled for itself, so that what is around it does not push its sums out of the registers; and
+// one that is part of the function that calls it.
+#if defined(__GNUC__)
+#define APART __attribute__((noinline)) static
+#define WITHIN __attribute__((always_inline))
+#else
+#define APART static
+#define WITHIN
+#endif
+
+template <typename Do, int... I>
+WITHIN inline void each_of(const Do& take, std::integer_sequence<int, I...>) {
+    (take(std::integral_constant<int, I>()), ...);
+}
+
+// Calls take(0), take(1) ... take(N - 1) with numbers that the compiler knows: an array of sums, so indexed, is N registers.
+template <int N, typename Do>
+WITHIN inline void each(const Do& take) {
+    each_of(take, std::make_integer_sequence<int, N>());
+}
 
 enum Type : int32_t { F32 = 0, BF16 = 1, F16 = 2, INT8 = 3, INT4 = 4 };
 
@@ -63,7 +85,8 @@ inline uint16_t f16_of_float(float value) {
 #if defined(__AVX512F__)
 
 constexpr int WIDTH = 16;  // floats in a vector
-constexpr int ROWS = 4;    // rows that are multiplied together
+constexpr int ROWS = 8;    // most rows that are multiplied together
+constexpr int SUMS = 16;   // sums that are kept in registers meanwhile
 using Vector = __m512;
 
 inline Vector fill(float value) { return _mm512_set1_ps(value); }
@@ -72,23 +95,43 @@ inline void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
 inline Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+inline Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 inline float sum(Vector value) { return _mm512_reduce_add_ps(value); }
 // The sums of 16 vectors, each added up in the same order.
-inline Vector sums_of_16(const Vector* v) {
-    Vector a[8], b[4];
-    for (int i = 0; i < 8; ++i)
+WITHIN inline Vector sums_of_16(const Vector (&v)[16]) {
+    Vector a[8], b[4], c[2];
+    each<8>([&](auto i) WITHIN {
         a[i] = add(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    for (int i = 0; i < 4; ++i) {
+    });
+    each<4>([&](auto i) WITHIN {
         const __m512d one = _mm512_castps_pd(a[2 * i]), other = _mm512_castps_pd(a[2 * i + 1]);
         b[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(one, other)), _mm512_castpd_ps(_mm512_unpackhi_pd(one, other)));
-    }
-    for (int i = 0; i < 2; ++i)
-        a[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xEE));
-    return add(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xDD));
+    });
+    each<2>([&](auto i) WITHIN {
+        c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xEE));
+    });
+    return add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xDD));
 }
 // out[i] = the sum of the i-th of `count` vectors, 16 at most; vectors from `count` on are anything.
-inline void sum_each(const Vector* vectors, int count, float* out) {
+WITHIN inline void sum_each(const Vector (&vectors)[16], int count, float* out) {
     _mm512_mask_storeu_ps(out, __mmask16((1u << count) - 1), sums_of_16(vectors));
+}
+// The same, but each added up in the order of `sum`.
+inline void sum_every(const Vector (&vectors)[16], int count, float* out) {
+    Vector a[8], b[4];
+    for (int i = 0; i < 8; ++i) {
+        const Vector one = vectors[i], other = vectors[i + 8];
+        a[i] = add(_mm512_shuffle_f32x4(one, other, 0x44), _mm512_shuffle_f32x4(one, other, 0xEE));
+    }
+    for (int i = 0; i < 4; ++i)  // vectors i, i + 8, i + 4, i + 12
+        b[i] = add(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xDD));
+    for (int i = 0; i < 2; ++i) {
+        const __m512d one = _mm512_castps_pd(b[i]), other = _mm512_castps_pd(b[i + 2]);
+        a[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(one, other)), _mm512_castpd_ps(_mm512_unpackhi_pd(one, other)));
+    }
+    const Vector all = add(_mm512_shuffle_ps(a[0], a[1], 0x88), _mm512_shuffle_ps(a[0], a[1], 0xDD));
+    const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+    _mm512_mask_storeu_ps(out, __mmask16((1u << count) - 1), _mm512_permutexvar_ps(order, all));
 }
 inline Vector load(const uint16_t* from, bool bf16) {
     __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -118,7 +161,8 @@ inline void load_pairs(const uint16_t* from, Vector& scale, Vector& zero) {
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 constexpr int WIDTH = 8;
-constexpr int ROWS = 2;
+constexpr int ROWS = 4;
+constexpr int SUMS = 8;
 using Vector = __m256;
 
 inline Vector fill(float value) { return _mm256_set1_ps(value); }
@@ -127,6 +171,7 @@ inline void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
 inline Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+inline Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 inline float sum(Vector value) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -159,18 +204,20 @@ inline void load_pairs(const uint16_t* from, Vector& scale, Vector& zero) {
 #else
 
 constexpr int WIDTH = 8;
-constexpr int ROWS = 2;
+constexpr int ROWS = 4;
+constexpr int SUMS = 8;
 struct Vector {
     float lane[WIDTH];
 };
-#define EACH for (int i = 0; i < WIDTH; ++i)
+#define LANES for (int i = 0; i < WIDTH; ++i)
 
-inline Vector fill(float value) { Vector out; EACH out.lane[i] = value; return out; }
-inline Vector load(const float* from) { Vector out; EACH out.lane[i] = from[i]; return out; }
-inline void store(float* to, Vector value) { EACH to[i] = value.lane[i]; }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { EACH c.lane[i] += a.lane[i] * b.lane[i]; return c; }
-inline Vector add(Vector a, Vector b) { EACH a.lane[i] += b.lane[i]; return a; }
-inline Vector multiply(Vector a, Vector b) { EACH a.lane[i] *= b.lane[i]; return a; }
+inline Vector fill(float value) { Vector out; LANES out.lane[i] = value; return out; }
+inline Vector load(const float* from) { Vector out; LANES out.lane[i] = from[i]; return out; }
+inline void store(float* to, Vector value) { LANES to[i] = value.lane[i]; }
+inline Vector multiply_add(Vector a, Vector b, Vector c) { LANES c.lane[i] += a.lane[i] * b.lane[i]; return c; }
+inline Vector add(Vector a, Vector b) { LANES a.lane[i] += b.lane[i]; return a; }
+inline Vector multiply(Vector a, Vector b) { LANES a.lane[i] *= b.lane[i]; return a; }
+inline Vector larger(Vector a, Vector b) { LANES a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i]; return a; }
 inline float sum(Vector value) {
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) value.lane[i] += value.lane[i + half];
@@ -178,38 +225,54 @@ inline float sum(Vector value) {
 }
 inline Vector load(const uint16_t* from, bool bf16) {
     Vector out;
-    if (bf16) EACH out.lane[i] = float_of_bf16(from[i]);
-    else EACH out.lane[i] = float_of_f16(from[i]);
+    if (bf16) LANES out.lane[i] = float_of_bf16(from[i]);
+    else LANES out.lane[i] = float_of_f16(from[i]);
     return out;
 }
-inline Vector load(const int8_t* from) { Vector out; EACH out.lane[i] = from[i]; return out; }
+inline Vector load(const int8_t* from) { Vector out; LANES out.lane[i] = from[i]; return out; }
 struct Nibbles {
     inline void load(const uint8_t* from, Vector& low, Vector& high) const {
-        EACH low.lane[i] = float(from[i] & 15) - 8;
-        EACH high.lane[i] = float(from[i] >> 4) - 8;
+        LANES low.lane[i] = float(from[i] & 15) - 8;
+        LANES high.lane[i] = float(from[i] >> 4) - 8;
     }
 };
 inline void load_pairs(const uint16_t* from, Vector& scale, Vector& zero) {
-    EACH scale.lane[i] = float_of_bf16(from[2 * i]);
-    EACH zero.lane[i] = float_of_bf16(from[2 * i + 1]);
+    LANES scale.lane[i] = float_of_bf16(from[2 * i]);
+    LANES zero.lane[i] = float_of_bf16(from[2 * i + 1]);
 }
-#undef EACH
+#undef LANES
 
 #endif
 
 #if !defined(__AVX512F__)
-inline void sum_each(const Vector* vectors, int count, float* out) {
+inline void sum_each(const Vector (&vectors)[16], int count, float* out) {
     for (int i = 0; i < count; ++i) out[i] = sum(vectors[i]);
 }
+inline void sum_every(const Vector (&vectors)[16], int count, float* out) { sum_each(vectors, count, out); }
 #endif
 
 // totals[r * C + c] = the sum of sums[r][c]; a copy, so that the sums stay in registers until here.
 template <int R, int C>
-inline void add_up(const Vector (&sums)[R][C], float* totals) {
+WITHIN inline void add_up(const Vector (&sums)[R][C], float* totals) {
     static_assert(R * C <= 16, "as many as sum_each takes");
     Vector all[16];
-    for (int i = 0; i < 16; ++i) all[i] = i < R * C ? sums[i / C][i % C] : fill(0);
+    each<16>([&](auto i) WITHIN {
+        if constexpr (i < R * C) all[i] = sums[i / C][i % C];
+        else all[i] = fill(0);
+    });
     sum_each(all, R * C, totals);
+}
+
+// Keeps a value in a register, where the compiler would rather load it again for each use.
+template <typename Value>
+inline void hold(Value& value) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(value));
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    asm("" : "+x"(value));
+#else
+    (void)value;
+#endif
 }
 
 // One element, and a vector of elements from the first, of an array of a type.
@@ -244,18 +307,33 @@ struct Stored<INT8> {
 };
 
 // The value that a type can hold, as a float: where torch would have stored it in between.
-inline float rounded(float value, int32_t type) {
-    if (type == BF16) return round_bf16(value);
-    if (type == F16) return float_of_f16(f16_of_float(value));
+template <Type T>
+inline float rounded(float value) {
+    if (T == BF16) return round_bf16(value);
+    if (T == F16) return float_of_f16(f16_of_float(value));
     return value;
 }
 
 inline void round_all(float* values, int count, int32_t type) {
     if (type == BF16) {
-        for (int i = 0; i < count; ++i) values[i] = round_bf16(values[i]);
+        for (int i = 0; i < count; ++i) values[i] = rounded<BF16>(values[i]);
     } else if (type == F16) {
-        for (int i = 0; i < count; ++i) values[i] = float_of_f16(f16_of_float(values[i]));
+        for (int i = 0; i < count; ++i) values[i] = rounded<F16>(values[i]);
     }
+}
+
+// Of one value at least; anything if one is NaN.
+inline float largest_of(const float* values, int64_t count) {
+    float largest = values[0], lanes[WIDTH];
+    int64_t i = 0;
+    if (count >= WIDTH) {
+        Vector found = load(values);
+        for (; i + WIDTH <= count; i += WIDTH) found = larger(found, load(values + i));
+        store(lanes, found);
+        for (float one : lanes) largest = std::max(largest, one);
+    }
+    for (; i < count; ++i) largest = std::max(largest, values[i]);
+    return largest;
 }
 
 // e to the power of a value of at most 88; below -87 it is 0. Within 2e-7 of the true one. Loops of it are vectorised.
