@@ -331,6 +331,13 @@ def test_two_gpus_answer_as_one(glm4v_folder, plan):
     one = load(glm4v_folder, plan, "cuda:0", progress=False)
     two = load(glm4v_folder, plan, "cuda:0,cuda:1", progress=False)
     assert {p.device.index for p in (*two.model.parameters(), *two.model.buffers())} == {0, 1}
-    conversations = [HELLO, [{"role": "user", "content": "another"}]]
-    answers = [engine.generate_batch(conversations, max_new_tokens=20) for engine in (one, two)]
-    assert [a.token_ids for a in answers[0]] == [a.token_ids for a in answers[1]]
+    for text in ("hello", "another"):
+        conversation = [{"role": "user", "content": text}]
+        answers = [engine.generate(conversation, max_new_tokens=20, logprobs=20) for engine in (one, two)]
+        for alone, shared in zip(answers[0].logprobs, answers[1].logprobs):
+            known = dict(shared.top)
+            both = [(value, known[token]) for token, value in alone.top if token in known]
+            assert len(both) >= 18
+            assert all(value == pytest.approx(other, abs=0.15) for value, other in both)
+            if shared.token != alone.token:  # two as likely: one GPU's captured step sums in another order
+                break

@@ -20,6 +20,7 @@ from transformers.models.glm4v.modeling_glm4v import Glm4vRMSNorm, Glm4vVisionPa
 from transformers.utils import can_return_tuple
 
 from labkit.models.pocket.configuration import PocketConfig
+from labkit.quantization.logits import keep_logits_
 
 
 class CrossModalLayer(nn.Module):
@@ -228,7 +229,10 @@ def _text_positions(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | 
 
 
 class PocketForConditionalGeneration(Glm4vForConditionalGeneration):
-    """The pocket phone agent with its language-model head; works with transformers' `generate`."""
+    """The pocket phone agent with its language-model head; works with transformers' `generate`.
+
+    Its logits are fp32 whatever it computes in: rounded to bf16, neighbouring coordinates would tie.
+    """
 
     config: PocketConfig
     config_class = PocketConfig
@@ -237,6 +241,7 @@ class PocketForConditionalGeneration(Glm4vForConditionalGeneration):
         super().__init__(config)
         self.model = PocketModel(config)
         self.post_init()
+        keep_logits_(self)
 
     @can_return_tuple
     def forward(
