@@ -134,7 +134,7 @@ def test_schemes_that_calibrate_get_stand_ins_of_the_same_bytes():
     plan, said = _gpu_worker.uncalibrated(QuantizationPlan.from_yaml("article"))
     assert not any(rule.scheme.requires_calibration for rule in plan.rules)
     decoder = next(rule for rule in plan.rules if rule.roles == ("decoder",))
-    assert (decoder.scheme.name, decoder.scheme.group_size) == ("int4", 64)
+    assert (decoder.scheme.name, decoder.scheme.group_size) == ("int4", 128)
     assert "int4 stands for gptq" in said[0]
     plan = QuantizationPlan.from_yaml("int4")
     assert _gpu_worker.uncalibrated(plan) == (plan, [])
