@@ -16,6 +16,7 @@ is enough.
 from __future__ import annotations
 
 import json
+import os
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -85,12 +86,13 @@ def run_llm_compressor(options: Namespace, ids: list[list[int]]) -> Found:
 
 def run_gptqmodel(options: Namespace, ids: list[list[int]]) -> Found:
     """GPTQ with the library's own defaults, but for bits, groups and symmetry."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it does not start with the one of a small machine
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     config = QuantizeConfig(
         bits=options.bits, group_size=options.group_size, sym=options.symmetric, device="cpu"
     )
-    wrapped = GPTQModel.load(str(options.model), config, device="cpu", dtype=torch.float32)
+    wrapped = GPTQModel.load(str(options.model), config, dtype=torch.float32)
     samples = [{"input_ids": one, "attention_mask": [1] * len(one)} for one in ids]
     wrapped.quantize(samples, batch_size=1, backend=BACKEND.TORCH)
     for name, module in wrapped.model.named_modules():
