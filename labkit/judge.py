@@ -14,6 +14,7 @@ from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
 from labkit.errors import LabError
 from labkit.evaluation import evaluate, summarize
 from labkit.loading import load
+from labkit.machine import environment_on
 from labkit.material import Material
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint
@@ -39,6 +40,7 @@ class Judge:
         self, spec: ModelSpec, material: Material, probe: str, device: str, folder: RecordFolder, dtype: str
     ) -> None:
         self.spec, self.material, self.folder, self.dtype = spec, material, folder, dtype
+        self._begun = False  # to make records
         self.device = choose_device(device)
         self.checkpoint = Checkpoint(spec)
         self._probe_path = probe
@@ -75,6 +77,9 @@ class Judge:
         record = self._records.get(key)
         if record is None or (judged and not record["judged"]):
             record = self._measure(plan, key, predicted, judged)
+            if not self._begun:
+                self.folder.begin(environment_on(self.device))
+                self._begun = True
             self.folder.append(record)
             self._records[key] = record
         return record

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from labkit.results import environment
+
 CGROUP_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -22,6 +24,12 @@ CGROUP_FILES = (
     ),
 )
 """Where Linux says what a container may use, and uses: control groups of version 2, and of version 1."""
+
+
+def environment_on(device: torch.device | str) -> dict[str, Any]:
+    """`labkit.results.environment` of something measured on ``device``."""
+    device = torch.device(device)
+    return environment(gpus()[device.index or 0] if device.type == "cuda" else None)
 
 
 def gpus() -> list[dict[str, Any]]:

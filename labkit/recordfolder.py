@@ -4,6 +4,7 @@
 folder/
   settings.json        what every record in it is made with: another run is refused
   records.jsonl        one record a line; records.2.jsonl and so on of processes beside the first
+  environments.jsonl   where they were made: a line for each run that made any
 ```
 Lines are flushed one by one, so a run that is killed at any moment loses what was under way.
 """
@@ -13,12 +14,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
 from labkit.files import atomic_path
 from labkit.runfolder import tell_differences
+
+ENVIRONMENTS = "environments.jsonl"
 
 
 class RecordFolderError(LabError):
@@ -71,6 +75,20 @@ class RecordFolder:
         path = self.path / ("records.jsonl" if stream == 1 else f"records.{stream}.jsonl")
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def begin(self, environment: Mapping[str, Any]) -> None:
+        """Note where the records that follow are made (`labkit.results.environment`)."""
+        with (self.path / ENVIRONMENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(environment, ensure_ascii=False) + "\n")
+
+    def environments(self) -> list[dict[str, Any]]:
+        """Of every run that made records here, the earliest first; a line that was cut off is left out."""
+        path = self.path / ENVIRONMENTS
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(ValueError):
+                found.append(dict(json.loads(line)))
+        return found
 
     def records(self) -> list[dict[str, Any]]:
         """All records. A last line that a killed process left unfinished is dropped, also from the file.

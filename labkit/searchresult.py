@@ -37,6 +37,7 @@ class Search:
         front: ``bytes, kl`` of the predicted best plan of each size.
         test: rows of the comparison on test items, empty if there was none.
         rounds: ``round, bytes, predicted_kl, kl`` of each plan that was tried; the best of them is the one found.
+        environments: of each run that measured plans.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Search:
     front: list[dict[str, Any]] = field(repr=False)
     test: list[dict[str, Any]] = field(default_factory=list, repr=False)
     rounds: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    environments: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def plan(self) -> QuantizationPlan:
@@ -141,7 +143,10 @@ def finish(
         "rounds": [{name: _rounded(value) for name, value in one.items()} for one in rounds],
     }
     replace(plan, evidence=evidence).to_yaml(path)
-    result = Search(str(path), settings, found, reference, others, front, rounds=rounds)
+    environments = judge.folder.environments()
+    result = Search(
+        str(path), settings, found, reference, others, front, rounds=rounds, environments=environments
+    )
     result.save(folder)
     if test_items and judge.material.text is None:
         from labkit.comparison import compare

@@ -42,11 +42,13 @@ class Sensitivity:
         linears: ``linear, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db, measure_s`` each, or
             ``unsupported`` in place of the last five.
         parts: ``part, scheme, bytes, kl, agreement`` each, and taps for models that see.
+        environments: of each run that measured any of it.
     """
 
     settings: dict[str, Any]
     linears: list[dict[str, Any]] = field(repr=False)
     parts: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    environments: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def table(self) -> pandas.DataFrame:
         """One row a Linear and scheme."""
@@ -133,7 +135,8 @@ def measure_sensitivity(
     records = [one for one in folder.records() if one["scheme"] in job.settings["schemes"]]
     order = {(name, label): i for i, (name, label) in enumerate(job.tasks)}
     linears = sorted((one for one in records if "linear" in one), key=lambda one: order[_key(one)])
-    found = Sensitivity(job.settings, linears, [one for one in records if "part" in one])
+    parts_found = [one for one in records if "part" in one]
+    found = Sensitivity(job.settings, linears, parts_found, folder.environments())
     found.save(output)
     return found
 
@@ -222,6 +225,10 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
             if not probe.is_file():
                 bar.set_description("Sensitivity: the unquantized model answers")
                 _make_probe(job, folder)
+            if tasks or parts:
+                from labkit.machine import environment_on
+
+                folder.begin(environment_on(job.device))
             bar.set_description("Sensitivity")
             linears = list(dict.fromkeys(name for name, _ in tasks))
             requests = [

@@ -241,3 +241,6 @@ def test_what_is_shipped_of_a_search_fits_the_shipped_model():
     article = next(one for one in search.others if one["plan"] == "article")
     assert search.found["bytes"] <= article["bytes"] == pocket.under("article").bytes
     assert search.found["kl"] < article["kl"]
+    assert all(one["packages"]["torch"] for found in (sensitivity, search) for one in found.environments)
+    assert sensitivity.environments
+    assert search.environments

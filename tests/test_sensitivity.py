@@ -275,7 +275,16 @@ def test_what_was_measured_is_told_and_kept(search, tmp_path):
 def test_a_finished_search_measures_nothing_again(search, sensitivity, llama_folder, material, monkeypatch):
     output, found = search
     monkeypatch.setattr(Judge, "_measure", None)
-    assert searched(llama_folder, material, sensitivity, output).found == found.found
+    again = searched(llama_folder, material, sensitivity, output)
+    assert again.found == found.found
+    assert again.environments == found.environments
+
+
+def test_what_is_measured_says_where(search, sensitivity):
+    for found in (search[1], sensitivity[1]):
+        (environment,) = found.environments
+        assert environment["packages"]["torch"].startswith("2.")
+        assert environment["cores"] >= 1
 
 
 def test_an_interrupted_search_keeps_what_it_measured(
