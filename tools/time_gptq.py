@@ -24,10 +24,10 @@ from labkit.apply import quantize_, weights_bytes
 from labkit.depth import layer_of
 from labkit.files import atomic_path
 from labkit.loading import choose_device
+from labkit.machine import environment_on
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
 from labkit.plan import QuantizationPlan
-from labkit.results import environment
 
 GRID = (34, 16)
 """Patches of a screenshot of 224 x 476 pixels, as `labkit.calibration` draws them."""
@@ -175,7 +175,8 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(options.output) as temporary:
             temporary.write_text(
-                json.dumps({"environment": environment(), **found}, indent=1), encoding="utf-8"
+                json.dumps({"environment": environment_on(found["device"]), **found}, indent=1),
+                encoding="utf-8",
             )
     for stack, facts in found["stacks"].items():
         print(f"{stack}: {facts['layer_s']:.2f} s a layer, {facts['layers_left_out']} layers left out")
