@@ -121,6 +121,7 @@ def pareto_front(
         text=[format_bytes(one["bytes"]) for one in ordered],
         hovertemplate="%{text}<br>predicted %{y:.3g} nats a token<extra></extra>",
     )
+    sides = label_sides(measured)
     for one in measured:
         rate = one.get("step_success_rate")
         told = f"{one['plan']}<br>{format_bytes(one['bytes'])}<br>{one['kl']:.3g} nats a token"
@@ -130,7 +131,7 @@ def pareto_front(
             mode="markers+text",
             name=one["plan"],
             text=[one["plan"]],
-            textposition="bottom center" if one.get("searched") else "top center",  # it stands near others
+            textposition=sides[one["plan"]],
             marker={
                 "size": 13 if one.get("searched") else 9,
                 "symbol": "star" if one.get("searched") else "circle",
@@ -144,6 +145,20 @@ def pareto_front(
     styled(chart, title, "MB of weights", "KL divergence, nats a token")
     chart.update_yaxes(type="log", exponentformat="power")
     return chart
+
+
+def label_sides(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Where each plan's name stands, by plotly's names: below what the search made, else beside the mark; of two marks
+    so near that their names would meet, on the other side of the second."""
+    sides: dict[str, str] = {}
+    before: tuple[float, float, str] | None = None
+    for one in sorted(measured, key=lambda one: one["kl"]):
+        height, size = math.log10(max(one["kl"], SMALLEST_KL)), one["bytes"]
+        near = before is not None and height - before[0] < 0.2 and abs(size - before[1]) < 0.3 * size
+        side = "middle left" if near and before[2] == "middle right" else "middle right"
+        sides[one["plan"]] = "bottom center" if one.get("searched") else side
+        before = None if one.get("searched") else (height, size, side)
+    return sides
 
 
 def row_of(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from labkit.candidates import CandidateError, label_of, parse_candidate, parse_c
 from labkit.depth import kind_of, layer_of
 from labkit.goal import Goal, GoalError, bytes_of
 from labkit.material import PROBE_SEED, VALIDATION_SEED, Material
-from labkit.method_plots import column_errors, pareto_front, sensitivity_heat_map
+from labkit.method_plots import column_errors, label_sides, pareto_front, sensitivity_heat_map
 from labkit.quantization import get_scheme
 from labkit.recordfolder import RecordFolder, RecordFolderError
 
@@ -216,6 +216,15 @@ def test_the_front_and_the_measured_plans_are_drawn():
     assert list(chart.data[0].x) == [1.0, 4.0]
     assert chart.data[2].marker.symbol == "star"
     assert "90.0% right steps" in chart.data[2].hovertemplate
+
+
+def test_names_of_plans_that_lie_close_do_not_meet():
+    near = [
+        {"plan": name, "bytes": 32e6, "kl": kl} for name, kl in (("a", 2.2e-5), ("b", 2.7e-5), ("c", 9e-4))
+    ]
+    assert label_sides(near) == {"a": "middle right", "b": "middle left", "c": "middle right"}
+    found = {"plan": "found", "bytes": 27e6, "kl": 9e-6, "searched": True}
+    assert label_sides([*near, found])["found"] == "bottom center"
 
 
 def test_errors_of_columns_are_summed_up():
