@@ -15,7 +15,7 @@ from labkit.specimen import Specimen
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 FRACTIONS = {"a third": 3, "a quarter": 4, "a fifth": 5, "a tenth": 10, "a twelfth": 12, "a fourteenth": 14}
-TIMES = {"four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
+TIMES = {"three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "twelve": 12, "sixteen": 16}
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
