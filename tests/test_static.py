@@ -55,13 +55,13 @@ def answer(forward: Forward, prompt: list[int], count: int = 12) -> tuple[list[i
     return tokens, torch.cat(seen)
 
 
-def along(forward: Forward, prompt: list[int], tokens: list[int]) -> torch.Tensor:
-    """The logits when these are the tokens of the answer, whatever would be chosen."""
+def along(forward: Forward, prompt: list[int], tokens: list[int]):
+    """The row, and the logits when these are the tokens of the answer, whatever would be chosen."""
     row, logits = forward.prefill({"input_ids": torch.tensor([prompt], device=DEVICE)})
     seen = [logits.clone()]
     for token in tokens[:-1]:
         seen.append(forward.step([row], torch.tensor([token], device=DEVICE), alone=True).clone())
-    return torch.cat(seen)
+    return row, torch.cat(seen)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -210,7 +210,7 @@ def test_kernels_answer_as_the_modules_do(plan):
     count, prompts = (12, PROMPTS) if DEVICE.type == "cuda" else (2, PROMPTS[:1])
     for prompt in prompts:
         want, exact = answer(Forward(model), prompt, count)
-        logits = along(StaticForward(model), prompt, want)
+        _, logits = along(StaticForward(model), prompt, want)
         room = {"fp32": 1e-3, "int8-dynamic": 0.06}.get(plan, 0.03) * exact.abs().max()
         assert torch.allclose(logits, exact, rtol=0, atol=room)
         first, second = exact.topk(2).values.T

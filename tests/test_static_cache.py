@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 from test_engine import ask, picture
-from test_static import DEVICE, PROMPTS, answer, few_shares, kernels, model_under, together  # noqa: F401
+from test_static import DEVICE, PROMPTS, along, answer, few_shares, kernels, model_under, together  # noqa: F401
 
 from labkit.anatomy import Anatomy
 from labkit.engine import Engine
@@ -243,11 +243,7 @@ def test_captured_logits_are_those_of_the_modules_with_the_same_cache(plan, keep
     forward = StaticForward(model, keeping)
     for prompt in prompts:
         tokens, exact = answer(Forward(model, keeping), prompt, count)
-        row, last = forward.prefill({"input_ids": torch.tensor([prompt], device=DEVICE)})
-        seen = [last.float().clone()]
-        for token in tokens[:-1]:
-            seen.append(forward.step([row], torch.tensor([token], device=DEVICE), alone=True).float().clone())
-        logits = torch.cat(seen)
+        row, logits = along(forward, prompt, tokens)
         assert isinstance(row, StaticRow)
         assert forward.route == "one CUDA graph a token"
         assert torch.allclose(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
-from labkit.quantization.kernels import dispatch_cuda, int4_cpu, products_cuda
+from labkit.quantization.kernels import dispatch_cuda, int4_cpu
 from labkit.quantization.kernels.products_cuda import Packed
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices, sliced_multiply
 from labkit.quantization.linear import QuantizedLinear
@@ -121,18 +121,12 @@ class Int4Linear(QuantizedLinear):
         if self.layout != "plain":
             block = int4_cpu.block_of(self.layout)
             return int4_cpu.int4_multiply(rows, self.packed, self.scale_zero, self.group_size, block)
-        packed = self.packed_weight() if products_cuda.available(rows.device) else None
-        if packed is not None and products_cuda.takes(packed):
+        packed = self.kernel_weight(rows.device)
+        if packed is not None:
             return dispatch_cuda.multiply(rows, packed)
         return sliced_multiply(
             rows, self.out_features, lambda part: self._dequantize(part, rows.dtype), CACHE_ELEMENTS
         )
-
-    def sums(self, rows: Tensor) -> Tensor:
-        packed = self.packed_weight() if products_cuda.available(rows.device) else None
-        if packed is not None and products_cuda.takes(packed):
-            return dispatch_cuda.sums(rows, packed)
-        return super().sums(rows)
 
     def packed_weight(self) -> Packed | None:
         if self.num_bits != 4 or self.layout != "plain":

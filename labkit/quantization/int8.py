@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
-from labkit.quantization.kernels import dispatch_cuda, products_cuda
+from labkit.quantization.kernels import dispatch_cuda
 from labkit.quantization.kernels.int8 import int8_multiply
 from labkit.quantization.kernels.products_cuda import Packed
 from labkit.quantization.kernels.reference import row_slices
@@ -46,16 +46,10 @@ class Int8Linear(QuantizedLinear):
             self.scale[part] = scale[:, 0]
 
     def multiply(self, rows: Tensor) -> Tensor:
-        packed = self.packed_weight() if products_cuda.available(rows.device) else None
-        if packed is not None and products_cuda.takes(packed):
+        packed = self.kernel_weight(rows.device)
+        if packed is not None:
             return dispatch_cuda.multiply(rows, packed)
         return int8_multiply(rows, self.weight_int8, self.scale)
-
-    def sums(self, rows: Tensor) -> Tensor:
-        packed = self.packed_weight() if products_cuda.available(rows.device) else None
-        if packed is not None and products_cuda.takes(packed):
-            return dispatch_cuda.sums(rows, packed)
-        return super().sums(rows)
 
     def packed_weight(self) -> Packed | None:
         return Packed(self.weight_int8, self.scale)
