@@ -1,8 +1,8 @@
 """Which scheme for which Linears: the least predicted loss within a number of bytes, as an integer program.
 
 A unit is a set of Linears that get the same scheme: those of one part, of kinds that belong together (q, k and v
-share their input, gate and up too: engines multiply them as one), at one depth. Losses of units add up: KL
-divergences of single changes are small, and small changes hardly meet.
+share their input, gate and up too: engines multiply them as one, and many want one scheme for them), at one depth.
+Losses of units add up: KL divergences of single changes are small, and small changes hardly meet.
 
 The program has one 0/1 variable for each unit and choice, one choice a unit, and the bytes as a limit; scipy's
 HiGHS solves it exactly.
@@ -73,13 +73,19 @@ class Allocation:
     loss: float
 
 
-def units_of(records: Sequence[Mapping[str, Any]], unquantized: str, itemsize: int) -> list[Unit]:
+def units_of(
+    records: Sequence[Mapping[str, Any]],
+    unquantized: str,
+    itemsize: int,
+    together: Sequence[Sequence[str]] = TOGETHER,
+) -> list[Unit]:
     """Units and their options from records of `labkit.sensitivity`; leaving a unit as it is (``unquantized``, of
-    ``itemsize`` bytes a value) is always one of them. A scheme that a Linear of a unit cannot take is none."""
+    ``itemsize`` bytes a value) is always one of them. A scheme that a Linear of a unit cannot take is none.
+    ``together`` are the kinds that form one unit."""
     groups: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
     for one in records:
         module = one.get("module", "linear")
-        key = one["role"], _kinds(one["kind"]) if module == "linear" else (), one["depth"], module
+        key = one["role"], _kinds(one["kind"], together) if module == "linear" else (), one["depth"], module
         groups.setdefault(key, {}).setdefault(one["linear"], []).append(one)
     units = []
     for (role, _, depth, module), linears in groups.items():
@@ -165,8 +171,8 @@ def front(
     return [found[size] for size in sorted(found)]
 
 
-def _kinds(kind: str) -> tuple[str, ...]:
-    return next((kinds for kinds in TOGETHER if kind in kinds), (kind,))
+def _kinds(kind: str, together: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return next((tuple(kinds) for kinds in together if kind in kinds), (kind,))
 
 
 def _loss(unit: Unit, option: Option, weights: Mapping[tuple[str | None, str], float] | None) -> float:

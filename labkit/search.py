@@ -49,6 +49,7 @@ def search_plan(
     threads: int | None = None,
     sensitivities: str | os.PathLike | None = None,
     parts: bool = True,
+    apart: bool = False,
     rounds: int = ROUNDS,
     dtype: str = "auto",
     output: str | os.PathLike | None = None,
@@ -70,6 +71,8 @@ def search_plan(
         jobs, threads: as for `labkit.measure_sensitivity`.
         sensitivities: the folder of sensitivities (default: ``results/sensitivity-MODEL``).
         parts: measure whole parts too before choosing; without, the first choice is a poorer guess, sooner made.
+        apart: let q, k and v differ, and gate and up, for engines that do not multiply them as one (the lab does not
+            mind on the CPU, and is slower with it on a GPU; vLLM refuses it).
         rounds: plans measured at most before the best of them is kept.
         dtype: what is not quantized is kept and computed in, ``bf16`` or ``fp16``; ``auto``: fp16 where it diverges
             much less, as measured, else bf16 (which is faster on many CPUs).
@@ -107,11 +110,12 @@ def search_plan(
             "against": [one.to_dict() for one in others],
             "name": name,
             "kept_dtype": dtype,
+            "apart": apart,
         }
         folder.open(settings)
         probe = str(sensitivities / "probe.safetensors")
         judge = Judge(spec, material, probe, device, folder, found.settings["dtype"])
-        solver = Solver(judge, found, name, say, rounds, linears_only=goal.bits is not None)
+        solver = Solver(judge, found, name, say, rounds, linears_only=goal.bits is not None, apart=apart)
         room = solver.room(goal)
         say("judging the unquantized model")
         judge.reference()

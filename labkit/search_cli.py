@@ -84,6 +84,10 @@ def add_search(commands: argparse._SubParsersAction) -> None:
         "--dtype", choices=("auto", *KEPT_DTYPES), default="auto",
         help="of what is not quantized: fp16 rounds finer, bf16 is faster on many CPUs (auto: by measuring)",
     )  # fmt: skip
+    command.add_argument(
+        "--apart", action="store_true",
+        help="let q, k and v differ, and gate and up: loses less in as many bytes, but vLLM refuses such a plan",
+    )  # fmt: skip
     command.add_argument("--name", help="the plan's name (from the goal)")
     command.add_argument(
         "--sensitivities", metavar="FOLDER", help="where they are, or go (results/sensitivity-MODEL)"

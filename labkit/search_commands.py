@@ -76,6 +76,7 @@ def search(options: argparse.Namespace) -> None:
         threads=options.threads,
         sensitivities=options.sensitivities,
         parts=not options.no_parts,
+        apart=options.apart,
         rounds=options.rounds,
         dtype=options.dtype,
         output=options.output,

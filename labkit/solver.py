@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from labkit import allocation
-from labkit.allocation import Allocation, AllocationError, Unit
+from labkit.allocation import TOGETHER, Allocation, AllocationError, Unit
 from labkit.amounts import KEPT_DTYPES
 from labkit.errors import LabError
 from labkit.formats import format_bytes
@@ -52,8 +52,10 @@ class Solver:
         say: Callable[[str], None],
         rounds: int,
         linears_only: bool = False,
+        apart: bool = False,
     ) -> None:
         self.judge, self.name, self.say, self.rounds = judge, name, say, rounds
+        self.together = () if apart else TOGETHER
         modules = ("linear",) if linears_only else ("linear", *KINDS)
         self.records = [one for one in sensitivity.linears if one.get("module", "linear") in modules]
         self.weights = _weights_of_parts(sensitivity)
@@ -84,7 +86,7 @@ class Solver:
 
     def _take(self, dtype: str) -> None:
         self.dtype = dtype
-        self.units: list[Unit] = allocation.units_of(self.records, dtype, 2)
+        self.units: list[Unit] = allocation.units_of(self.records, dtype, 2, self.together)
 
     def room(self, goal: Goal) -> float:
         """Bytes for the Linears. Raises LabError if the smallest plan takes more."""

@@ -119,6 +119,9 @@ def test_linears_that_engines_multiply_as_one_are_one_unit():
     assert units[0].options[1].loss == pytest.approx(0.3)
     assert units[0].options[0].bytes == 600
     assert [option.scheme for option in units[1].options] == ["bf16", "int8", "int4"]
+    alone = units_of(records, "bf16", 2, together=())
+    assert [one.kinds for one in alone] == [("q_proj",), ("k_proj",), ("v_proj",), ("o_proj",)]
+    assert [len(one.options) for one in alone] == [2, 3, 3, 3]  # only q cannot
 
 
 class Stack(nn.Module):

@@ -234,6 +234,22 @@ def test_the_plan_found_keeps_to_the_budget_and_the_first_choice_beats_guessing(
     assert found.found["kl"] == pytest.approx(found.found["predicted_kl"], rel=1.0)
 
 
+def test_apart_the_first_choice_is_at_least_as_good_and_each_linear_gets_its_own(
+    search, sensitivity, llama_folder, material, tmp_path
+):
+    found = searched(llama_folder, material, sensitivity, tmp_path, apart=True)
+    assert found.rounds[0]["predicted_kl"] <= search[1].rounds[0]["predicted_kl"]
+    schemes = found.plan.resolve(tiny_models.llama()).schemes
+    joined = search[1].plan.resolve(tiny_models.llama()).schemes
+    layers = [f"model.layers.{number}.self_attn" for number in range(5)]
+    families = [{f"{layer}.{kind}_proj" for kind in "qkv"} for layer in layers]
+    families = [family for family in families if family <= schemes.keys()]
+    assert any(len({schemes[name] for name in family}) > 1 for family in families)
+    assert all(len({joined[name] for name in family}) == 1 for family in families)
+    with pytest.raises(LabError, match="apart"):
+        searched(llama_folder, material, sensitivity, tmp_path, apart=False)
+
+
 def test_its_file_carries_the_evidence_and_fits_taller_models(search):
     _, found = search
     plan = QuantizationPlan.from_yaml(found.path)
