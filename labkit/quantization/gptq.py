@@ -237,7 +237,7 @@ class Gptq(Int4):
     )
     column_block_size: int = option(128, "columns solved together; changes the speed alone")
     drift_correction: float = option(
-        1.0,
+        0.5,
         "share of the inputs' drift, caused by layers quantized before, that the weight makes up for",
         choices=(0.0, 0.25, 0.5, 0.75, 1.0),
     )
