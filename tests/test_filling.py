@@ -327,6 +327,17 @@ def test_what_crosses_is_moved_and_what_all_layers_get_is_moved_once(glm4v_folde
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("plan", ["bf16", "int4", "int8"])
+def test_the_second_gpu_answers_as_the_first(glm4v_folder, plan):
+    engines = [load(glm4v_folder, plan, device, progress=False) for device in ("cuda:0", "cuda:1")]
+    conversation = [{"role": "user", "content": "hello"}]
+    first, second = (engine.generate(conversation, max_new_tokens=20) for engine in engines)
+    assert second.token_ids == first.token_ids
+    assert [engine.route for engine in engines] == ["one CUDA graph a token"] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("plan", ["bf16", "int4", "int8"])
 def test_two_gpus_answer_as_one(glm4v_folder, plan):
     one = load(glm4v_folder, plan, "cuda:0", progress=False)
     two = load(glm4v_folder, plan, "cuda:0,cuda:1", progress=False)

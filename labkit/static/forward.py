@@ -13,7 +13,7 @@ from labkit.forward import PADDED_ROWS, Forward, Row
 from labkit.kvcache import Keeping
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
-from labkit.quantization.kernels.products_cuda import available
+from labkit.quantization.kernels.products_cuda import available, on
 from labkit.quantization.nf4 import NF4Linear
 from labkit.rows import PLAIN
 from labkit.static.cache import StaticCache, Storage
@@ -140,14 +140,16 @@ class StaticForward(Forward):
             size = 1 if single else PADDED_ROWS
             if size not in self._steps:
                 try:
-                    self._steps[size] = _Step(self._decoder, self._keeping, products, size)
+                    with on(self._decoder.last_norm):
+                        self._steps[size] = _Step(self._decoder, self._keeping, products, size)
                 except RuntimeError as error:
                     self._failed = True
                     self.route = (
                         f"the model's own modules: the step cannot be captured ({error})".splitlines()[0]
                     )
                     return self.step(rows, tokens, alone)
-            logits = self._steps[size](rows, tokens)
+            with on(self._decoder.last_norm):
+                logits = self._steps[size](rows, tokens)
             for row in rows:
                 row.cache.storage.length += 1
         for row in rows:
@@ -158,7 +160,8 @@ class StaticForward(Forward):
     def products(self) -> Products:
         """The decoder's products; made at the first call, which may measure tile sizes."""
         if self._products is None:
-            self._products = Products.of(self._decoder, kernels=not self._plain)
+            with on(self._decoder.last_norm):
+                self._products = Products.of(self._decoder, kernels=not self._plain)
         return self._products
 
     @property
