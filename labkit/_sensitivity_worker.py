@@ -19,6 +19,7 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
     from labkit.candidates import parse_candidates
     from labkit.divergence import Probe
     from labkit.loading import load
+    from labkit.machine import forget_models
     from labkit.material import Material
 
     folder = RecordFolder(request["folder"], "sensitivities")
@@ -41,6 +42,7 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
             keep(record)
         del engine, bench
     for role, label in request["parts"]:
+        forget_models()
         keep(measure_part(request, role, label, candidates[label], material, probe))
 
 

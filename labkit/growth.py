@@ -27,8 +27,8 @@ from labkit.files import atomic_path
 from labkit.formats import format_bytes, format_difference, format_rate, format_seconds
 from labkit.generation import Generation
 from labkit.loading import load
-from labkit.machine import gpus
-from labkit.measurement import peak_memory
+from labkit.machine import forget_models, gpus
+from labkit.measurement import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plan import QuantizationPlan
@@ -101,7 +101,7 @@ def measure_growth(
     Returns:
         ``{"environment", "settings", "records"}``, as `context.json` holds it. A record has ``plan, context,
         prompt_tokens, cache_bytes`` (of one conversation, counted), ``predicted_cache_bytes, weights_bytes,
-        peak_memory_bytes`` (on a GPU), ``ttft_s, token_s`` (medians), ``samples``, and the fields of
+        peak_memory_bytes`` (on a GPU, of this context), ``ttft_s, token_s`` (medians), ``samples``, and the fields of
         `labkit.evaluation.summarize` with ``paired`` differences; all but the cost is missing without items.
 
     Raises:
@@ -133,6 +133,7 @@ def measure_growth(
             folder.append(record)
             done[plan.name, record["context"]] = record
         del engine
+        forget_models()
     found = [done[plan.name, context] for plan in chosen for context in contexts]
     _pair(found, chosen[0].name)
     result = {"environment": environment(_gpu(found)), "settings": settings, "records": found}
@@ -222,6 +223,7 @@ def _measure(
 
 def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[str, Any]:
     """Time, and bytes of the cache, one conversation at a time; all of the same number of tokens."""
+    start_peak(engine)
     never = dict.fromkeys(engine.end_token_ids, -100.0)  # all answers are equally long
     answers: list[Generation] = []
     most = predicted = 0

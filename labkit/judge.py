@@ -14,7 +14,7 @@ from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
 from labkit.errors import LabError
 from labkit.evaluation import evaluate, summarize
 from labkit.loading import load
-from labkit.machine import environment_on
+from labkit.machine import environment_on, forget_models
 from labkit.material import Material
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint
@@ -122,6 +122,8 @@ class Judge:
         if judged:
             record |= self._judge(engine)
         shutil.rmtree(work, ignore_errors=True)
+        del engine
+        forget_models()
         return record
 
     def _judge(self, engine: Any) -> dict[str, Any]:

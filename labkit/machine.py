@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import shutil
 import subprocess
@@ -96,6 +97,17 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def forget_models() -> None:
+    """Free the memory of models that nobody uses any more, on GPUs too, before the next is loaded.
+
+    Hooks and captured steps refer to each other, so Python frees such a model only when it next looks for cycles.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    give_back_memory()
 
 
 def requirements() -> Iterator[tuple[str, str]]:

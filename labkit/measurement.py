@@ -67,7 +67,7 @@ def measure(
     if prompts < 1 or warmup < 0:
         raise LabError(f"prompts is {prompts} and warmup {warmup}; expected at least 1 and 0")
     conversations = standard_conversations(engine, items, prompts)
-    load_peak = _start_peak(engine)
+    load_peak = start_peak(engine)
     options = {"max_new_tokens": max_new_tokens, "enable_thinking": enable_thinking}
     for index in range(warmup):
         engine.generate(conversations[index % len(conversations)], **options)
@@ -174,7 +174,7 @@ def peak_memory(*devices: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _start_peak(engine: Engine) -> int:
+def start_peak(engine: Engine) -> int:
     """The peak until now, that is of loading; a GPU's counter starts again."""
     peak = peak_memory(*engine.devices)
     for device in engine.devices:

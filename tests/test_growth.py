@@ -1,11 +1,12 @@
 """`labkit context`: the same requests behind a longer beginning, each plan against the first."""
 
 import json
+import weakref
 
 import pytest
 import tiny_models
 
-from labkit import phonetap
+from labkit import growth, phonetap
 from labkit.cli import main
 from labkit.growth import GrowthError, LongItem, growth_rows, measure_growth
 
@@ -56,6 +57,24 @@ def test_plans_and_windows_are_measured_at_every_context_and_paired(tiny_pocket,
     assert all(len(row) == len(headers) for row in rows)
     again = measure_growth(tiny_pocket, ["bf16", "int8-kv"], output=tmp_path, **{**given, "contexts": [200]})
     assert [one["samples"] for one in again["records"]] == [by[p, 200]["samples"] for p, c in by if c == 200]
+
+
+def test_no_model_of_a_plan_before_is_there_when_the_next_is_loaded(tiny_pocket, tmp_path, monkeypatch):
+    models, load = [], growth.load
+
+    def watched(*args, **options):
+        assert [one() for one in models] == [None] * len(models)
+        engine = load(*args, **options)
+        engine.model.__dict__["itself"] = engine.model  # as a captured step refers to what it is part of
+        models.append(weakref.ref(engine.model))
+        return engine
+
+    monkeypatch.setattr(growth, "load", watched)
+    measure_growth(
+        tiny_pocket, ["fp32", "int8", "int8-kv"], contexts=[200], items=0, device="cpu", output=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    assert len(models) == 3
 
 
 def test_random_weights_are_measured_for_cost_alone(only_config, tmp_path, capsys):
