@@ -8,8 +8,10 @@ times, from the whole range and from a clipped one. From 4 bits on the zero is a
 that means 0.0 exactly (`Int4Linear.has_integer_zero_points` says so).
 
 Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023). There the zero
-alone is fitted; errors are measured here in steps of the grid, so that the shrinkage means the same for any
-weight.
+alone is fitted, here the scale too. As there, errors are taken as they are: where weights are small, as language
+models' are, the shrinkage with the source's `BETA` leaves no error accepted, and the fit is one of least squares.
+(With errors counted in steps of the grid the shrinkage bites, and costs more than it gains: 1.5 % of perplexity on a
+small language model at 4 bits, 4 % at 3.)
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from labkit.quantization.kernels.reference import row_slices
 from labkit.quantization.scheme import option, register
 
 SLICE_ELEMENTS = 2**18
-BETA, GROWTH = 10.0, 1.01  # weight of the split, in steps of the grid, and its growth from round to round
+BETA, GROWTH = 10.0, 1.01  # weight of the split, and its growth from round to round
 STARTS = (1.0, 0.9)  # shares of the whole range from which the fit begins
 FREE_BITS = 4
 """From here on the zero is a real number. Coarser grids keep a code that means 0.0: small weights of columns whose inputs
@@ -90,7 +92,7 @@ def fit_grids(
                 best = fit
             else:
                 best.keep_better(fit)
-            target = groups - _accepted(errors / step, beta, power).mul_(step)
+            target = groups - _accepted(errors, beta, power)
             scale, zero = _line(codes - middle, target, scale, scale_dtype)
             if not free:
                 scale, zero = _through_zero(codes, target, scale, zero, num_bits)
@@ -99,7 +101,7 @@ def fit_grids(
 
 
 def _accepted(errors: Tensor, beta: float, power: float) -> Tensor:
-    """The part of errors, in steps, that is let be: nearly all of a large one, nothing of a small one."""
+    """The part of errors that is let be: nearly all of a large one, nothing of a small one."""
     size = errors.abs()
     return errors.sign() * (size - size.clamp(min=1e-8).pow(power - 1) / beta).clamp(min=0)
 
