@@ -76,8 +76,8 @@ class Perplexities:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Perplexities:
-        """Read what `save` wrote. Raises LabError if it is missing or damaged."""
-        file = Path(path) / FILE
+        """Read what `save` wrote, from its folder or a file like it. Raises LabError if it is missing or damaged."""
+        file = Path(path) if Path(path).suffix == ".json" else Path(path) / FILE
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -1,6 +1,8 @@
 """The READMEs: their files are there, their figures are those of the results, their commands run."""
 
 import ast
+import json
+import math
 import os
 import re
 import shlex
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import fill_readme  # noqa: E402
 
 READMES = ("README.md", "README.zh-CN.md")
+MARKS = (fill_readme.FIGURES, fill_readme.LIBRARIES)
 FAST = {
     "--items 200": "--items 4",
     "items=40": "items=4",
@@ -102,7 +105,9 @@ def test_figures_are_those_of_the_results():
 
 @pytest.mark.parametrize("name", READMES)
 def test_no_measured_figure_is_written_by_hand(name):
-    outside = re.sub(f"{fill_readme.BEGIN}.*{fill_readme.END}", "", text_of(name), flags=re.DOTALL)
+    outside = text_of(name)
+    for mark in MARKS:
+        outside = re.sub(".*".join(fill_readme.marks(mark)), "", outside, flags=re.DOTALL)
     prose = re.sub(r"```.*?```", "", outside, flags=re.DOTALL)
     found = re.findall(r"\d[\d.,]*\s?(?:%|[kMG]B\b|ms\b|s\b|tok/s|seconds|minutes|秒|分钟|点)", prose)
     assert set(found) <= {"95 %"}, f"{name}: {found}"
@@ -121,8 +126,18 @@ def results_in(folder):
         "cpu": "C", "python": "3", "packages": {"torch": "2", "transformers": "5"},
     }  # fmt: skip
     Comparison(where, rows).save(folder / fill_readme.RESULTS)
+    judged = [
+        {"plan": plan, "library": "auto-round", "version": "1", "bytes": 1, "bits": bits, "kl": 0.01,
+         "losses": [loss, loss + 0.2], "perplexity": math.exp(loss + 0.1)}
+        for plan, bits, loss in (("unquantized", 32.0, 2.0), ("gptq", 4.5, 2.1), ("auto-round-50", 4.3, 2.05))
+    ]  # fmt: skip
+    material = {"material": {"calibration": 4, "length": 256, "validation": 2}}
+    for file, records in ((fill_readme.OURS, judged[:2]), (fill_readme.PEERS, judged[2:])):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps({"settings": material, "records": records, "environment": {}}))
     for name in READMES:
-        (folder / name).write_text(f"before\n{fill_readme.BEGIN}\nold\n{fill_readme.END}\nafter\n")
+        blocks = ["\nold\n".join(fill_readme.marks(one)) for one in MARKS]
+        (folder / name).write_text("\n".join(["before", *blocks, "after\n"]))
 
 
 def test_filling_writes_figures_and_checking_writes_nothing(tmp_path, capsys):
@@ -139,13 +154,20 @@ def test_filling_writes_figures_and_checking_writes_nothing(tmp_path, capsys):
         assert "old" not in text
         assert "| int4 | 1.00 kB | −75 % |" in text
         assert "50.0 %" in text
+        lines = [line for line in text.splitlines() if "auto-round" in line or "labkit `" in line]
+        assert lines == [
+            "| auto-round 1 `50` | 4.30 | 8.58 | +5.1% [+5.1%, +5.1%] | 1.0e-02 |",
+            "| labkit `gptq` | 4.50 | 9.03 | +10.5% [+10.5%, +10.5%] | 1.0e-02 |",
+        ]
 
 
 def test_filling_without_results_leaves_the_block_empty(tmp_path):
     results_in(tmp_path)
     (tmp_path / fill_readme.RESULTS).unlink()
+    (tmp_path / fill_readme.PEERS).unlink()
     assert fill_readme.main([], tmp_path) == 0
-    assert (tmp_path / "README.md").read_text() == f"before\n{fill_readme.BEGIN}\n{fill_readme.END}\nafter\n"
+    empty = ["\n".join(fill_readme.marks(one)) for one in MARKS]
+    assert (tmp_path / "README.md").read_text() == "\n".join(["before", *empty, "after\n"])
 
 
 def test_a_readme_without_marks_is_refused():

@@ -1,7 +1,8 @@
 """Writes the figures of assets/results into the READMEs: ``make readme``; ``--check`` only says what is old.
 
 Between the lines ``<!-- figures:begin -->`` and ``<!-- figures:end -->`` stands what this makes of
-results.json: the picture, the table, and what it was measured with; in the pocket model's card, its accuracy by
+results.json: the picture, the table, and what it was measured with; between ``libraries:begin`` and ``libraries:end``
+the perplexities of the lab's quantizers and of other libraries'; in the pocket model's card, its accuracy by
 split, language, target and speaker. Nothing there is written by hand.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.comparison import Comparison, describe
+from labkit.perplexity import Perplexities
 from labkit.picture import comparison_svg
 from labkit.results import Measurement
 from labkit.tables import cost_table, quality_table, reference_of
@@ -20,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("assets/results/pocket-cpu/results.json")
 PICTURE = Path("assets/images/comparison.svg")
 CARD, QUALITY = Path("assets/pocket/README.md"), Path("assets/results/pocket-quality/results.json")
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+PERPLEXITIES = Path("assets/results/smollm2-perplexity")
+OURS, PEERS = PERPLEXITIES / "perplexity.json", PERPLEXITIES / "peers.json"
+FIGURES, LIBRARIES = "figures", "libraries"
 
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
@@ -31,6 +35,9 @@ WORDS: dict[str, dict[str, str]] = {
         "loss": "loss",
         "made": "Measured on {date} UTC with `{command}`: {settings}; {cpu}, Python {python}, torch {torch}, "
         "transformers {transformers}. Samples and environment: [{path}]({path}).",
+        "libraries": "Quantizer|Bits a value|Perplexity|vs unquantized [95 %]|KL, nats a token",
+        "compared": "{model}, groups of 64, {calibration} calibration sequences of {length} tokens, {validation} judged, "
+        "of the same text. Losses of each sequence and environment: [{ours}]({ours}), [{peers}]({peers}).",
     },
     "README.zh-CN.md": {
         "alt": "口袋模型在 {count} 种方案下的权重大小、回答时间与正确步骤",
@@ -42,6 +49,9 @@ WORDS: dict[str, dict[str, str]] = {
         "loss": "损失",
         "made": "测量于 {date}(UTC),命令 `{command}`:{settings};{cpu},Python {python},torch {torch},"
         "transformers {transformers}。原始样本与环境记录:[{path}]({path})。",
+        "libraries": "量化器|每值位数|困惑度|相比未量化 [95 %]|KL(纳特每词元)",
+        "compared": "{model},每组 64 个值,{calibration} 个长 {length} 词元的校准序列,{validation} 个序列用于评判,"
+        "取自同一文本。每个序列的损失与环境记录:[{ours}]({ours})、[{peers}]({peers})。",
     },
 }
 
@@ -118,13 +128,50 @@ def _share(group: Mapping[str, Any], key: str) -> str:
     return f"{group[key]:.1%} [{group[f'{key}_low']:.1%}, {group[f'{key}_high']:.1%}]"
 
 
-def filled(text: str, inside: str, name: str) -> str:
+def libraries(root: Path, words: Mapping[str, str]) -> str:
+    """What stands between the second marks: the lab's quantizers and other libraries', the best first; empty as long as
+    nothing is in the folder."""
+    if not (root / OURS).exists() or not (root / PEERS).exists():
+        return ""
+    ours, peers = (Perplexities.load(root / file) for file in (OURS, PEERS))
+    reference, *mine = ours.records
+    named = [{**one, "plan": f"labkit `{one['plan']}`"} for one in mine]
+    named += [{**one, "plan": f"{one['library']} {one['version']} `{_own(one)}`"} for one in peers.records]
+    rows = Perplexities(ours.settings, [reference, *named]).rows()
+    lines = [words["libraries"].split("|"), ["---", *["---:"] * 4]]
+    for row in [rows[0], *sorted(rows[1:], key=lambda row: row["perplexity"])]:
+        change = f"{row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]".replace("-", "−")
+        figures = [f"{row['bits']:.2f}", f"{row['perplexity']:.2f}", change, f"{row['kl']:.1e}"]
+        lines.append([row["plan"], *(figures if row is not rows[0] else [*figures[:2], "", ""])])
+    settings = {
+        **ours.settings["material"],
+        "model": "SmolLM2-135M",
+        "ours": OURS.as_posix(),
+        "peers": PEERS.as_posix(),
+    }
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{drawn}\n\n{words['compared'].format(**settings)}"
+
+
+def _own(record: Mapping[str, Any]) -> str:
+    """A peer's name without its library's, and ``default`` if nothing is left."""
+    library = record["library"].replace("llmcompressor", "llm-compressor")
+    return record["plan"].removeprefix(library).strip("-") or "default"
+
+
+def filled(text: str, inside: str, name: str, mark: str = FIGURES) -> str:
     """`text` with `inside` between the marks. Raises SystemExit unless they are there once, in order."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in before:
-        raise SystemExit(f"{name}: the lines {BEGIN} and {END} are needed once each, in this order")
-    return f"{before}{BEGIN}\n{inside}\n{END}{after}" if inside else f"{before}{BEGIN}\n{END}{after}"
+    first, last = marks(mark)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in after or last in before:
+        raise SystemExit(f"{name}: the lines {first} and {last} are needed once each, in this order")
+    return f"{before}{first}\n{inside}\n{last}{after}" if inside else f"{before}{first}\n{last}{after}"
+
+
+def marks(mark: str) -> tuple[str, str]:
+    """The lines between which what is called ``mark`` stands."""
+    return f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
 
 
 def wanted(root: Path = ROOT) -> dict[Path, str | None]:
@@ -136,7 +183,8 @@ def wanted(root: Path = ROOT) -> dict[Path, str | None]:
         files[PICTURE] = comparison_svg(comparison.measurements, caption)
     for name, words in WORDS.items():
         text = (root / name).read_text(encoding="utf-8")
-        files[Path(name)] = filled(text, block(comparison, words) if comparison else "", name)
+        text = filled(text, block(comparison, words) if comparison else "", name)
+        files[Path(name)] = filled(text, libraries(root, words), name, LIBRARIES)
     if (root / CARD).exists() and (root / QUALITY).exists():
         text = (root / CARD).read_text(encoding="utf-8")
         files[CARD] = filled(text, card(Comparison.load(root / QUALITY)), CARD.as_posix())
@@ -161,7 +209,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     for name in old:
-        print(f"{name}: {'differs from' if options.check else 'written from'} {RESULTS}")
+        print(f"{name}: {'differs from' if options.check else 'written from'} {RESULTS.parents[1]}")
     return 1 if old and options.check else 0
 
 
