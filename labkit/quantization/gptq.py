@@ -5,16 +5,17 @@ with second moments M [K, K], the rows of W are independent problems: find codes
 trace of (W - Q) M (W - Q)ᵀ small. With the inverse of M factored as Uᵀ U (U upper triangular), column i is
 rounded, its error is divided by U[i, i], and the columns not yet rounded take over U[i, i:] times that.
 
-Four things are done around the solve. Inputs that have drifted from the unquantized model's, because layers
-before are quantized, are made up for: the weight is first moved to the one that answers most nearly as the
-unquantized layer would have (``drift_correction``). Columns are taken in the order of falling activation
-(``act_order``), while scales stay those of neighbouring columns, chosen beforehand, so that the stored
-weight needs no permutation. Each group's range is searched for the least error, weighted by what the solve
-will make of it (``range_search``). And the codes are revisited one column at a time, the others fixed, until
-``refine_sweeps`` passes are done: coordinate descent on the same trace.
+Four things are done around the solve. Inputs that have drifted from the unquantized model's, because layers before
+are quantized, are made up for: the weight is first moved half the way to the one that answers most nearly as the
+unquantized layer would have (``drift_correction``; the whole way also follows what is noise of few samples). Columns
+are taken in the order of falling activation (``act_order``), while scales stay those of neighbouring columns, chosen
+beforehand, so that the stored weight needs no permutation. Each group's range is searched for the least error,
+weighted by what the solve will make of it (``range_search``). And the codes are revisited one column at a time, the
+others fixed, until ``refine_sweeps`` passes are done: coordinate descent on the same trace.
 
-Source: Frantar et al., "GPTQ" (2023), algorithm 1, its Cholesky form without an explicit inverse; the drift
-as in Li et al., "GPTAQ" (2025); coordinate descent as in Behdin et al., "QuantEase" (2023).
+Source: Frantar et al., "GPTQ" (2023), algorithm 1, its Cholesky form without an explicit inverse; the drift as in Li
+et al., "GPTAQ" (2025), taken in part as in Arai and Ichikawa, "Quantization Error Propagation" (2025); coordinate
+descent as in Behdin et al., "QuantEase" (2023).
 """
 
 from dataclasses import dataclass
