@@ -5,9 +5,10 @@
     python tools/compare_quantizers.py measure smollm2 smollm2-text.txt peers    in the lab's environment
 
 `tools/make_smollm2.py smollm2` makes the model and the text. ``text`` writes the token ids that calibrate in the lab;
-``quantize`` gives them to a library and keeps the codes and scales that it finds; ``measure`` lays what those mean into the
-unquantized model, and measures it as `labkit perplexity` does, beside the figures in --beside. So no library's own kernels
-or file format take part; weights that are on no grid of codes are refused, and so are unchanged ones.
+``quantize`` gives them to a library and keeps the codes and scales that it finds, and what else it changed, as norms;
+``measure`` lays what those mean into the unquantized model, and measures it as `labkit perplexity` does, beside the figures
+in --beside. So no library's own kernels or file format take part; weights that are on no grid of codes are refused, and so
+are unchanged ones.
 
 Each library wants an environment of its own (``pip install llmcompressor``, ``gptqmodel``, ``auto-round`` or ``hqq``); a CPU
 is enough.
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from other_quantizers import LIBRARIES, SCALE_BITS, linears_of, read_model
+from other_quantizers import LIBRARIES, SCALE_BITS, linears_of, others_of, read_model
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,10 +61,16 @@ def quantize(options: Namespace) -> None:
 
     package, run, heeded = LIBRARIES[options.library]
     ids = json.loads((options.peers / CALIBRATION).read_text(encoding="utf-8"))
-    originals = linears_of(read_model(options.model))
+    unquantized = read_model(options.model)
+    originals, others = linears_of(unquantized), others_of(unquantized)
     began = time.perf_counter()
     tensors, layers = {}, {}
-    for name, weight, scale, bits, zero_bits in run(options, ids):
+    for name, weight, *grid in run(options, ids):
+        if not grid:
+            if not torch.equal(weight, others[name]):
+                tensors[name] = weight.contiguous()
+            continue
+        scale, bits, zero_bits = grid
         original = originals[name].weight.detach()
         for key, value in steps_of(name, weight, scale, bits, original).items():
             tensors[f"{name}.{key}"] = value.contiguous()
@@ -128,7 +135,8 @@ def measure(options: Namespace) -> None:
     engine = load(str(options.model), beside.settings["dtype"], "cpu", progress=False)
     sequences = material.sequences(engine.tokenizer, "validation")
     probe = material.make_probe(engine)
-    linears = linears_of(engine.model)
+    linears, others = linears_of(engine.model), others_of(engine.model)
+    originals = {name: one.clone() for name, one in others.items()}
     whole = beside.records[0]["bytes"] - sum(4 * one.weight.numel() for one in linears.values())
     found = json.loads(file.read_text(encoding="utf-8"))["records"] if file.is_file() else []
     records = {one["plan"]: one for one in found}
@@ -139,6 +147,8 @@ def measure(options: Namespace) -> None:
         tensors = load_file(path.with_name(TENSORS))
         for name, linear in linears.items():
             linear.weight.copy_(weight_of(*(tensors[f"{name}.{key}"] for key in ("codes", "scale", "low"))))
+        for name, other in others.items():
+            other.copy_(tensors.get(name, originals[name]))
         losses, apart = sequence_losses(engine.model, sequences), divergence(engine.model, probe)
         size = whole + round(facts["bits"] * sum(one.weight.numel() for one in linears.values()) / 8)
         records[facts["plan"]] = {
@@ -187,6 +197,9 @@ def main() -> None:
     command.add_argument("--group-size", type=int, default=64)
     command.add_argument("--symmetric", action="store_true")
     command.add_argument("--observer", help="how llm-compressor finds ranges, as mse (its default)")
+    command.add_argument(
+        "--act-order", action="store_true", help="gptqmodel: columns by falling activation, static groups"
+    )
     command.add_argument("--iters", type=int, default=200, help="auto-round: steps of tuning (200)")
     command.add_argument("--average", type=float, help="auto-round: bits on average, by AutoScheme")
     command.add_argument("--scored", type=int, default=16, help="AutoScheme: sequences that score (16)")

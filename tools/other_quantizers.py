@@ -1,7 +1,8 @@
 """What `compare_quantizers.py` asks of each library: the model quantized, as plain numbers.
 
 Every ``run_…`` takes the options of the command line and the token ids that calibrate, and yields each Linear's weight as
-the library means it. The libraries are imported where they are used: each has an environment of its own.
+the library means it, and whatever else it may have changed. The libraries are imported where they are used: each has an
+environment of its own.
 """
 
 from __future__ import annotations
@@ -11,19 +12,32 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 SCALE_BITS = 16
-Found = Iterator[tuple[str, Tensor, Tensor, int, int]]
-"""Of each Linear: its name, weight [N, K] as the library means it, scale [N, K/G], bits of a code and of a zero point."""
+Found = Iterator[tuple[str, Tensor, Tensor, int, int] | tuple[str, Tensor]]
+"""Of each Linear: its name, weight [N, K] as the library means it, scale [N, K/G], bits of a code and of a zero point.
+Of other parameters, if the library may change them: name and value."""
 
 
 def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
     """The Linears that are quantized: all but the head, which shares the embedding's weight."""
     named = model.named_modules()
     return {name: one for name, one in named if isinstance(one, nn.Linear) and not name.endswith("lm_head")}
+
+
+def others_of(model: nn.Module) -> dict[str, Tensor]:
+    """The other parameters, as norms and biases: all but the head's and what a library hangs on its Linears."""
+    named = {name: one.data for name, one in model.named_parameters() if not name.endswith("lm_head.weight")}
+    linears = linears_of(model)
+    return {
+        name: one
+        for name, one in named.items()
+        if name.endswith(".bias") or name.rpartition(".")[0] not in linears
+    }
 
 
 def read_model(folder: Path) -> nn.Module:
@@ -33,13 +47,9 @@ def read_model(folder: Path) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def run_llm_compressor(options: Namespace, ids: list[list[int]]) -> Found:
-    """GPTQ, columns by falling activation with static groups; each layer calibrated on those before it."""
+def llm_compressor_groups(options: Namespace, **more: Any) -> dict[str, Any]:
+    """What llm-compressor's modifiers have to be told: which Linears, and on what grid."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier
 
     weights = QuantizationArgs(
         num_bits=options.bits,
@@ -47,31 +57,78 @@ def run_llm_compressor(options: Namespace, ids: list[list[int]]) -> Found:
         strategy="group",
         group_size=options.group_size,
         symmetric=options.symmetric,
-        actorder="weight",
         observer=options.observer,
+        **more,
     )
     groups = {"all": QuantizationScheme(targets=["Linear"], weights=weights)}
+    return {"ignore": ["lm_head"], "config_groups": groups}
+
+
+def apply_llm_compressor(options: Namespace, ids: list[list[int]], recipe: Any) -> Found:
+    """A recipe of llm-compressor's, calibrated if there are token ids."""
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
+    calibration = {}
+    if ids:
+        calibration = {
+            "dataset": Dataset.from_dict(
+                {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]}
+            ),
+            "max_seq_length": len(ids[0]),
+            "num_calibration_samples": len(ids),
+        }
     model = read_model(options.model)
-    oneshot(
-        model=model,
-        dataset=Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]}),
-        recipe=GPTQModifier(ignore=["lm_head"], config_groups=groups),
-        max_seq_length=len(ids[0]),
-        num_calibration_samples=len(ids),
-    )
+    oneshot(model=model, recipe=recipe, **calibration)
     for name, linear in linears_of(model).items():
         scale, zero = linear.weight_scale, getattr(linear, "weight_zero_point", None)
         weight = fake_quantize(linear.weight, scale, zero, linear.quantization_scheme.weights)
         yield name, weight, scale, options.bits, 0 if options.symmetric else options.bits
+    yield from others_of(model).items()
+
+
+def run_llm_compressor(options: Namespace, ids: list[list[int]]) -> Found:
+    """GPTQ, columns by falling activation with static groups; each layer calibrated on those before it."""
+    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    groups = llm_compressor_groups(options, actorder="weight")
+    yield from apply_llm_compressor(options, ids, GPTQModifier(**groups))
+
+
+def run_llm_compressor_awq(options: Namespace, ids: list[list[int]]) -> Found:
+    """AWQ with its default pairs of layers: norms and some Linears take the scales of the columns that follow them."""
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():  # 0.14 pins memory for one, and stops
+        IntermediatesCache.pin_memory = lambda *_: None
+    recipe = [AWQModifier(), QuantizationModifier(**llm_compressor_groups(options))]
+    yield from apply_llm_compressor(options, ids, recipe)
+
+
+def run_llm_compressor_rtn(options: Namespace, ids: list[list[int]]) -> Found:
+    """Rounding to the nearest, without calibration."""
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    yield from apply_llm_compressor(options, [], QuantizationModifier(**llm_compressor_groups(options)))
 
 
 def run_gptqmodel(options: Namespace, ids: list[list[int]]) -> Found:
-    """GPTQ with the library's own defaults, but for bits, groups and symmetry."""
+    """GPTQ with the library's own defaults, but for bits, groups, symmetry and, with --act-order, the order of columns."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it does not start with the one of a small machine
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
+    order = {"desc_act": True, "static_groups": True, "act_group_aware": False} if options.act_order else {}
     config = QuantizeConfig(
-        bits=options.bits, group_size=options.group_size, sym=options.symmetric, device="cpu"
+        bits=options.bits,
+        group_size=options.group_size,
+        sym=options.symmetric,
+        device="cpu",
+        format="gptq_v2",  # the default's zero points are one less than meant once it is packed
+        offload_to_disk=False,
+        **order,
     )
     wrapped = GPTQModel.load(str(options.model), config, dtype=torch.float32)
     samples = [{"input_ids": one, "attention_mask": [1] * len(one)} for one in ids]
@@ -161,7 +218,9 @@ def run_hqq(options: Namespace, ids: list[list[int]]) -> Found:
 GRID = ("bits", "group_size")
 LIBRARIES = {
     "llm-compressor": ("llmcompressor", run_llm_compressor, (*GRID, "symmetric", "observer")),
-    "gptqmodel": ("gptqmodel", run_gptqmodel, (*GRID, "symmetric")),
+    "llm-compressor-awq": ("llmcompressor", run_llm_compressor_awq, (*GRID, "symmetric", "observer")),
+    "llm-compressor-rtn": ("llmcompressor", run_llm_compressor_rtn, (*GRID, "symmetric", "observer")),
+    "gptqmodel": ("gptqmodel", run_gptqmodel, (*GRID, "symmetric", "act_order")),
     "auto-round": (
         "auto-round",
         run_auto_round,
