@@ -134,6 +134,18 @@ def test_shipped_perplexities_can_be_read_and_solving_beats_rounding():
     four = table.loc[["gptq", "awq", "hqq", "int4"], "perplexity"]
     assert list(four) == sorted(four)
     assert found.settings["material"]["seed"] == 0
+    peers = Perplexities.load(ROOT / "assets" / "results" / "smollm2-perplexity" / "peers.json")
+    assert peers.settings == found.settings
+    theirs = {one["plan"]: one["perplexity"] for one in peers.records}
+    scheme = theirs.pop("auto-round-50-autoscheme-5bit")
+    assert table.loc["gptq", "perplexity"] < min(theirs.values())
+    assert table.loc["awq", "perplexity"] < theirs["llm-compressor-awq"]
+    assert table.loc["hqq", "perplexity"] < theirs["hqq"]
+    assert table.loc["int4", "perplexity"] < 1.01 * theirs["llm-compressor-rtn-mse"]
+    searched = table[table.index.str.startswith("searched")]
+    assert len(searched) >= 2
+    assert searched["bits"].max() <= 5.0
+    assert searched["perplexity"].max() < 1.01 * scheme
 
 
 def test_a_change_is_told_in_per_cent_and_of_a_broken_model_in_times():
