@@ -71,8 +71,8 @@ def search_plan(
         jobs, threads: as for `labkit.measure_sensitivity`.
         sensitivities: the folder of sensitivities (default: ``results/sensitivity-MODEL``).
         parts: measure whole parts too before choosing; without, the first choice is a poorer guess, sooner made.
-        apart: let q, k and v differ, and gate and up, for engines that do not multiply them as one (the lab does not
-            mind on the CPU, and is slower with it on a GPU; vLLM refuses it).
+        apart: let q, k and v differ, and gate and up, for engines that do not multiply them as one (vLLM requires
+            one scheme for them).
         rounds: plans measured at most before the best of them is kept.
         dtype: what is not quantized is kept and computed in, ``bf16`` or ``fp16``; ``auto``: fp16 where it diverges
             much less, as measured, else bf16 (which is faster on many CPUs).

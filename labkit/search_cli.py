@@ -86,7 +86,7 @@ def add_search(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     command.add_argument(
         "--apart", action="store_true",
-        help="let q, k and v differ, and gate and up: loses less in as many bytes, but vLLM refuses such a plan",
+        help="let q, k and v differ, and gate and up: can lose less in as many bytes; vLLM requires them alike",
     )  # fmt: skip
     command.add_argument("--name", help="the plan's name (from the goal)")
     command.add_argument(
