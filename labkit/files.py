@@ -8,6 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+"""Where the package is imported from."""
+
+
+def assets_folder() -> Path:
+    """The folder of shipped weights, plans, fonts, recordings and results.
+
+    ``$LABKIT_ASSETS`` if set, else ``assets/`` inside the package (an installation) or beside it (a checkout).
+    """
+    if override := os.environ.get("LABKIT_ASSETS"):
+        return Path(override).expanduser()
+    inside = PACKAGE_FOLDER / "assets"
+    return inside if inside.is_dir() else checkout_folder() / "assets"
+
+
+def checkout_folder() -> Path:
+    """The folder the package lies in: the checkout, or an environment's site-packages."""
+    return PACKAGE_FOLDER.parent
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from labkit.files import checkout_folder
 from labkit.results import environment
 
 CGROUP_FILES = (
@@ -112,7 +113,7 @@ def forget_models() -> None:
 
 def requirements() -> Iterator[tuple[str, str]]:
     """Name and version pin of each package the lab needs: from requirements.txt, else as installed."""
-    path = Path(__file__).resolve().parents[1] / "requirements.txt"
+    path = checkout_folder() / "requirements.txt"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
     else:

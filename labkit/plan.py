@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from labkit.files import atomic_path
+from labkit.files import assets_folder, atomic_path
 from labkit.quantization import DTYPES, get_scheme
 from labkit.rule import PlanError, Rule
 
@@ -212,8 +212,6 @@ class QuantizationPlan:
 
 def plans_folder() -> Path:
     """The folder of the presets."""
-    from labkit.models.spec import assets_folder
-
     return assets_folder() / "plans"
 
 

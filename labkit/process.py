@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
+from labkit.files import checkout_folder
 
 STAGES = {"loading": "loading and quantizing", "measuring": "measuring latency", "answering": "answering"}
 
@@ -83,7 +84,7 @@ def run_worker(
 
 def worker_environment(threads: int) -> dict[str, str]:
     """Our own environment, with the thread count and the folder this package was imported from."""
-    package_parent = str(Path(__file__).resolve().parent.parent)
+    package_parent = str(checkout_folder())
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.files import atomic_path, checkout_folder
 
 Z95 = 1.959963984540054
 """Half-width, in standard errors, of a two-sided 95 % interval."""
@@ -276,7 +276,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The lab's own git commit, with ``+`` if files differ from it; None outside a checkout."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = checkout_folder()
     if not (folder / ".git").exists():
         return None
     try:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.comparison import Comparison
+from labkit.files import assets_folder
 from labkit.gpurecords import GpuRecord, load_records
-from labkit.models.spec import assets_folder
 from labkit.results import read_json
 
 

@@ -143,6 +143,15 @@ def test_the_assets_folder_can_be_moved(tmp_path, monkeypatch):
     assert get_spec("pocket").availability() == "missing"
 
 
+def test_fonts_and_recordings_move_with_the_assets_folder(tmp_path, monkeypatch):
+    from labkit.phonetap.fonts import fonts_folder
+    from labkit.phonetap.recordings import recordings_folder
+
+    monkeypatch.setenv("LABKIT_ASSETS", str(tmp_path))
+    assert fonts_folder() == tmp_path / "fonts"
+    assert recordings_folder() == tmp_path / "speech"
+
+
 def test_a_folder_and_a_hub_id_are_models_too(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert get_spec(tmp_path).folder == tmp_path

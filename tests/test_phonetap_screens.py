@@ -14,9 +14,9 @@ from labkit.phonetap import words
 from labkit.phonetap.draw import Canvas, intersects
 from labkit.phonetap.fonts import (
     FAMILIES,
-    FONTS_FOLDER,
     FontError,
     Typeface,
+    fonts_folder,
     gb2312_first_level,
     limited_characters,
 )
@@ -251,7 +251,7 @@ def test_every_icon_has_names_and_a_picture_of_its_own():
 def test_fonts_have_every_character_that_words_can_write():
     wanted = characters_of([value for name, value in vars(words).items() if not name.startswith("__")])
     assert {c for c in wanted if c.isprintable()} <= limited_characters() | {"\xa0"}
-    total = sum(path.stat().st_size for path in FONTS_FOLDER.glob("*.[ot]tf"))
+    total = sum(path.stat().st_size for path in fonts_folder().glob("*.[ot]tf"))
     assert total < 3_000_000
 
 

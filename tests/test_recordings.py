@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from labkit.phonetap.recordings import (
-    FOLDER,
     GROUPS,
     RecordingError,
     SpeechPool,
     load_recording,
     recordings,
+    recordings_folder,
     write_pool,
 )
 
@@ -36,12 +36,12 @@ def test_both_languages_and_both_groups_are_shipped_in_equal_numbers():
 
 
 def test_the_recordings_stay_within_three_megabytes():
-    assert sum(file.stat().st_size for file in FOLDER.glob("*.zip")) < 3_000_000
+    assert sum(file.stat().st_size for file in recordings_folder().glob("*.zip")) < 3_000_000
 
 
 def test_every_file_is_the_one_the_index_names():
     for part in ("test", "calibration"):
-        pool = SpeechPool(FOLDER / f"{part}.zip")
+        pool = SpeechPool(recordings_folder() / f"{part}.zip")
         for recording in recordings(part):
             assert hashlib.sha256(pool.raw(recording.id)).hexdigest() == recording.sha256
 

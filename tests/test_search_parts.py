@@ -236,7 +236,7 @@ def test_errors_of_columns_are_summed_up():
 def test_what_is_shipped_of_a_search_fits_the_shipped_model():
     from labkit.anatomy import dissect
     from labkit.bench import measurable_linears, measurable_others
-    from labkit.models.spec import assets_folder
+    from labkit.files import assets_folder
     from labkit.searchresult import Search
     from labkit.sensitivity import Sensitivity
 

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from labkit.errors import LabError
+from labkit.files import assets_folder, checkout_folder
 from labkit.launch import state
 from labkit.launch.state import Record, State
-from labkit.models.spec import assets_folder
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 
 START_S = 600.0
@@ -238,7 +238,7 @@ def _url(arguments: Sequence[str], port: int) -> str:
 
 
 def _environment(api_key: str | None) -> dict[str, str]:
-    package_parent = str(Path(__file__).resolve().parents[2])
+    package_parent = str(checkout_folder())
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     given = {API_KEY_VARIABLE: api_key} if api_key else {}
     return {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
+from labkit.files import assets_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -53,19 +53,6 @@ GLM_4_1V_9B = {
 
 class ModelNotFoundError(LabError):
     """No such model: an unknown name, or a folder without a usable checkpoint."""
-
-
-def assets_folder() -> Path:
-    """The folder of shipped weights, plans and recordings.
-
-    ``$LABKIT_ASSETS`` if set, else ``assets/`` inside the package (an installation) or beside it (a
-    checkout).
-    """
-    if override := os.environ.get("LABKIT_ASSETS"):
-        return Path(override).expanduser()
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "assets"
-    return inside if inside.is_dir() else package.parent / "assets"
 
 
 @dataclass(frozen=True)

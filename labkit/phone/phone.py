@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from labkit.errors import LabError
 from labkit.phonetap import Element, Screen, draw_screen
-from labkit.phonetap.fonts import FONTS_FOLDER, FULL
+from labkit.phonetap.fonts import FULL, fonts_folder
 from labkit.phonetap.items import SIZE
 from labkit.protocol import COORDINATE_MAX, Action
 
@@ -87,7 +87,7 @@ class Phone:
         picture, (x0, y0, x1, y1) = self.screen.image.copy(), map(round, field.box)
         pen = ImageDraw.Draw(picture)
         pen.rounded_rectangle((x0 + 3, y0 + 3, x1 - 3, y1 - 3), 4, fill="white", outline="#0072B2")
-        font = ImageFont.truetype(str(FONTS_FOLDER / FULL), 0.5 * (y1 - y0))
+        font = ImageFont.truetype(str(fonts_folder() / FULL), 0.5 * (y1 - y0))
         pen.text((x0 + 10, (y0 + y1) / 2), self.place.typed, font=font, fill="black", anchor="lm")
         return picture
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from labkit.errors import LabError
+from labkit.files import assets_folder
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
-FONTS_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "fonts"
 FULL = "zh-hei.otf"  # has all of GB 2312's first level: stands in where another font lacks a character
 PUNCTUATION = "…·“”‘’—×–°€£¥•、。《》「」！（），：；？～→←％＋"
 # Families: (regular, strong) file names. The last group of each script is held out for style "test".
@@ -42,6 +42,11 @@ FAMILIES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
 
 class FontError(LabError):
     """A font file is missing, or no font has a character that is to be drawn."""
+
+
+def fonts_folder() -> Path:
+    """Where the fonts are."""
+    return assets_folder() / "fonts"
 
 
 class Glyph(NamedTuple):
@@ -110,7 +115,7 @@ class Face:
 @cache
 def limited_characters() -> frozenset[str]:
     """Characters that every Chinese font here has."""
-    path = FONTS_FOLDER / "characters.txt"
+    path = fonts_folder() / "characters.txt"
     if not path.exists():
         raise FontError(f"{path} is missing: make the fonts with `python -m labkit.phonetap.subset_fonts`")
     return frozenset(path.read_text(encoding="utf-8").rstrip("\n")) | frozenset(map(chr, range(32, 127)))
@@ -118,7 +123,7 @@ def limited_characters() -> frozenset[str]:
 
 @lru_cache(maxsize=512)
 def _load(name: str, size: float) -> Face:
-    path = FONTS_FOLDER / name
+    path = fonts_folder() / name
     if not path.exists():
         raise FontError(f"{path} is missing: make the fonts with `python -m labkit.phonetap.subset_fonts`")
     return Face(path, size)

@@ -23,18 +23,22 @@ from typing import Any
 import numpy as np
 
 from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.files import assets_folder, atomic_path
 from labkit.protocol import Action, parse_action
 
 SAMPLE_RATE = 16_000
 PARTS = ("test", "calibration")
 GROUPS = ("unseen_voice", "unseen_speaker")
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "speech"
 _DATE = (2026, 1, 1, 0, 0, 0)  # one date for every member, so that equal contents make equal files
 
 
 class RecordingError(LabError):
     """A recording or a pool of them is missing or cannot be read."""
+
+
+def recordings_folder() -> Path:
+    """Where the shipped pools of recordings are."""
+    return assets_folder() / "speech"
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class SpeechPool:
 def _shipped(part: str) -> tuple[SpeechPool, tuple[Recording, ...]]:
     if part not in PARTS:
         raise RecordingError(f"unknown part {part!r} of the recordings; known: {', '.join(PARTS)}")
-    pool = SpeechPool(FOLDER / f"{part}.zip")
+    pool = SpeechPool(recordings_folder() / f"{part}.zip")
     known = {field.name for field in fields(Recording)}
     return pool, tuple(Recording(**{k: v for k, v in entry.items() if k in known}) for entry in pool.entries)
 

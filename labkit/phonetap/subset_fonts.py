@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from labkit.phonetap import words
-from labkit.phonetap.fonts import FONTS_FOLDER, FULL, PUNCTUATION, gb2312_first_level
+from labkit.phonetap.fonts import FULL, PUNCTUATION, fonts_folder, gb2312_first_level
 
 ASCII = "".join(map(chr, range(32, 127)))
 # file in assets/fonts, its source below the unpacked packages, and which font of a collection
@@ -52,7 +52,7 @@ def characters_of(value: object) -> set[str]:
 
 def wanted_characters() -> set[str]:
     """Characters that `words` can write, with those listed in characters.txt."""
-    listed = FONTS_FOLDER / "characters.txt"
+    listed = fonts_folder() / "characters.txt"
     known = listed.read_text(encoding="utf-8") if listed.exists() else ""
     found = characters_of([value for name, value in vars(words).items() if not name.startswith("__")])
     return {c for c in found | set(known) | set(PUNCTUATION) if c.isprintable()} - set(ASCII)
@@ -92,13 +92,13 @@ def main() -> None:
     if missing:
         parser.error(f"not below {root}: {', '.join(missing)}")
     chinese = wanted_characters()
-    (FONTS_FOLDER / "characters.txt").write_text("".join(sorted(chinese)) + "\n", encoding="utf-8")
+    (fonts_folder() / "characters.txt").write_text("".join(sorted(chinese)) + "\n", encoding="utf-8")
     for name, source, number in SOURCES:
         extra = set(PUNCTUATION)
         if name.startswith("zh"):
             extra = chinese | gb2312_first_level() if name == FULL else chinese
-        subset_font(root / source, number, FONTS_FOLDER / name, set(ASCII) | extra)
-        print(f"{name}: {(FONTS_FOLDER / name).stat().st_size:,} bytes")
+        subset_font(root / source, number, fonts_folder() / name, set(ASCII) | extra)
+        print(f"{name}: {(fonts_folder() / name).stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from labkit.files import checkout_folder
 from labkit.interchange.compressed_tensors import NEAREST
 from labkit.models.checkpoint import Checkpoint
 from labkit.quantization import DTYPES
@@ -45,7 +45,7 @@ def interpreter() -> str:
         if not os.access(named, os.X_OK):
             raise ServiceError(f"${INTERPRETER_VARIABLE} names {named}, which is no interpreter")
         return named
-    own = Path(__file__).resolve().parents[2] / ".venv-vllm/bin/python"
+    own = checkout_folder() / ".venv-vllm/bin/python"
     if own.exists():
         return str(own)
     if importlib.util.find_spec("vllm") is not None:

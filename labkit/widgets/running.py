@@ -15,7 +15,7 @@ from typing import Any
 
 from labkit.comparison import Comparison
 from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.files import atomic_path, checkout_folder
 from labkit.results import ResultsError
 from labkit.runfolder import RunFolder
 
@@ -79,7 +79,7 @@ class ComparisonRun:
         if self.is_running:
             raise LabError("this comparison is running already")
         self.folder.check_writable()
-        package = str(Path(__file__).resolve().parents[2])
+        package = str(checkout_folder())
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         with self.log.open("wb") as told:
             self._process = subprocess.Popen(

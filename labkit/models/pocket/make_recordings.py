@@ -22,7 +22,7 @@ import numpy as np
 from labkit.models.pocket.speech_libraries import SpeechError
 from labkit.models.pocket.voices import SAMPLE_RATE, Voice, available_voices, synthesize
 from labkit.phonetap.instructions import Instruction, spoken_texts
-from labkit.phonetap.recordings import FOLDER, GROUPS, write_pool
+from labkit.phonetap.recordings import GROUPS, recordings_folder, write_pool
 from labkit.protocol import format_action
 
 COUNTS = {"test": 150, "calibration": 30}  # recordings of each language
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m labkit.models.pocket.make_recordings", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for PART.zip")
+    parser.add_argument("--output", type=Path, default=recordings_folder(), help="folder for PART.zip")
     parser.add_argument("--part", choices=sorted(COUNTS), action="append", help="default: both")
     options = parser.parse_args(argv)
     try:
