@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _HOME = {
-    "Action": "labkit.protocol",
+    "Action": "labkit.common.actions",
     "Comparison": "labkit.comparison",
     "Engine": "labkit.engine",
     "Generation": "labkit.engine",
-    "LabError": "labkit.errors",
+    "LabError": "labkit.common.errors",
     "Material": "labkit.material",
     "Measurement": "labkit.results",
     "ModelSpec": "labkit.models.spec",
@@ -34,7 +34,7 @@ _HOME = {
     "list_models": "labkit.models.spec",
     "load": "labkit.loading",
     "measure_sensitivity": "labkit.sensitivity",
-    "parse_answer": "labkit.protocol",
+    "parse_answer": "labkit.common.actions",
     "quantize_": "labkit.apply",
     "quantize_to": "labkit.making",
     "save": "labkit.checkpoint.save",

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.gpurecords import GpuRecord
 from labkit.plan import QuantizationPlan
 from labkit.quantization import get_scheme
@@ -28,10 +28,9 @@ def main() -> int:
 def run(request: dict) -> None:
     """``request``: ``record`` (the fields of a `GpuRecord`), ``source`` (the plan as given), ``folder``, and what
     `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
+    from labkit.common.machine import environment, gpus
     from labkit.gpubench import GpuBench
     from labkit.loading import as_plan, load
-    from labkit.machine import gpus
-    from labkit.results import environment
 
     record = GpuRecord(**request["record"])
     path = f"{request['folder']}/{record.plan}.json"

@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.child import serve_request
+from labkit.common.process import serve_request
 from labkit.recordfolder import RecordFolder
 
 
 def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
     """Measure the Linears and the parts that the request names."""
     from labkit.candidates import parse_candidates
+    from labkit.common.machine import forget_models
     from labkit.divergence import Probe
     from labkit.loading import load
-    from labkit.machine import forget_models
     from labkit.material import Material
 
     folder = RecordFolder(request["folder"], "sensitivities")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.child import serve_request
+from labkit.common.process import serve_request
 from labkit.results import Measurement
 from labkit.runfolder import RunFolder
 

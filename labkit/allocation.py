@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 TOGETHER = (
     ("q_proj", "k_proj", "v_proj"),

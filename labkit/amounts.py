@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 CANDIDATES = ("gptq-2bit", "gptq-3bit", "gptq-4bit", "int8", "gptq-8bit")
 """Schemes of which sensitivity is measured, and plans are put together."""

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from labkit import anatomy_plots
-from labkit.errors import LabError
-from labkit.formats import format_bytes
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes
 from labkit.kvcache import keeping_of, vector_bytes
 from labkit.models import ROLES, ModelSpec, find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint

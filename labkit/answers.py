@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from labkit.collate import SEQUENCE_KEYS
-from labkit.protocol import Action, format_action
+from labkit.common.actions import Action, format_action
 
 
 def with_answer(prompt: Mapping[str, Tensor], token_ids: Sequence[int], processor: Any) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.forward import Forward
 from labkit.generation import Generation, GenerationError, RunningAnswer
 

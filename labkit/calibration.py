@@ -13,8 +13,8 @@ import torch
 
 from labkit.amounts import Amounts
 from labkit.answers import answer_tokens, keeps_logits, with_answer
-from labkit.errors import LabError
-from labkit.media import normalise_messages
+from labkit.common.errors import LabError
+from labkit.common.messages import normalise_messages
 
 PROMPT_END = 8
 DEFAULT_COUNT = Amounts.calibration

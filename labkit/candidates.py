@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.quantization import Scheme, SchemeError, get_scheme
 
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 GIB = 1 << 30
 CONTEXT_BYTES = 600_000_000

@@ -5,7 +5,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 URL = "http://127.0.0.1:8000/v1"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from labkit.machine import memory
+from labkit.common.machine import memory
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.spec import ModelSpec
 from labkit.placement import Placement

@@ -14,8 +14,8 @@ from labkit import __version__
 from labkit.arguments import MODEL, add_machine, later
 from labkit.bench_cpu.cli import add_bench_cpu
 from labkit.chat_cli import add_chat
+from labkit.common.errors import LabError
 from labkit.context_cli import add_context
-from labkit.errors import LabError
 from labkit.fit_cli import add_fit
 from labkit.gpu_cli import add_bench_gpu
 from labkit.measure_cli import add_ask, add_compare, add_plot, add_screen

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
-from labkit.formats import format_bytes, format_rate_per_s, format_seconds
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes, format_rate_per_s, format_seconds
 from labkit.terminal import console as _console
 from labkit.terminal import make_table as _table
 
@@ -140,7 +140,7 @@ def doctor(options: argparse.Namespace) -> int | None:
 
 def ask(options: argparse.Namespace) -> None:
     """``labkit ask``: everything given is read and checked before the model is loaded."""
-    from labkit.media import load_audio, load_image
+    from labkit.common.messages import load_audio, load_image
 
     content: list[dict[str, Any]] = []
     if options.image:
@@ -183,7 +183,7 @@ def ask(options: argparse.Namespace) -> None:
 def screen(options: argparse.Namespace) -> None:
     """``labkit screen``: draw one, and say what could be asked of it."""
     from labkit import phonetap
-    from labkit.files import atomic_path
+    from labkit.common.files import atomic_path
 
     path = Path(options.output)
     if path.suffix.lower() != ".png":
@@ -200,8 +200,8 @@ def screen(options: argparse.Namespace) -> None:
 
 def plot(options: argparse.Namespace) -> None:
     """``labkit plot``: the picture says below what it was measured with."""
+    from labkit.common.files import atomic_path
     from labkit.comparison import describe
-    from labkit.files import atomic_path
     from labkit.picture import comparison_svg
     from labkit.results import load_results
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit import plots, report, tables
-from labkit.errors import LabError
+from labkit.common.errors import LabError
+from labkit.common.machine import environment
+from labkit.common.process import WorkerFailedError, run_worker
 from labkit.evaluation import summarize_paired
 from labkit.preflight import Job, prepare
-from labkit.process import WorkerFailedError, run_worker
-from labkit.results import Measurement, environment, load_results, save_results
+from labkit.results import Measurement, load_results, save_results
 from labkit.runfolder import RunFolder
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from labkit.arguments import add_machine, count, count_or_none, later
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 DEFAULT_CONTEXTS = "160,240,320,480,720,1440"
 

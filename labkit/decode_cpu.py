@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.native import library as native
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int4 import Int4Linear

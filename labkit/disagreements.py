@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from labkit import phonetap, show, traces
-from labkit.errors import LabError
-from labkit.protocol import format_action, parse_answer
+from labkit.common.actions import format_action, parse_answer
+from labkit.common.errors import LabError
 from labkit.results import Measurement
 from labkit.tables import reference_of
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from labkit.answers import keeps_logits, with_answer
 from labkit.collate import collate
-from labkit.errors import LabError
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
 from labkit.evaluation import MAX_NEW_TOKENS
-from labkit.files import atomic_path
 from labkit.lockstep import run_model, to_device
 
 

@@ -92,7 +92,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from labkit.machine import requirements
+    from labkit.common.machine import requirements
 
     pins = list(requirements())
     if not pins:
@@ -116,7 +116,7 @@ def _packages() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
-    from labkit.machine import memory
+    from labkit.common.machine import memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total, free = memory()
@@ -154,7 +154,7 @@ def _compiled_step() -> Finding:
 
 
 def _gpu() -> Iterator[Finding]:
-    from labkit.machine import driver_versions, gpus
+    from labkit.common.machine import driver_versions, gpus
 
     found = gpus()
     for index, gpu in enumerate(found):
@@ -224,7 +224,7 @@ def _does_9b_fit() -> Iterator[Finding]:
     import torch
     from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
-    from labkit.machine import gpus, memory
+    from labkit.common.machine import gpus, memory
     from labkit.models import find_roles
     from labkit.plan import QuantizationPlan, presets
 
@@ -256,7 +256,7 @@ def _does_9b_fit() -> Iterator[Finding]:
 
 def _benchmark() -> Iterator[Finding]:
     from labkit import phonetap
-    from labkit.errors import LabError
+    from labkit.common.errors import LabError
 
     for split, what in (("typed", "screens are drawn"), ("spoken", "recordings are read")):
         try:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from labkit.batching import DECODE_SHARE, Batch, TextStream
+from labkit.common.messages import normalise_messages
 from labkit.detokenize import Detokenizer
 from labkit.forward import Forward
 from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
 from labkit.grammar import Grammar, Grammars
 from labkit.kvcache import keeping_of
-from labkit.media import normalise_messages
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.quantization.logits import keep_logits_

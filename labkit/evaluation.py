@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from labkit import phonetap
-from labkit.protocol import format_action
-from labkit.results import mean_interval, paired_difference, wilson_interval
+from labkit.common.actions import format_action
+from labkit.common.intervals import mean_interval, paired_difference, wilson_interval
 
 GROUPS = ("split", "lang", "target_kind", "speaker")
 RATES = {"click_accuracy": "click", "step_success_rate": "success", "parse_rate": "parsed"}

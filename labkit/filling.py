@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from labkit.apply import find_places, walked_schemes
 from labkit.calibrate import calibrate_
-from labkit.machine import give_back_memory
+from labkit.common.machine import give_back_memory
 from labkit.models.sources import Source
 from labkit.quantization import Scheme
 from labkit.quantization.unread import UnreadLinear

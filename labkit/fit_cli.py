@@ -6,7 +6,7 @@ import argparse
 import re
 
 from labkit.arguments import count, later
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 CONTEXT = 4096
 
@@ -64,9 +64,8 @@ def fit(options: argparse.Namespace) -> int | None:
     if not options.memory and not options.card:
         raise LabError("give the device's memory (--memory 8GB) or a card (--card rtx-4090); or --check")
     from labkit.cards import CONTEXT_BYTES, find_card
+    from labkit.common.formats import bytes_of, format_bytes
     from labkit.fitting import needs
-    from labkit.formats import format_bytes
-    from labkit.goal import bytes_of
     from labkit.plan import presets
     from labkit.terminal import console, make_table
 
@@ -105,17 +104,14 @@ def _check(options: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from labkit.files import atomic_path
+    from labkit.common.files import atomic_path
+    from labkit.common.formats import format_bytes
+    from labkit.common.machine import environment, gpus, usable_cores
+    from labkit.common.process import WorkerFailedError, run_workers
     from labkit.fitcheck import PEAK_LIMIT, WEIGHTS_LIMIT
-    from labkit.formats import format_bytes
-    from labkit.machine import gpus
     from labkit.models.spec import get_spec
     from labkit.plan import QuantizationPlan, presets
-    from labkit.preflight import usable_cores
-    from labkit.process import WorkerFailedError
-    from labkit.results import environment
     from labkit.terminal import console, make_table
-    from labkit.workers import run_workers
 
     spec, screen = get_spec(options.model), _pixels(options.screen)
     names = [name.strip() for name in options.plans.split(",")] if options.plans else presets()

@@ -1,7 +1,7 @@
 """What `labkit fit` predicts, beside what is really taken: one plan in one process, with random weights.
 
 Run as ``python -m labkit.fitcheck``: a request (one JSON object) on standard input, events as JSON lines on
-standard output (see `labkit.workers`); started by ``labkit fit --check``.
+standard output (see `labkit.common.process`); started by ``labkit fit --check``.
 
 On a GPU the peak is that of torch's allocator while one conversation is answered, the prompt as long as the
 context allows; on the CPU the tensors alive are counted (`labkit.livebytes`).
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.child import serve_request
+from labkit.common.process import serve_request
 
 NEW_TOKENS = 16
 WEIGHTS_LIMIT, PEAK_LIMIT = 0.03, 0.10

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.common.errors import LabError
 from labkit.decode_cpu import NativeStep, describe
-from labkit.errors import LabError
 from labkit.kvcache import PLAIN, Keeping
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.logits import keep_logits_

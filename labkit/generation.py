@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from labkit.common.errors import LabError
 from labkit.detokenize import Detokenizer, StopMatcher
-from labkit.errors import LabError
 from labkit.sampling import Sampler, TokenLogprobs
 
 if TYPE_CHECKING:

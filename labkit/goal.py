@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labkit.errors import LabError
-
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-class GoalError(LabError):
-    """No goal, more than one, or one that cannot be read."""
+from labkit.common.errors import GoalError
+from labkit.common.formats import UNITS, bytes_of
 
 
 @dataclass(frozen=True)
@@ -52,17 +46,3 @@ class Goal:
     def settings(self) -> dict[str, Any]:
         """The goal that is set, as plain data."""
         return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-def bytes_of(text: str | int) -> int:
-    """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and no unit is bytes.
-
-    Raises:
-        GoalError: it cannot be read, or is not positive.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
-    unit = UNITS.get(found[2].lower()) if found else None
-    size = round(float(found[1]) * unit) if unit else 0
-    if size < 1:
-        raise GoalError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
-    return size

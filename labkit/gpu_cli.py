@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from labkit.arguments import count, later
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,article,nf4,llm-int8"
 
@@ -59,10 +59,10 @@ def add_bench_gpu(commands: argparse._SubParsersAction) -> None:
 def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
     from labkit.checks import choose_device
+    from labkit.common.process import worker_environment
     from labkit.gpurecords import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
     from labkit.loading import as_plan
     from labkit.models.spec import get_spec
-    from labkit.process import worker_environment
     from labkit.terminal import console, make_table
 
     numbers = {name: _numbers(name, getattr(options, name)) for name in ("batches", "contexts", "prompts")}

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
-from labkit.files import atomic_path
-from labkit.results import read_json
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path, read_json
 
 CAPTURED, MODULES = "captured", "modules"
 """The two routes of a step: the lab's captured one, and the model's own modules, called one after another."""

@@ -1,7 +1,7 @@
 """Grammars that an answer cannot leave: the lab's action syntax, JSON, JSON of a schema. No torch at import.
 
 At each token llguidance says which tokens may come next; all others get a logit of minus infinity. An answer
-under the action grammar always parses (`labkit.protocol.parse_answer`): its strings and its thinking are kept
+under the action grammar always parses (`labkit.common.actions.parse_answer`): its strings and its thinking are kept
 so short that it ends within the tokens it may have. A free JSON object is closed when the room for more runs out.
 
 llguidance (MIT) is the engine of choice: one wheel of 3 MB without dependencies, used by vLLM and llama.cpp;
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabError
+from labkit.common.actions import ACTIONS, POINTS
+from labkit.common.errors import LabError
 from labkit.jsontail import JsonTail
-from labkit.protocol import ACTIONS, POINTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,7 +239,7 @@ class Matcher:
 
 
 def action_rules(answer: str, string_characters: int) -> str:
-    """The rules of AutoGLM's action syntax, as `labkit.protocol` writes it; `answer` is the tag that opens it."""
+    """The rules of AutoGLM's action syntax, as `labkit.common.actions` writes it; `answer` is the tag that opens it."""
     calls, arguments = [], set()
     for name, (required, optional) in ACTIONS.items():
         parts = [] if name == "finish" else [json.dumps(f'action="{name}"')]

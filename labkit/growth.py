@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from labkit import evaluation, phonetap
 from labkit.anatomy import Anatomy
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
+from labkit.common.formats import format_bytes, format_difference, format_rate, format_seconds
+from labkit.common.machine import environment, forget_models, gpus
 from labkit.engine import Engine
-from labkit.errors import LabError
-from labkit.files import atomic_path
-from labkit.formats import format_bytes, format_difference, format_rate, format_seconds
 from labkit.generation import Generation
 from labkit.loading import load
-from labkit.machine import forget_models, gpus
 from labkit.measurement import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plan import QuantizationPlan
 from labkit.recordfolder import RecordFolder
-from labkit.results import environment
 
 if TYPE_CHECKING:
     import pandas

@@ -10,11 +10,11 @@ from typing import Any
 
 from labkit.apply import weights_bytes
 from labkit.checks import choose_device
+from labkit.common.errors import LabError
+from labkit.common.machine import environment_on, forget_models
 from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
-from labkit.errors import LabError
 from labkit.evaluation import evaluate, summarize
 from labkit.loading import load
-from labkit.machine import environment_on, forget_models
 from labkit.material import Material
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint

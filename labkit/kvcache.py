@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.quantization import DTYPES
 
 SINKS = 4

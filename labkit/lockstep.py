@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 Visit = Callable[[str, list[Tensor], list[Tensor] | None], nn.Module]
 

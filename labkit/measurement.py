@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from labkit.apply import weights_bytes
+from labkit.common.errors import LabError
+from labkit.common.machine import gpus
 from labkit.engine import Engine, Generation
-from labkit.errors import LabError
-from labkit.machine import gpus
 
 STANDARD_TEXTS = (
     "你是谁?",

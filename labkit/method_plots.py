@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit import traces
-from labkit.formats import format_bytes
+from labkit.common.formats import format_bytes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.amounts import PERPLEXITY_PLANS
 from labkit.candidates import label_of, parse_candidate, split_candidates
-from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
+from labkit.common.intervals import paired_difference
+from labkit.common.machine import environment
 from labkit.judge import Judge
 from labkit.material import Material
 from labkit.models import find_roles, get_spec
@@ -27,7 +29,6 @@ from labkit.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.preflight import check_count, lab_version
 from labkit.quantization import DTYPES, get_scheme
 from labkit.recordfolder import RecordFolder
-from labkit.results import environment, paired_difference
 
 if TYPE_CHECKING:
     import pandas

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from labkit.errors import LabError
-from labkit.formats import format_bytes, format_change, format_rate, format_seconds
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes, format_change, format_rate, format_seconds
 from labkit.results import Measurement
 from labkit.tables import change, reference_of
 from labkit.traces import TEXT, plan_colour

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.resolution import ResolvedPlan
 
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from labkit.files import assets_folder, atomic_path
+from labkit.common.files import assets_folder, atomic_path
 from labkit.quantization import DTYPES, get_scheme
 from labkit.rule import PlanError, Rule
 

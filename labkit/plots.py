@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from labkit import traces
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.results import Measurement
 from labkit.tables import group_names
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit import phonetap
-from labkit.errors import LabError
+from labkit.common.errors import LabError
+from labkit.common.machine import environment, usable_cores
 from labkit.models import get_spec
-from labkit.results import environment
 from labkit.tables import UNQUANTIZED
 
 PROMPTS = 8
@@ -180,11 +180,6 @@ def check_count(what: str, value: Any) -> None:
     """Raise `LabError` unless `value` is a whole number of at least one."""
     if type(value) is not int or value < 1:
         raise LabError(f"{what} must be a whole number of at least 1, not {value!r}")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load_plan(plan: Any) -> tuple[Any, str]:

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
 from labkit.runfolder import tell_differences
 
 ENVIRONMENTS = "environments.jsonl"
@@ -77,7 +77,7 @@ class RecordFolder:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Note where the records that follow are made (`labkit.results.environment`)."""
+        """Note where the records that follow are made (`labkit.common.machine.environment`)."""
         with (self.path / ENVIRONMENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(environment, ensure_ascii=False) + "\n")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit import disagreements, plots, tables, traces
-from labkit.files import atomic_path
-from labkit.formats import format_bytes, format_rate
+from labkit.common.files import atomic_path
+from labkit.common.formats import format_bytes, format_rate
 from labkit.results import Measurement
 
 STYLE = Path(__file__).with_name("report.css")

@@ -5,30 +5,15 @@ samples, so every mean and interval in it can be worked out again.
 """
 
 import json
-import math
 import os
-import platform
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from labkit.errors import LabError
-from labkit.files import atomic_path, checkout_folder
-
-Z95 = 1.959963984540054
-"""Half-width, in standard errors, of a two-sided 95 % interval."""
-
-PACKAGES = ("labkit", "torch", "transformers", "bitsandbytes", "tokenizers", "safetensors", "numpy", "pillow")
-
-
-class ResultsError(LabError):
-    """A results file is missing, damaged or of another shape; the message says which and where."""
+from labkit.common.errors import ResultsError
+from labkit.common.files import atomic_path, read_json
 
 
 @dataclass(kw_only=True)
@@ -149,77 +134,6 @@ def _type_name(hint: Any) -> str:
     return " or ".join("null" if o is NoneType else names[get_origin(o) or o] for o in options)
 
 
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a rate; ``(0.0, 1.0)`` when `count` is 0 (Wilson 1927)."""
-    if not 0 <= successes <= count:
-        raise ValueError(f"successes must lie in 0…{count}, not {successes}")
-    if count == 0:
-        return 0.0, 1.0
-    rate, square = successes / count, Z95 * Z95
-    centre = (rate + square / (2 * count)) / (1 + square / count)
-    half = Z95 / (1 + square / count) * math.sqrt(rate * (1 - rate) / count + square / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """``(mean, low, high)`` with the 95 % normal interval; its ends are None for fewer than two values."""
-    count = len(values)
-    if count == 0:
-        return None, None, None
-    mean = math.fsum(values) / count
-    if count == 1:
-        return mean, None, None
-    half = Z95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    return mean, mean - half, mean + half
-
-
-def paired_difference(
-    values: Sequence[float | bool], reference: Sequence[float | bool]
-) -> tuple[float | None, float | None, float | None]:
-    """``(mean, low, high)`` of ``values[i] - reference[i]``, two measurements of the same items.
-
-    Negative means: lower than the reference. The interval covers 95 %: for hits and misses (booleans) the
-    adjusted Wald interval of paired proportions (Bonett and Price 2012), which stays honest when both agree
-    on every item; for numbers the normal interval of the mean difference. All None without items.
-    Raises ValueError if the lengths differ.
-    """
-    if len(values) != len(reference):
-        raise ValueError(f"paired values must match item by item: {len(values)} and {len(reference)} differ")
-    if not values:
-        return None, None, None
-    differences = [float(a) - float(b) for a, b in zip(values, reference)]
-    if not all(isinstance(value, bool) for value in (*values, *reference)):
-        return mean_interval(differences)
-    count = len(values)
-    gained = (sum(d > 0 for d in differences) + 1) / (count + 2)
-    lost = (sum(d < 0 for d in differences) + 1) / (count + 2)
-    centre = gained - lost
-    half = Z95 * math.sqrt((gained + lost - centre * centre) / (count + 2))
-    return math.fsum(differences) / count, max(-1.0, centre - half), min(1.0, centre + half)
-
-
-def environment(gpu: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Where and with what a measurement was made: machine, versions, commit and time.
-
-    `gpu` (name, driver, memory …) comes from a caller that has torch loaded; without one it is None.
-    """
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "memory_bytes": _memory_bytes(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "gpu": dict(gpu) if gpu else None,
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
-        "command": _command(),
-    }
-
-
 def save_results(
     path: str | os.PathLike, environment: Mapping[str, Any], measurements: Iterable[Measurement]
 ):
@@ -243,66 +157,3 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[Measurem
     where = f"{path}: measurements"
     rows = [Measurement.from_dict(row, f"{where}[{index}]") for index, row in enumerate(body["measurements"])]
     return body["environment"], rows
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file. Raises `ResultsError` that names the file and the place of the damage."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise ResultsError(f"{path}: damaged: not UTF-8 text") from None
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ResultsError(f"{path}: damaged: {error}") from None
-
-
-def _command() -> list[str]:
-    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
-    if program is None:
-        return []
-    name = program.parent.name if program.name == "__main__.py" else program.name
-    return [name, *sys.argv[1:]]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The lab's own git commit, with ``+`` if files differ from it; None outside a checkout."""
-    folder = checkout_folder()
-    if not (folder / ".git").exists():
-        return None
-    try:
-        commit, changed = (
-            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode != 0:
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

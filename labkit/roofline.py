@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from labkit import traces
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.gpurecords import CAPTURED, MODULES, GpuRecord
 
 if TYPE_CHECKING:

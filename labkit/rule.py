@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.common.errors import LabError
 from labkit.depth import kind_of
-from labkit.errors import LabError
 from labkit.quantization import Scheme, SchemeError, get_scheme
 
 ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")

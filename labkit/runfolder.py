@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
-from labkit.files import atomic_path
-from labkit.results import Measurement, ResultsError, read_json
+from labkit.common.errors import LabError, ResultsError
+from labkit.common.files import atomic_path, read_json
+from labkit.results import Measurement
 
 
 class RunFolderError(LabError):

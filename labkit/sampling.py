@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 MAX_LOGPROBS = 20
 """Most alternatives whose log-probabilities can be asked for at each token."""

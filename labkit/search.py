@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.amounts import AGAINST, CANDIDATES, KEPT_DTYPES, ROUNDS
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.goal import Goal
 from labkit.judge import Judge
 from labkit.material import Material

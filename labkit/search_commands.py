@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.amounts import Amounts
-from labkit.files import atomic_path
-from labkit.formats import format_bytes, format_rate
+from labkit.common.files import atomic_path
+from labkit.common.formats import format_bytes, format_rate
 from labkit.terminal import console, make_table
 
 SHOWN_LINEARS = 12

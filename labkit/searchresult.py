@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabError
-from labkit.files import atomic_path
-from labkit.formats import format_bytes, format_difference, format_rate
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
+from labkit.common.formats import format_bytes, format_difference, format_rate
+from labkit.common.intervals import paired_difference
 from labkit.judge import KEPT, Judge
 from labkit.plan import QuantizationPlan
-from labkit.results import paired_difference
 
 if TYPE_CHECKING:
     import pandas

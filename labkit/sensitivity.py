@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.amounts import CANDIDATES
 from labkit.candidates import parse_candidates
-from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
+from labkit.common.machine import usable_cores
+from labkit.common.process import run_workers
 from labkit.material import Material
-from labkit.preflight import check_count, lab_version, usable_cores
+from labkit.preflight import check_count, lab_version
 from labkit.recordfolder import RecordFolder
-from labkit.workers import run_workers
 
 if TYPE_CHECKING:
     import pandas
@@ -226,7 +227,7 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
                 bar.set_description("Sensitivity: the unquantized model answers")
                 _make_probe(job, folder)
             if tasks or parts:
-                from labkit.machine import environment_on
+                from labkit.common.machine import environment_on
 
                 folder.begin(environment_on(job.device))
             bar.set_description("Sensitivity")

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from labkit.common.files import assets_folder, read_json
 from labkit.comparison import Comparison
-from labkit.files import assets_folder
 from labkit.gpurecords import GpuRecord, load_records
-from labkit.results import read_json
 
 
 def names() -> list[str]:

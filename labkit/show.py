@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from labkit.errors import LabError
-from labkit.formats import format_bytes, format_seconds
+from labkit.common.actions import COORDINATE_MAX, SAMPLE_RATE, Action, Answer, format_action, parse_answer
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes, format_seconds
 from labkit.phonetap import Item, Screen, score
-from labkit.protocol import COORDINATE_MAX, SAMPLE_RATE, Action, Answer, format_action, parse_answer
 
 if TYPE_CHECKING:
     import IPython.display

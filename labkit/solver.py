@@ -15,8 +15,8 @@ from typing import Any
 from labkit import allocation
 from labkit.allocation import TOGETHER, Allocation, AllocationError, Unit
 from labkit.amounts import KEPT_DTYPES
-from labkit.errors import LabError
-from labkit.formats import format_bytes
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes
 from labkit.goal import Goal
 from labkit.judge import Judge
 from labkit.plan import QuantizationPlan

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.formats import (
+from labkit.common.formats import (
     format_bytes,
     format_change,
     format_difference,

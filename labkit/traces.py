@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit.formats import format_bytes, format_change, format_difference, format_rate, format_seconds
+from labkit.common.formats import format_bytes, format_change, format_difference, format_rate, format_seconds
 from labkit.results import Measurement
 from labkit.tables import change, reference_of
 

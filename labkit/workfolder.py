@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from labkit.errors import LabError
-from labkit.files import atomic_path
+from labkit.common.errors import LabError
+from labkit.common.files import atomic_path
 from labkit.quantization import Scheme
 
 SUFFIX = ".safetensors"

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from labkit.protocol import Action, format_action, parse_answer
+from labkit.common.actions import Action, format_action, parse_answer
 from labkit.results import Measurement
 
 HITS = {"fp32": 10, "int8": 10, "int4": 6}
@@ -114,7 +114,7 @@ def fake_measure(plan):
 def main():
     """As `labkit._worker.main`, with the parts above; some plan names misbehave on purpose."""
     from labkit import _worker
-    from labkit.errors import LabError
+    from labkit.common.errors import LabError
 
     def parts(request):
         plan = request["plan"]

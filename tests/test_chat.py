@@ -11,8 +11,8 @@ from PIL import Image
 from labkit import chat, cli, phonetap
 from labkit.chat import local, turns, window, words
 from labkit.chat.service import Reply, ServiceError, facts_of, models_of
-from labkit.errors import LabError
-from labkit.media import normalise_messages
+from labkit.common.errors import LabError
+from labkit.common.messages import normalise_messages
 
 ENGLISH = words.words_of("en")
 

@@ -9,7 +9,7 @@ from browsing import browser_needed, page
 from fake_service import serving
 
 from labkit import chat, phonetap
-from labkit.media import normalise_messages
+from labkit.common.messages import normalise_messages
 from labkit.phonetap.recordings import load_recording
 
 

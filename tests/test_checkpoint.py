@@ -22,7 +22,7 @@ import labkit
 from labkit.apply import weights_bytes
 from labkit.checkpoint import CheckpointError, Manifest
 from labkit.checkpoint.save import save
-from labkit.files import sha256_of
+from labkit.common.files import sha256_of
 from labkit.loading import load
 from labkit.models.checkpoint import Checkpoint
 from labkit.plan import QuantizationPlan

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from labkit.checkpoint import CheckpointError, Manifest
 from labkit.checkpoint.manifest import _digest
 from labkit.checkpoint.save import save
-from labkit.errors import LabError
-from labkit.files import sha256_of
+from labkit.common.errors import LabError
+from labkit.common.files import sha256_of
 from labkit.loading import load
 
 

@@ -15,9 +15,9 @@ import labkit
 from labkit import phonetap
 from labkit.client import AsyncClient, Client, ClientError, audio_part, image_part, user_message
 from labkit.client.langchain import ReasoningChatOpenAI
-from labkit.media import MediaError
+from labkit.common.actions import parse_answer
+from labkit.common.messages import MediaError
 from labkit.phonetap.recordings import load_recording
-from labkit.protocol import parse_answer
 
 pytestmark = [
     pytest.mark.slow,

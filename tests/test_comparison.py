@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from compare_fakes import request_for
 
+from labkit.common.errors import LabError, ResultsError
+from labkit.common.process import WorkerFailedError, run_worker
 from labkit.comparison import Comparison, ComparisonInterrupted, _measure_all
-from labkit.errors import LabError
 from labkit.preflight import Job, JobPlan
-from labkit.process import WorkerFailedError, run_worker
-from labkit.results import ResultsError
 from labkit.runfolder import RunFolder, RunFolderError
 
 WORKER = [sys.executable, str(Path(__file__).with_name("compare_fakes.py"))]

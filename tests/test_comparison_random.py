@@ -7,8 +7,8 @@ import tiny_models
 
 from labkit import plots, tables
 from labkit.cli import main
+from labkit.common.errors import LabError
 from labkit.comparison import Comparison, describe
-from labkit.errors import LabError
 from labkit.models.spec import ModelSpec
 from labkit.picture import comparison_svg
 from labkit.preflight import prepare

@@ -7,9 +7,9 @@ import pytest
 from compare_fakes import measurements
 
 from labkit import phonetap, show
+from labkit.common.actions import Action, format_action
 from labkit.disagreements import disagreements, section
 from labkit.evaluation import evaluate, summarize
-from labkit.protocol import Action, format_action
 from labkit.results import Measurement
 from labkit.traces import plan_colour
 

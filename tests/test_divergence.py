@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from labkit import phonetap
+from labkit.common.errors import LabError
 from labkit.divergence import Probe, answer_probe, divergence, text_probe
 from labkit.engine import Engine
-from labkit.errors import LabError
 from labkit.quantization import get_scheme
 from labkit.replay import Replay, blocks_of
 

@@ -43,7 +43,7 @@ def test_the_9b_models_need_what_the_plans_predict(findings):
     ],
 )
 def test_memory_decides_what_fits(monkeypatch, gigabytes, expected, status):
-    monkeypatch.setattr("labkit.machine.memory", lambda: (gigabytes * 10**9, 10**9))
+    monkeypatch.setattr("labkit.common.machine.memory", lambda: (gigabytes * 10**9, 10**9))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     one, *more = doctor._does_9b_fit()
     assert [line.text[:18] for line in more] == ["their BF16 weights"]
@@ -55,7 +55,7 @@ def test_memory_decides_what_fits(monkeypatch, gigabytes, expected, status):
 
 
 def test_a_containers_limit_is_what_counts(monkeypatch, tmp_path):
-    from labkit import machine
+    from labkit.common import machine
 
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text(str(10**9))
@@ -68,7 +68,7 @@ def test_a_containers_limit_is_what_counts(monkeypatch, tmp_path):
 
 def test_missing_and_other_versions_are_told_apart(monkeypatch):
     monkeypatch.setattr(
-        "labkit.machine.requirements", lambda: iter([("torch", "==0.1"), ("no-such-package", "==1.0")])
+        "labkit.common.machine.requirements", lambda: iter([("torch", "==0.1"), ("no-such-package", "==1.0")])
     )
     other, missing = doctor._packages()
     assert (other.status, missing.status) == (NOTE, PROBLEM)
@@ -77,8 +77,8 @@ def test_missing_and_other_versions_are_told_apart(monkeypatch):
 
 
 def test_a_driver_without_a_usable_torch_is_a_problem(monkeypatch):
-    monkeypatch.setattr("labkit.machine.gpus", list)
-    monkeypatch.setattr("labkit.machine.driver_versions", lambda: ["550.1"])
+    monkeypatch.setattr("labkit.common.machine.gpus", list)
+    monkeypatch.setattr("labkit.common.machine.driver_versions", lambda: ["550.1"])
     [one] = doctor._gpu()
     assert one.status == PROBLEM
     assert "driver 550.1 is there, but torch cannot use it" in one.text

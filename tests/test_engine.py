@@ -6,8 +6,8 @@ import tiny_models
 import torch
 from PIL import Image
 
+from labkit.common.errors import LabError
 from labkit.engine import Engine, GenerationError
-from labkit.errors import LabError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.sampling import SamplingError

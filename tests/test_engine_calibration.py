@@ -8,10 +8,10 @@ from PIL import Image
 from labkit import phonetap
 from labkit.answers import with_answer
 from labkit.calibration import calibration_batches, default_calibration
-from labkit.errors import LabError
+from labkit.common.actions import Action
+from labkit.common.errors import LabError
 from labkit.forward import Forward
 from labkit.models.processors import TemplateProcessor
-from labkit.protocol import Action
 
 
 class PlainItem:

@@ -8,7 +8,7 @@ import torch
 
 from labkit import _gpu_worker, gpubench
 from labkit.cli import main
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.forward import Forward
 from labkit.gpu_cli import _numbers
 from labkit.gpurecords import (

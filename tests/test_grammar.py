@@ -6,12 +6,12 @@ import pytest
 import tiny_models
 from transformers import LlamaForCausalLM
 
+from labkit.common.actions import ACTIONS, Action, format_action, parse_answer
 from labkit.engine import Engine
 from labkit.grammar import LEAST_TOKENS, GrammarError, Grammars, action_rules
 from labkit.jsontail import JsonTail
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.protocol import ACTIONS, Action, format_action, parse_answer
 
 HELLO = [{"role": "user", "content": "hi"}]
 SCHEMA = {

@@ -12,7 +12,7 @@ from PIL import Image
 import labkit
 from labkit.apply import weights_bytes
 from labkit.checks import check_memory, choose_device, staging_device
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.loading import load
 from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec

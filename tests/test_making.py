@@ -16,8 +16,8 @@ from labkit.anatomy import AnatomyError, dissect
 from labkit.checkpoint import CheckpointError, Manifest
 from labkit.checkpoint.steps import Steps
 from labkit.cli import main
-from labkit.errors import LabError
-from labkit.files import sha256_of
+from labkit.common.errors import LabError
+from labkit.common.files import sha256_of
 from labkit.loading import load
 from labkit.making import CalibrationSettings, QuantizeInterrupted, quantize_to
 from labkit.models.checkpoint import Checkpoint
@@ -167,7 +167,7 @@ def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkey
 
 KILLER = """
 import os, signal, sys
-import labkit.checkpoint.steps, labkit.checkpoint.tensors, labkit.files
+import labkit.checkpoint.steps, labkit.checkpoint.tensors, labkit.common.files
 from labkit.making import quantize_to
 
 where, number, model, target = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -195,7 +195,7 @@ elif where == "tensors":
 elif where == "hashes":
     die_at(labkit.checkpoint.save, "file_facts")
 elif where == "exchange":
-    die_at(labkit.files, "_exchange")
+    die_at(labkit.common.files, "_exchange")
 elif where == "remove":
     die_at(labkit.checkpoint.steps.Steps, "remove")
 quantize_to(model, "int4", target, "cpu", force=True, progress=False)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from labkit.apply import quantize_, weights_bytes
+from labkit.common.errors import LabError
 from labkit.engine import Engine
-from labkit.errors import LabError
 from labkit.measurement import bytes_by_role, measure, peak_memory
 from labkit.models import find_roles
 from labkit.models.processors import TemplateProcessor

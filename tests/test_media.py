@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from labkit.errors import LabError
-from labkit.media import MediaError, MessageError, load_audio, load_image, normalise_messages
+from labkit.common.errors import LabError
+from labkit.common.messages import MediaError, MessageError, load_audio, load_image, normalise_messages
 
 
 @pytest.fixture

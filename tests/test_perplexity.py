@@ -10,8 +10,8 @@ import tiny_models
 import torch
 
 from labkit.cli import main
+from labkit.common.errors import LabError
 from labkit.divergence import perplexity_of, sequence_losses
-from labkit.errors import LabError
 from labkit.judge import Judge
 from labkit.material import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Material
 from labkit.perplexity import Perplexities, compare_perplexity

@@ -10,9 +10,9 @@ from service_tools import running
 import labkit
 from labkit import phone
 from labkit.client import Client
+from labkit.common.actions import Action, format_action
 from labkit.phone import Phone, PhoneError, Place
 from labkit.phonetap.items import tap_action
-from labkit.protocol import Action, format_action
 
 
 def tapped(one, label):

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from labkit import phonetap
+from labkit.common.actions import Action, format_action
 from labkit.phonetap import instructions, words
 from labkit.phonetap.items import SPLITS, box_of
-from labkit.protocol import Action, format_action
 
 
 def answer(action: Action) -> str:

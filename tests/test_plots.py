@@ -4,7 +4,7 @@ import pytest
 from compare_fakes import measurements
 
 from labkit import plots, traces
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 
 @pytest.fixture

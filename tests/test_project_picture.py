@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from labkit.cli import main
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.picture import comparison_svg
 from labkit.results import Measurement, save_results
 

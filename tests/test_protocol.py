@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from labkit.protocol import Action, ActionSyntaxError, format_action, parse_action, parse_answer
+from labkit.common.actions import Action, ActionSyntaxError, format_action, parse_action, parse_answer
 
 WRITTEN = {
     'do(action="Tap", element=[500,120])': Action("Tap", {"element": (500, 120)}),

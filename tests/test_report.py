@@ -6,7 +6,7 @@ import pytest
 from compare_fakes import measurements
 
 from labkit import tables
-from labkit.formats import (
+from labkit.common.formats import (
     format_bytes,
     format_change,
     format_difference,
@@ -14,8 +14,9 @@ from labkit.formats import (
     format_rate,
     format_seconds,
 )
+from labkit.common.machine import environment
 from labkit.report import report_html
-from labkit.results import Measurement, environment
+from labkit.results import Measurement
 
 
 @pytest.fixture

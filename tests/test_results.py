@@ -5,17 +5,11 @@ import random
 
 import pytest
 
-from labkit.files import atomic_path
-from labkit.results import (
-    Measurement,
-    ResultsError,
-    environment,
-    load_results,
-    mean_interval,
-    paired_difference,
-    save_results,
-    wilson_interval,
-)
+from labkit.common.errors import ResultsError
+from labkit.common.files import atomic_path
+from labkit.common.intervals import mean_interval, paired_difference, wilson_interval
+from labkit.common.machine import environment
+from labkit.results import Measurement, load_results, save_results
 
 
 def test_wilson_interval_has_the_textbook_values():

@@ -8,8 +8,10 @@ import torch
 
 from labkit.amounts import Amounts, MaterialError
 from labkit.candidates import CandidateError, label_of, parse_candidate, parse_candidates
+from labkit.common.errors import GoalError
+from labkit.common.formats import bytes_of
 from labkit.depth import kind_of, layer_of
-from labkit.goal import Goal, GoalError, bytes_of
+from labkit.goal import Goal
 from labkit.material import PROBE_SEED, VALIDATION_SEED, Material
 from labkit.method_plots import column_errors, label_sides, pareto_front, sensitivity_heat_map
 from labkit.quantization import get_scheme
@@ -236,7 +238,7 @@ def test_errors_of_columns_are_summed_up():
 def test_what_is_shipped_of_a_search_fits_the_shipped_model():
     from labkit.anatomy import dissect
     from labkit.bench import measurable_linears, measurable_others
-    from labkit.files import assets_folder
+    from labkit.common.files import assets_folder
     from labkit.searchresult import Search
     from labkit.sensitivity import Sensitivity
 

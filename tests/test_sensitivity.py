@@ -20,7 +20,7 @@ from labkit import search as search_module
 from labkit import solver
 from labkit.apply import quantize_
 from labkit.candidates import parse_candidates
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.judge import Judge
 from labkit.material import Material
 from labkit.plan import QuantizationPlan

@@ -8,7 +8,7 @@ from service_tools import CHAT, as_content, body, image_part, running, screen, s
 
 import labkit
 from labkit import phonetap
-from labkit.protocol import parse_answer
+from labkit.common.actions import parse_answer
 
 pytestmark = [
     pytest.mark.slow,

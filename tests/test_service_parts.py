@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from labkit.media import MediaError
+from labkit.common.messages import MediaError
 from labkit.service import remote
 from labkit.service.answers import ChoiceReader
 from labkit.service.arguments import add_service_arguments, options_of

@@ -11,8 +11,8 @@ from service_tools import body, streamed
 from test_interchange_vllm import SITE, VLLM, tokenizer
 
 from labkit import launch
+from labkit.common.actions import parse_answer
 from labkit.launch import state
-from labkit.protocol import parse_answer
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,9 +8,9 @@ import pandas
 import pytest
 
 from labkit import show
+from labkit.common.actions import Action, format_action
 from labkit.engine import Generation
 from labkit.phonetap import draw_screen, items
-from labkit.protocol import Action, format_action
 
 
 def text_of(action, thinking=""):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from labkit import solver
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.goal import Goal
 from labkit.sensitivity import Sensitivity
 from labkit.solver import Solver

@@ -3,8 +3,7 @@
 import pytest
 
 from labkit import roofline, shipped, timing
-from labkit.errors import LabError
-from labkit.results import ResultsError
+from labkit.common.errors import LabError, ResultsError
 
 
 def test_intensity_is_operations_for_each_byte():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.anatomy import dissect
-from labkit.formats import format_bytes
+from labkit.common.formats import format_bytes
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan
 from labkit.results import Measurement

@@ -6,7 +6,7 @@ import torch
 
 from labkit import exploring, weight_plots
 from labkit.calibration import calibration_batches
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.loading import load
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from labkit import anatomy
-from labkit.formats import format_bytes
+from labkit.common.formats import format_bytes
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan
 from labkit.widgets import plan_editor

@@ -166,9 +166,9 @@ def measure(options: Namespace) -> None:
 
 
 def _keep(file: Path, settings: dict[str, Any], records: dict[str, dict[str, Any]]) -> None:
-    from labkit.files import atomic_path
+    from labkit.common.files import atomic_path
+    from labkit.common.machine import environment
     from labkit.perplexity import Perplexities
-    from labkit.results import environment
 
     with atomic_path(file) as temporary:
         found = asdict(Perplexities(settings, list(records.values()), environment()))

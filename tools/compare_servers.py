@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 
 from labkit import launch
-from labkit.files import atomic_path
-from labkit.results import environment
+from labkit.common.files import atomic_path
+from labkit.common.machine import environment
 from labkit.traffic import Request, Sample, quantile, send
 
 OUTPUT = Path(__file__).resolve().parents[1] / "assets/results/service/servers.json"

@@ -24,8 +24,8 @@ import psutil
 
 from labkit import launch, phonetap
 from labkit.client.parts import as_openai
-from labkit.files import atomic_path
-from labkit.results import environment
+from labkit.common.files import atomic_path
+from labkit.common.machine import environment
 from labkit.traffic import Request, Sample, quantile, send
 
 OUTPUT = Path(__file__).resolve().parents[1] / "assets/results/service/soak.json"

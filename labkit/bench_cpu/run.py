@@ -14,11 +14,11 @@ import torch
 
 from labkit.bench_cpu.peer import LlamaCpp, require
 from labkit.bench_cpu.small_model import PLANS, load_small_model, weights_bytes
+from labkit.common.files import atomic_path
+from labkit.common.machine import environment
 from labkit.engine import Engine
-from labkit.files import atomic_path
 from labkit.forward import Forward
 from labkit.native import library as native
-from labkit.results import environment
 
 LLAMA_CPP = "llama.cpp Q4_1"
 BY_TORCH = "int4, not compiled"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from labkit.common.errors import LabError
 from labkit.engine import Engine
-from labkit.errors import LabError
 
 QUESTIONS = (
     "你是谁?",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labkit.protocol import SAMPLE_RATE
+from labkit.common.actions import SAMPLE_RATE
 
 
 def data_url(picture: Image.Image) -> str:

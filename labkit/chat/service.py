@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from labkit.errors import LabError
-from labkit.protocol import Answer, parse_answer
+from labkit.common.actions import Answer, parse_answer
+from labkit.common.errors import LabError
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 TIMEOUT_S = 300.0

@@ -15,8 +15,8 @@ from labkit.chat.messages import user_message
 from labkit.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
 from labkit.chat.turns import Turn, export, history, shown, target_of
 from labkit.chat.words import LANGUAGES, words_of
-from labkit.errors import LabError
-from labkit.media import load_audio, load_image
+from labkit.common.errors import LabError
+from labkit.common.messages import load_audio, load_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -284,7 +284,7 @@ def _attached(files: Sequence[Any]) -> tuple[Image.Image | None, Any, str | None
 
 def _in_words(endpoint: Endpoint, model: str | None, words: dict[str, str]) -> str:
     """Model, plan and bytes, as far as the service says."""
-    from labkit.formats import format_bytes
+    from labkit.common.formats import format_bytes
 
     facts = facts_of(endpoint)
     loaded = facts.get("model") or model

@@ -1,6 +1,6 @@
 """The window's words in English and Chinese: one entry a component, the same names in both."""
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 LANGUAGES = {"English": "en", "中文": "zh"}
 WORDS = {

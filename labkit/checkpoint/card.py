@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.checkpoint.manifest import NAME, Manifest
-from labkit.formats import format_bytes
+from labkit.common.formats import format_bytes
 
 
 def text(name: str, engine: Any, manifest: Manifest) -> str:

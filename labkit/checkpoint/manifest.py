@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
-from labkit.files import sha256_of
+from labkit.common.errors import LabError
+from labkit.common.files import sha256_of
 
 NAME = "labkit.json"
 FORMAT = "labkit-checkpoint"

@@ -16,9 +16,9 @@ from labkit.apply import weights_bytes
 from labkit.checkpoint import card
 from labkit.checkpoint.manifest import NAME, CheckpointError, Manifest, file_facts
 from labkit.checkpoint.tensors import SHARD_BYTES, write_tensors
-from labkit.files import atomic_folder
+from labkit.common.files import atomic_folder
+from labkit.common.machine import environment
 from labkit.models.checkpoint import Checkpoint
-from labkit.results import environment
 
 QUANT_METHOD = "labkit"
 MARKS = (NAME, "labkit-export.json")

@@ -23,7 +23,7 @@ from torch import nn
 
 from labkit.checkpoint.manifest import CheckpointError
 from labkit.checkpoint.tensors import assign_tensors, module_tensors
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 from labkit.quantization import Scheme
 
 

@@ -19,7 +19,7 @@ from labkit.client.reply import (
     trusts_environment,
     unreachable,
 )
-from labkit.protocol import Action
+from labkit.common.actions import Action
 
 BASE_URL = "http://127.0.0.1:8000/v1"
 TIMEOUT_S = 600.0

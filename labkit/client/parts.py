@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labkit.media import MediaError, read_bytes
-from labkit.protocol import SAMPLE_RATE
+from labkit.common.actions import SAMPLE_RATE
+from labkit.common.messages import MediaError, read_bytes
 
 _TYPES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 

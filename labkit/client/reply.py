@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from labkit.client.parts import as_openai, user_message
-from labkit.errors import LabError
-from labkit.protocol import Action, Answer, parse_answer
+from labkit.common.actions import Action, Answer, parse_answer
+from labkit.common.errors import LabError
 
 
 class ClientError(LabError):

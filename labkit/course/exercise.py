@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 RIGHT, NOT_YET, OPEN = "#0072B2", "#D55E00", "#7A7A7A"
 """Colours of the bar beside a verdict (Okabe and Ito's); its first word says the same."""

@@ -8,7 +8,7 @@ from labkit.course.exercise import Exercise, Hint
 
 def _message(answer: Any) -> None:
     """A user message in OpenAI's form with a picture, as a data URL, and a request."""
-    from labkit.media import LabError, normalise_messages
+    from labkit.common.messages import LabError, normalise_messages
 
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]

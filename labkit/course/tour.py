@@ -27,8 +27,8 @@ def _shrinks(answer: Any) -> None:
 
 def _camera(answer: Any) -> None:
     """A Chinese home screen with the camera on it, and a model's answer that taps it."""
+    from labkit.common.actions import parse_answer
     from labkit.phonetap import Screen
-    from labkit.protocol import parse_answer
 
     if not isinstance(answer, tuple | list) or len(answer) != 2 or not isinstance(answer[0], Screen):
         raise Hint("Give the screen and the model's answer together, as (mine, answer).")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear

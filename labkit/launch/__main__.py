@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.launch.service import find, start, state_of
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.options import ServiceOptions

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.launch.service import Service, find, start
 from labkit.service.options import ServiceOptions
 

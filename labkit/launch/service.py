@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from labkit.errors import LabError
-from labkit.files import assets_folder, checkout_folder
+from labkit.common.errors import LabError
+from labkit.common.files import assets_folder, checkout_folder
 from labkit.launch import state
 from labkit.launch.state import Record, State
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions

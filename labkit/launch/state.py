@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 
 FOLDER_VARIABLE = "LABKIT_STATE"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.models.families import family_of
 from labkit.models.ids import IdProcessor
 from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor

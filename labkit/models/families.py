@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 BLOCK = 32
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 Message = Mapping[str, Any]
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id")

@@ -2,7 +2,7 @@
 
 ``processor(messages, enable_thinking=False) -> {"input_ids": [1, L], "attention_mask": [1, L], ...}``
 
-with messages as :func:`labkit.media.normalise_messages` gives them, and has a ``tokenizer``; it may have
+with messages as :func:`labkit.common.messages.normalise_messages` gives them, and has a ``tokenizer``; it may have
 ``modalities`` (what it takes besides text, if not all that its family does) and ``missing`` (why not).
 The pocket model's own processor is called so too.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 Message = Mapping[str, Any]
 MARK = "\x00"

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from PIL import Image
 
 from labkit.client.parts import user_message
+from labkit.common.actions import Action, parse_answer
+from labkit.common.intervals import wilson_interval
 from labkit.phone.phone import Phone
 from labkit.phone.tasks import Task
-from labkit.protocol import Action, parse_answer
-from labkit.results import wilson_interval
 
 MAX_TURNS = 12
 

@@ -12,11 +12,11 @@ from functools import cached_property
 
 from PIL import Image, ImageDraw, ImageFont
 
-from labkit.errors import LabError
+from labkit.common.actions import COORDINATE_MAX, Action
+from labkit.common.errors import LabError
 from labkit.phonetap import Element, Screen, draw_screen
 from labkit.phonetap.fonts import FULL, fonts_folder
 from labkit.phonetap.items import SIZE
-from labkit.protocol import COORDINATE_MAX, Action
 
 _APPS = {
     "settings": ("设置", "Settings"),

@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from labkit.common.actions import Action
 from labkit.phone.phone import Phone, PhoneError, Place
 from labkit.phonetap import Element, instructions, words
 from labkit.phonetap.items import tap_action
-from labkit.protocol import Action
 
 LANGUAGES = ("zh", "en")
 

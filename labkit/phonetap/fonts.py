@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from labkit.errors import LabError
-from labkit.files import assets_folder
+from labkit.common.errors import LabError
+from labkit.common.files import assets_folder
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]

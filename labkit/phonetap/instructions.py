@@ -13,8 +13,8 @@ import random
 import zlib
 from dataclasses import dataclass
 
+from labkit.common.actions import Action
 from labkit.phonetap import words
-from labkit.protocol import Action
 
 # opening, verb, ending: the label stands between verb and ending.
 _TAP = {

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.actions import COORDINATE_MAX, Action
+from labkit.common.errors import LabError
 from labkit.phonetap import instructions, words
 from labkit.phonetap.recordings import Recording, load_recording, recordings
 from labkit.phonetap.screens import Element, Screen, ScreenError, draw_screen
-from labkit.protocol import COORDINATE_MAX, Action
 
 SPLITS = ("typed", "spoken", "hard")
 PARTS = ("train", "calibration", "test")

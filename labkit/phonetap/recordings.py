@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from labkit.errors import LabError
-from labkit.files import assets_folder, atomic_path
-from labkit.protocol import Action, parse_action
+from labkit.common.actions import Action, parse_action
+from labkit.common.errors import LabError
+from labkit.common.files import assets_folder, atomic_path
 
 SAMPLE_RATE = 16_000
 PARTS = ("test", "calibration")

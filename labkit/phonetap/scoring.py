@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from labkit.common.actions import Action, parse_answer
 from labkit.phonetap.items import Item
-from labkit.protocol import Action, parse_answer
 
 AITW_DISTANCE = 0.14
 _FREE_TEXT = {"finish", "Wait"}  # what is said there is not judged, only that it is said

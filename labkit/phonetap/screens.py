@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.phonetap import words as phonetap_words
 from labkit.phonetap.draw import Canvas, Written
 from labkit.phonetap.fonts import has_chinese

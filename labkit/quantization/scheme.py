@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.quantization.stored import empty_stored, module_kind, stored_bytes
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from labkit.common.errors import LabError
 from labkit.engine import Engine
-from labkit.errors import LabError
 from labkit.generation import RunningAnswer
 from labkit.grammar import Grammar, GrammarError
 from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from labkit.media import MediaError, load_audio, load_image
+from labkit.common.messages import MediaError, load_audio, load_image
 from labkit.service.errors import ApiError
 from labkit.service.messages import AudioPart, ImagePart, Message, TextPart
 from labkit.service.options import ServiceOptions
@@ -68,7 +68,7 @@ async def fetch_images(messages: list[Message], remote: RemoteImages | None) -> 
 
 
 def lab_messages(messages: list[Message], fetched: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """Messages as `labkit.media.normalise_messages` gives them. Decoding takes a while: not for the event loop.
+    """Messages as `labkit.common.messages.normalise_messages` gives them. Decoding takes a while: not for the event loop.
 
     Raises:
         ApiError: an image or a recording that cannot be used, with its place.

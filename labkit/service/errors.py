@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 from labkit.generation import PromptTooLongError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

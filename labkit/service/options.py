@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 API_KEY_VARIABLE = "LABKIT_API_KEY"
 ALIAS = "autoglm-phone-9b"

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.common.errors import LabError
 from labkit.engine import Engine
-from labkit.errors import LabError
 from labkit.generation import RunningAnswer
 from labkit.sampling import TokenLogprobs
 from labkit.service import log

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from labkit.formats import format_bytes, format_seconds
+from labkit.common.formats import format_bytes, format_seconds
 from labkit.service import log
 from labkit.service.app import build_app
 from labkit.service.backend import Backend, EngineBackend

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.files import checkout_folder
+from labkit.common.files import checkout_folder
 from labkit.interchange.compressed_tensors import NEAREST
 from labkit.models.checkpoint import Checkpoint
 from labkit.quantization import DTYPES

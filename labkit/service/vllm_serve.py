@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from labkit.formats import format_bytes
+from labkit.common.formats import format_bytes
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec

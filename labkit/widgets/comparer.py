@@ -10,9 +10,9 @@ import ipywidgets
 
 from labkit import phonetap
 from labkit.anatomy import Anatomy, dissect
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes
 from labkit.comparison import Comparison
-from labkit.errors import LabError
-from labkit.formats import format_bytes
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan, presets
 from labkit.traces import plan_colour
@@ -248,6 +248,6 @@ class Compare(ipywidgets.VBox):
 
 
 def _gpus() -> list[str]:
-    from labkit.machine import gpus
+    from labkit.common.machine import gpus
 
     return [f"cuda:{index}" for index in range(len(gpus()))]

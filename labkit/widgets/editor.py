@@ -9,8 +9,8 @@ import yaml
 
 from labkit.anatomy import dissect
 from labkit.anatomy_plots import role_name
-from labkit.errors import LabError
-from labkit.formats import format_bytes
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes
 from labkit.plan import QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, known_schemes
 from labkit.rule import ROLES

@@ -6,9 +6,9 @@ from typing import Any
 import ipywidgets
 
 from labkit import exploring, phonetap, show, weight_plots
+from labkit.common.errors import LabError
+from labkit.common.formats import format_bytes
 from labkit.engine import Engine
-from labkit.errors import LabError
-from labkit.formats import format_bytes
 from labkit.loading import load
 from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 

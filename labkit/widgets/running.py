@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.common.errors import LabError, ResultsError
+from labkit.common.files import atomic_path, checkout_folder
 from labkit.comparison import Comparison
-from labkit.errors import LabError
-from labkit.files import atomic_path, checkout_folder
-from labkit.results import ResultsError
 from labkit.runfolder import RunFolder
 
 LABKIT = (sys.executable, "-m", "labkit")

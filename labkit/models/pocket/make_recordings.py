@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from labkit.common.actions import format_action
 from labkit.models.pocket.speech_libraries import SpeechError
 from labkit.models.pocket.voices import SAMPLE_RATE, Voice, available_voices, synthesize
 from labkit.phonetap.instructions import Instruction, spoken_texts
 from labkit.phonetap.recordings import GROUPS, recordings_folder, write_pool
-from labkit.protocol import format_action
 
 COUNTS = {"test": 150, "calibration": 30}  # recordings of each language
 SECONDS = (0.5, 4.5)

@@ -24,7 +24,7 @@ TEMPORAL = 2  # the vision encoder takes pairs of frames; a still image counts t
 class PocketProcessor:
     """Tokenizer, image processor (Pillow) and recording normalization in one call.
 
-    `processor(messages, enable_thinking=False)` takes one conversation (see labkit.protocol) and returns
+    `processor(messages, enable_thinking=False)` takes one conversation (see labkit.common.actions) and returns
     input_ids, attention_mask and mm_token_type_ids [1, L]; with images pixel_values [patches, 1176] and
     image_grid_thw [n, 3]; with recordings input_features [n, samples] and audio_lengths [n].
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 LIBRARIES_VARIABLE = "LABKIT_SPEECH_LIBRARIES"
 """Environment variable: folders (separated by ":") searched before the system's for flite's and RHVoice's

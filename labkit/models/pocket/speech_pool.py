@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 from labkit.models.pocket import speakers
 from labkit.models.pocket.natural_pool import RawPool
 from labkit.models.pocket.speech_libraries import SpeechError

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 from labkit.models.pocket.processing import PocketProcessor
 from labkit.models.pocket.tokenizer import tokenizer_of, train_tokenizer
 from labkit.models.pocket.train_agent import start_processes, train_agent

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from labkit.common.actions import Action, format_action
 from labkit.models.pocket.tokenizer import MARKS, SPECIAL_TOKENS
 from labkit.models.pocket.train_text import PATCH, letters_by_patch, text_by_token
 from labkit.phonetap import instructions, words
 from labkit.phonetap.draw import Written
 from labkit.phonetap.screens import Element
-from labkit.protocol import Action, format_action
 
 TEXT_LENGTH = 112  # tokens beside the image's: prompt, recording and answer
 ANSWER_LENGTH = 64

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 from labkit.models.pocket.augment import augment
 from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import speech_tokens

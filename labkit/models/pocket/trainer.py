@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 from labkit.models.pocket.augment import augment
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
 from labkit.models.pocket.train_batches import SIZES, Batch

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from labkit.files import atomic_path
+from labkit.common.files import atomic_path
 from labkit.quantization.kernels import products_cuda as cuda
 from labkit.quantization.kernels.products_cuda import Packed, Tiles
 

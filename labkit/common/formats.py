@@ -1,5 +1,11 @@
 """Numbers as people read them: decimal bytes, milliseconds, per cent, points; an unknown value is ``–``."""
 
+from __future__ import annotations
+
+import re
+
+from labkit.common.errors import GoalError
+
 
 def format_bytes(value: float | None) -> str:
     """Decimal units, three digits: ``98.3 MB``, ``41.2 GB``; ``–`` for None."""
@@ -55,3 +61,20 @@ def format_rate_per_s(value: float | None) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def bytes_of(text: str | int) -> int:
+    """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and no unit is bytes.
+
+    Raises:
+        GoalError: it cannot be read, or is not positive.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
+    unit = UNITS.get(found[2].lower()) if found else None
+    size = round(float(found[1]) * unit) if unit else 0
+    if size < 1:
+        raise GoalError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
+    return size

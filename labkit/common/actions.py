@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 COORDINATE_MAX = 999
 """Largest coordinate: (0, 0) is the top left corner, (999, 999) the bottom right one."""

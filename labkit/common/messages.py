@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from labkit.errors import LabError
+from labkit.common.errors import LabError
 
 SAMPLING_RATE = 16_000
 """Samples a second that every speech encoder here expects."""

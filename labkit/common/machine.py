@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from labkit.common.files import checkout_folder
 
-from labkit.files import checkout_folder
-from labkit.results import environment
+if TYPE_CHECKING:
+    import torch
 
 CGROUP_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -29,13 +32,17 @@ CGROUP_FILES = (
 
 
 def environment_on(device: torch.device | str) -> dict[str, Any]:
-    """`labkit.results.environment` of something measured on ``device``."""
+    """`labkit.common.machine.environment` of something measured on ``device``."""
+    import torch  # measuring is about to use it; reading records is not
+
     device = torch.device(device)
     return environment(gpus()[device.index or 0] if device.type == "cuda" else None)
 
 
 def gpus() -> list[dict[str, Any]]:
     """One entry a GPU: ``name``, ``memory_bytes``, ``free_bytes``, ``capability``, ``driver``, ``cuda``."""
+    import torch  # measuring is about to use it; reading records is not
+
     if not torch.cuda.is_available():
         return []
     drivers = driver_versions()
@@ -105,6 +112,8 @@ def forget_models() -> None:
 
     Hooks and captured steps refer to each other, so Python frees such a model only when it next looks for cycles.
     """
+    import torch  # measuring is about to use it; reading records is not
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -134,3 +143,82 @@ def _applies(marker: str) -> bool:
     from packaging.markers import Marker
 
     return Marker(marker.strip()).evaluate()
+
+
+PACKAGES = ("labkit", "torch", "transformers", "bitsandbytes", "tokenizers", "safetensors", "numpy", "pillow")
+
+
+def environment(gpu: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Where and with what a measurement was made: machine, versions, commit and time.
+
+    `gpu` (name, driver, memory …) comes from a caller that has torch loaded; without one it is None.
+    """
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "memory_bytes": _memory_bytes(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "gpu": dict(gpu) if gpu else None,
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _commit(),
+        "command": _command(),
+    }
+
+
+def _command() -> list[str]:
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    if program is None:
+        return []
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return [name, *sys.argv[1:]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The lab's own git commit, with ``+`` if files differ from it; None outside a checkout."""
+    folder = checkout_folder()
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit, changed = (
+            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,13 +2,17 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-PACKAGE_FOLDER = Path(__file__).resolve().parent
+from labkit.common.errors import ResultsError
+
+PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 """Where the package is imported from."""
 
 
@@ -124,3 +128,17 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Parse a JSON file. Raises `ResultsError` that names the file and the place of the damage."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ResultsError(f"{path}: damaged: not UTF-8 text") from None
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ResultsError(f"{path}: damaged: {error}") from None
