@@ -16,11 +16,11 @@ from labkit.recordfolder import RecordFolder
 
 def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
     """Measure the Linears and the parts that the request names."""
-    from labkit.candidates import parse_candidates
     from labkit.common.machine import forget_models
     from labkit.divergence import Probe
     from labkit.loading import load
     from labkit.material import Material
+    from labkit.quantization.shorthand import parse_candidates
 
     folder = RecordFolder(request["folder"], "sensitivities")
     candidates = parse_candidates(request["candidates"])

@@ -13,7 +13,7 @@ from labkit.lockstep import checked_batches
 from labkit.plan import PlanError, QuantizationPlan
 from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.dense import DenseLinear
-from labkit.quantization.stored import StoredInt8
+from labkit.quantization.int8_storage import StoredInt8
 from labkit.resolution import ResolvedPlan, default_dtype_of
 from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
 

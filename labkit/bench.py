@@ -17,8 +17,8 @@ from labkit.divergence import Probe, divergence_of
 from labkit.lockstep import run_model, to_device
 from labkit.quantization import Scheme, SchemeError
 from labkit.quantization.affine import sqnr_db
+from labkit.quantization.int8_storage import KINDS, module_kind
 from labkit.quantization.statistics import InputStatistics
-from labkit.quantization.stored import KINDS, module_kind
 from labkit.replay import Replay
 from labkit.resolution import replaceable_linears, replaceable_others, tied_linears
 
@@ -61,7 +61,7 @@ class Bench:
 
         A record holds ``linear, module, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db,
         measure_s``, or ``unsupported`` with the reason in place of the last five. ``module`` is its kind
-        (`labkit.quantization.stored.KINDS`); others than Linears have no depth, only candidates that can store them,
+        (`labkit.quantization.int8_storage.KINDS`); others than Linears have no depth, only candidates that can store them,
         and the signal-to-noise ratio of their weight.
         """
         done = set(done)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labkit.lockstep import TOO_LARGE, Lockstep, LockstepError, run_model, to_device
 from labkit.quantization import Scheme
-from labkit.quantization.column_blocks import forget_graphs
+from labkit.quantization.gptq_blocks import forget_graphs
 from labkit.quantization.statistics import InputStatistics
 from labkit.quantization.unread import at_hand
 from labkit.workfolder import FinishedModules

@@ -1,4 +1,4 @@
-"""One decoding step on the CPU without torch's calls in between: a decoder described for `labkit.native`.
+"""One decoding step on the CPU without torch's calls in between: a decoder described for `labkit.quantization.native`.
 
 A step through a model's modules is hundreds of small calls, most of whose time passes between the products. Here
 the decoder is described once - where each weight lies, in which type, how heads are rotated - and the compiled
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LabError
-from labkit.native import library as native
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
-from labkit.quantization.kernels.int4_cpu import block_of
+from labkit.quantization.int8_storage import StoredEmbedding
+from labkit.quantization.kernels.cpu_int4 import block_of
 from labkit.quantization.logits import DenseLogitsLinear, LogitsLinear, gives_logits
-from labkit.quantization.stored import StoredEmbedding
+from labkit.quantization.native import library as native
 from labkit.rows import RowCache, RowLayer
 
 TYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16, torch.float16: native.F16}

@@ -140,8 +140,8 @@ def _machine() -> Iterator[Finding]:
 
 
 def _compiled_step() -> Finding:
-    """Whether decoding on the CPU is compiled (`labkit.native`)."""
-    from labkit.native.library import NativeError, library
+    """Whether decoding on the CPU is compiled (`labkit.quantization.native`)."""
+    from labkit.quantization.native.library import NativeError, library
 
     try:
         found = library()
@@ -200,12 +200,12 @@ def _schemes() -> Iterator[Finding]:
 
 
 def _cpu_kernels() -> Iterator[tuple[str, bool]]:
-    from labkit.quantization.kernels import int4_cpu, int8, nf4_cpu
+    from labkit.quantization.kernels import cpu_int4, cpu_nf4, int8
 
     yield "int8", int8.has_packed_int8()
     yield "int8-dynamic", int8.has_integer_product()
-    yield "int4", int4_cpu.block_rows() is not None
-    yield "nf4", nf4_cpu.has_packed_nf4()
+    yield "int4", cpu_int4.block_rows() is not None
+    yield "nf4", cpu_nf4.has_packed_nf4()
 
 
 def _models() -> Iterator[Finding]:

@@ -36,10 +36,10 @@ from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
 from labkit.models.sources import RandomSource, Source, has_plain_names
 from labkit.models.spec import ModelSpec, get_spec
-from labkit.native import library as native
 from labkit.placement import Placement, check_map, connect_, placed_on
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES
+from labkit.quantization.native import library as native
 from labkit.resolution import ResolvedPlan
 from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
 

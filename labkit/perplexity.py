@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.amounts import PERPLEXITY_PLANS
-from labkit.candidates import label_of, parse_candidate, split_candidates
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.intervals import paired_difference
@@ -28,6 +27,7 @@ from labkit.models import find_roles, get_spec
 from labkit.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.preflight import check_count, lab_version
 from labkit.quantization import DTYPES, get_scheme
+from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
 from labkit.recordfolder import RecordFolder
 
 if TYPE_CHECKING:

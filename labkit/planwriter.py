@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from labkit.allocation import Allocation, Unit
-from labkit.candidates import parse_candidate
 from labkit.plan import QuantizationPlan, Rule
 from labkit.quantization import DTYPES, Scheme, get_scheme
+from labkit.quantization.shorthand import parse_candidate
 
 FALLBACK = "int8"
 """What a Linear of another model gets that the chosen scheme cannot take."""

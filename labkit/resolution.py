@@ -17,8 +17,8 @@ from labkit.depth import kind_of, relative_depths
 from labkit.plan import PlanError, QuantizationPlan, Rule
 from labkit.quantization import QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
+from labkit.quantization.int8_storage import StoredInt8, module_kind
 from labkit.quantization.logits import LogitsLinear
-from labkit.quantization.stored import StoredInt8, module_kind
 
 if TYPE_CHECKING:
     import pandas

@@ -62,7 +62,7 @@ def search_plan(
         memory: bytes of all the model's weights: a number, or a text such as ``"60MB"``.
         bits: or bits a value of the Linears, on average, scales and zero points included (embeddings and convolutions stay).
         max_loss: or the largest loss: points of right steps; of a model without eyes per cent of perplexity.
-        schemes: candidates for each Linear, as `labkit.candidates` reads them.
+        schemes: candidates for each Linear, as `labkit.quantization.shorthand` reads them.
         against: uniform plans to judge beside it, names or files.
         material: how many items, or which text (`labkit.material`).
         test_items: how many test items the plan is reported on (0: none).

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.amounts import CANDIDATES
-from labkit.candidates import parse_candidates
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.machine import usable_cores
 from labkit.common.process import run_workers
 from labkit.material import Material
 from labkit.preflight import check_count, lab_version
+from labkit.quantization.shorthand import parse_candidates
 from labkit.recordfolder import RecordFolder
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def measure_sensitivity(
 
     Args:
         model: a name from ``labkit models``, a checkpoint folder, or a hub id.
-        schemes: candidates, as `labkit.candidates` reads them.
+        schemes: candidates, as `labkit.quantization.shorthand` reads them.
         material: how many items, or which text (`labkit.material`).
         parts: measure whole parts too, with their taps.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

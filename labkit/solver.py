@@ -21,7 +21,7 @@ from labkit.goal import Goal
 from labkit.judge import Judge
 from labkit.plan import QuantizationPlan
 from labkit.planwriter import plan_of
-from labkit.quantization.stored import KINDS
+from labkit.quantization.int8_storage import KINDS
 from labkit.sensitivity import Sensitivity
 
 FINER = 0.5

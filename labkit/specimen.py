@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from labkit.calibration import default_calibration
-from labkit.candidates import parse_candidate
 from labkit.common.errors import LabError
 from labkit.lockstep import run_model, to_device
 from labkit.quantization import Scheme, affine, gptq
 from labkit.quantization.affine import sqnr_db
-from labkit.quantization.gptq_watch import Step, watch
+from labkit.quantization.gptq_steps import Step, watch
+from labkit.quantization.shorthand import parse_candidate
 from labkit.quantization.statistics import InputStatistics
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Specimen:
 
     @torch.no_grad()
     def quantized(self, scheme: str | Scheme) -> nn.Module:
-        """The module that ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.candidates`) puts in its place."""
+        """The module that ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.quantization.shorthand`) puts in its place."""
         scheme = parse_candidate(scheme) if isinstance(scheme, str) else scheme
         return scheme.quantize_linear(self.linear, statistics=self.statistics)
 

@@ -6,10 +6,10 @@ import torch
 
 from labkit import phonetap
 from labkit.bench import Bench, measurable_linears, measurable_others
-from labkit.candidates import parse_candidates
 from labkit.divergence import answer_probe, divergence
 from labkit.engine import Engine
 from labkit.models.families import find_roles
+from labkit.quantization.shorthand import parse_candidates
 
 
 @pytest.fixture(scope="module")

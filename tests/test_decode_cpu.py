@@ -15,9 +15,9 @@ from labkit.engine import Engine
 from labkit.forward import COMPILED, Forward
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.native import library as native
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.affine import sqnr_db
+from labkit.quantization.native import library as native
 
 KINDS = ("fp32", "bf16", "fp16", "int8", "int4")
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")

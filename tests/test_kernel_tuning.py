@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from labkit.quantization.kernels import products_cuda as cuda
-from labkit.quantization.kernels import tuning
-from labkit.quantization.kernels.products_cuda import Packed, Tiles
+from labkit.quantization.kernels import cuda_products as cuda
+from labkit.quantization.kernels import cuda_tuning
+from labkit.quantization.kernels.cuda_products import Packed, Tiles
 
 DEVICE = torch.device("meta")
 
@@ -26,12 +26,12 @@ SHAPES = [("int4", 4608, 4096), ("int4", 4096, 13696), ("int8", 151552, 4096), (
 @pytest.fixture
 def device(monkeypatch, tmp_path):
     """A GPU of 132 multiprocessors that nobody has measured anything on."""
-    monkeypatch.setattr(tuning, "_processors", lambda _: 132)
-    monkeypatch.setattr(tuning, "_path", lambda _: tmp_path / "tiles.json")
+    monkeypatch.setattr(cuda_tuning, "_processors", lambda _: 132)
+    monkeypatch.setattr(cuda_tuning, "_path", lambda _: tmp_path / "tiles.json")
     monkeypatch.setattr(cuda, "available", lambda _: True)
-    tuning._known.cache_clear()
+    cuda_tuning._known.cache_clear()
     yield
-    tuning._known.cache_clear()
+    cuda_tuning._known.cache_clear()
 
 
 def test_formats_and_bytes():
@@ -47,55 +47,57 @@ def test_formats_and_bytes():
 @pytest.mark.parametrize("gated", [False, True])
 def test_candidates_can_run(shape, gated):
     one = packed(*shape)
-    for tiles in [*tuning.candidates(one, 8, gated), tuning.default_tiles(one, gated)]:
+    for tiles in [*cuda_tuning.candidates(one, 8, gated), cuda_tuning.default_tiles(one, gated)]:
         assert tiles.bk in one.steps
-        assert tiles.splits in tuning.SPLITS
+        assert tiles.splits in cuda_tuning.SPLITS
         assert tiles.splits > 1 or not gated or tiles.bn <= 64
-    assert len(tuning.candidates(one, 8, gated)) > 3
+    assert len(cuda_tuning.candidates(one, 8, gated)) > 3
 
 
 @pytest.mark.usefixtures("device")
 def test_small_weights_are_split_until_they_fill_the_gpu():
-    assert tuning.default_tiles(packed("int4", 4096, 4096)).splits == 8
-    assert tuning.default_tiles(packed("int8", 151552, 4096)).splits == 1
-    assert tuning.default_tiles(packed("int4", 4096, 4096), gated=True).splits == 1
+    assert cuda_tuning.default_tiles(packed("int4", 4096, 4096)).splits == 8
+    assert cuda_tuning.default_tiles(packed("int8", 151552, 4096)).splits == 1
+    assert cuda_tuning.default_tiles(packed("int4", 4096, 4096), gated=True).splits == 1
 
 
 @pytest.mark.usefixtures("device")
 def test_what_was_measured_is_kept_and_used(tmp_path):
     one = packed("int4", 4096, 4096)
-    assert tuning.tiles_for(one, 3) == tuning.default_tiles(one)
+    assert cuda_tuning.tiles_for(one, 3) == cuda_tuning.default_tiles(one)
     best = Tiles(32, 64, 4, 8, 5)
-    tuning.keep(
-        DEVICE, tuning._key(one, 8, False), {"bn": 32, "bk": 64, "splits": 4, "warps": 8, "stages": 5}
+    cuda_tuning.keep(
+        DEVICE, cuda_tuning._key(one, 8, False), {"bn": 32, "bk": 64, "splits": 4, "warps": 8, "stages": 5}
     )
-    tuning.keep(DEVICE, tuning._key(one, 16, False), tuning.DEQUANTIZE)
-    tuning._known.cache_clear()  # as in the next process
+    cuda_tuning.keep(DEVICE, cuda_tuning._key(one, 16, False), cuda_tuning.DEQUANTIZE)
+    cuda_tuning._known.cache_clear()  # as in the next process
     assert (tmp_path / "tiles.json").exists()
-    assert tuning.tiles_for(one, 1) == best
-    assert tuning.tiles_for(one, 8) == best
-    assert tuning.tiles_for(one, 9) is None  # dequantize and multiply
-    assert tuning.tiles_for(one, 17) == tuning.default_tiles(one)
-    assert tuning.tiles_for(one, cuda.MOST_ROWS + 1) is None
-    assert tuning.tiles_for(packed("int4", 4096, 8192), 8) == tuning.default_tiles(packed("int4", 4096, 8192))
+    assert cuda_tuning.tiles_for(one, 1) == best
+    assert cuda_tuning.tiles_for(one, 8) == best
+    assert cuda_tuning.tiles_for(one, 9) is None  # dequantize and multiply
+    assert cuda_tuning.tiles_for(one, 17) == cuda_tuning.default_tiles(one)
+    assert cuda_tuning.tiles_for(one, cuda.MOST_ROWS + 1) is None
+    assert cuda_tuning.tiles_for(packed("int4", 4096, 8192), 8) == cuda_tuning.default_tiles(
+        packed("int4", 4096, 8192)
+    )
 
 
 @pytest.mark.usefixtures("device")
 def test_a_damaged_file_is_as_good_as_none(tmp_path):
     (tmp_path / "tiles.json").write_text("{")
     one = packed("int8", 4096, 4096)
-    assert tuning.tiles_for(one, 1) == tuning.default_tiles(one)
+    assert cuda_tuning.tiles_for(one, 1) == cuda_tuning.default_tiles(one)
 
 
 def test_the_folder_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
-    assert tuning.cache_folder() == tmp_path
+    assert cuda_tuning.cache_folder() == tmp_path
     monkeypatch.delenv("LABKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert tuning.cache_folder() == tmp_path / "cache" / "labkit"
+    assert cuda_tuning.cache_folder() == tmp_path / "cache" / "labkit"
 
 
 @pytest.mark.usefixtures("device")
 def test_without_triton_nothing_is_a_matter_of_tiles(monkeypatch):
     monkeypatch.setattr(cuda, "available", lambda _: False)
-    assert tuning.tiles_for(packed("int8", 4096, 4096), 1) is None
+    assert cuda_tuning.tiles_for(packed("int8", 4096, 4096), 1) is None

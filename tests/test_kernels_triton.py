@@ -6,8 +6,8 @@ import torch
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
-from labkit.quantization.kernels import products_cuda as cuda
-from labkit.quantization.kernels.products_cuda import Packed, Tiles
+from labkit.quantization.kernels import cuda_products as cuda
+from labkit.quantization.kernels.cuda_products import Packed, Tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [

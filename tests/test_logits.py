@@ -6,10 +6,10 @@ import torch
 
 from labkit.apply import quantize_
 from labkit.forward import COMPILED, Forward
-from labkit.native import library as native
 from labkit.plan import QuantizationPlan
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.logits import gives_logits, keep_logits_
+from labkit.quantization.native import library as native
 
 KINDS = ("bf16", "fp16", "int8", "int4", "nf4", "int8-dynamic")
 IDS = torch.tensor([[260, 72, 105, 33, 258]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.quantization import SchemeError, affine, column_blocks, get_scheme
+from labkit.quantization import SchemeError, affine, get_scheme, gptq_blocks
 from labkit.quantization.gptq import correct_drift, prepare_columns, refine, solve, trace_error
 from labkit.quantization.statistics import InputStatistics
 
@@ -253,7 +253,7 @@ def test_a_recorded_block_works_on_tensors_of_its_own_and_gives_back_what_change
         cuda.recorded.append(lambda: changed.add_(factor * given))
 
     monkeypatch.setattr(torch, "cuda", cuda := PlayedBack())
-    graph = column_blocks._Graph(block, (torch.zeros(3), torch.ones(3)), (2.0,))
+    graph = gptq_blocks._Graph(block, (torch.zeros(3), torch.ones(3)), (2.0,))
     del cuda.recorded[:-1]  # of the run before recording
     for start in (1.0, 5.0):
         changed, given = torch.full((6,), start)[::2], torch.arange(3.0)
@@ -282,9 +282,9 @@ def test_codes_found_on_a_gpu_are_as_good_and_nearly_all_the_same(num_bits, symm
             for one in codes.values()
         ]
         assert costs[1] == pytest.approx(costs[0], rel=0.02)
-    assert column_blocks._graphs
-    column_blocks.forget_graphs()
-    assert not column_blocks._graphs
+    assert gptq_blocks._graphs
+    gptq_blocks.forget_graphs()
+    assert not gptq_blocks._graphs
 
 
 @pytest.mark.gpu

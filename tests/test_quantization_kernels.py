@@ -5,7 +5,7 @@ import torch
 
 from labkit.quantization import affine, get_scheme
 from labkit.quantization.affine import sqnr_db
-from labkit.quantization.kernels import int4_cpu, int8, nf4_cpu
+from labkit.quantization.kernels import cpu_int4, cpu_nf4, int8
 
 
 def rows(count, columns, dtype=torch.bfloat16):
@@ -15,7 +15,7 @@ def rows(count, columns, dtype=torch.bfloat16):
 def test_the_packed_products_of_torch_are_there():
     # torch is pinned: if these vanish with a new version, decoding becomes slower and somebody should know
     assert int8.has_packed_int8()
-    assert int4_cpu.block_rows() in (32, 64)
+    assert cpu_int4.block_rows() in (32, 64)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 24, 25, 100])
@@ -63,13 +63,13 @@ def test_token_scales_cover_each_row_and_survive_zeros():
     assert ((codes * scale - x).abs() <= scale * 0.501).all()
 
 
-@pytest.mark.parametrize("count", [1, 3, int4_cpu.PACKED_ROWS, int4_cpu.PACKED_ROWS + 1, 130])
+@pytest.mark.parametrize("count", [1, 3, cpu_int4.PACKED_ROWS, cpu_int4.PACKED_ROWS + 1, 130])
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256])
 def test_int4_products_agree_with_the_dequantized_weight(count, group_size):
     torch.manual_seed(0)
     module = get_scheme("int4", group_size=group_size).quantize_linear(torch.nn.Linear(512, 192, bias=False))
-    if int4_cpu.block_rows():
-        assert module.layout == f"blocks{int4_cpu.block_rows()}"
+    if cpu_int4.block_rows():
+        assert module.layout == f"blocks{cpu_int4.block_rows()}"
     for dtype, floor in ((torch.bfloat16, 45), (torch.float16, 60), (torch.float32, 110)):
         x = rows(count, 512, dtype)
         exact = x.double() @ module.dequantize(torch.float32).double().T
@@ -80,9 +80,9 @@ def test_int4_products_agree_with_the_dequantized_weight(count, group_size):
 @pytest.mark.parametrize("block", [32, 64])
 def test_int4_block_order_is_exactly_undone(block):
     packed = affine.pack(torch.randint(0, 16, (192, 96), dtype=torch.uint8), 4)
-    blocks = int4_cpu.to_blocks(packed, block)
+    blocks = cpu_int4.to_blocks(packed, block)
     assert not torch.equal(blocks, packed)
-    assert torch.equal(int4_cpu.from_blocks(blocks, block), packed)
+    assert torch.equal(cpu_int4.from_blocks(blocks, block), packed)
 
 
 @pytest.mark.parametrize("block", [32, 64])
@@ -90,12 +90,12 @@ def test_int4_block_order_is_exactly_undone(block):
 def test_int4_weights_are_dequantized_from_the_kernels_order_to_the_last_bit(block, dtype):
     torch.manual_seed(0)
     module = get_scheme("int4", group_size=32).quantize_linear(torch.nn.Linear(160, 192, bias=False))
-    blocks = int4_cpu.to_blocks(module.relayout(module.packed, module.layout, "plain"), block)
+    blocks = cpu_int4.to_blocks(module.relayout(module.packed, module.layout, "plain"), block)
     exact = module.dequantize(dtype).T
-    for dequantize in (int4_cpu.dequantize_turned, int4_cpu.dequantize_turned_reference):
+    for dequantize in (cpu_int4.dequantize_turned, cpu_int4.dequantize_turned_reference):
         assert torch.equal(dequantize(blocks, module.scale_zero, 32, block, dtype), exact)
     part = slice(64, 128)
-    got = int4_cpu.dequantize_turned(blocks[part], module.scale_zero[:, part], 32, block, dtype)
+    got = cpu_int4.dequantize_turned(blocks[part], module.scale_zero[:, part], 32, block, dtype)
     assert torch.equal(got, exact[:, part])
 
 
@@ -104,7 +104,7 @@ def test_int4_products_of_many_rows_go_by_slices(monkeypatch):
     module = get_scheme("int4").quantize_linear(torch.nn.Linear(256, 320, bias=False))
     x = rows(60, 256, torch.float32)
     whole = module(x)
-    monkeypatch.setattr(int4_cpu, "SLICE_ELEMENTS_CPU", 256 * 128)
+    monkeypatch.setattr(cpu_int4, "SLICE_ELEMENTS_CPU", 256 * 128)
     torch.testing.assert_close(module(x), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -123,10 +123,10 @@ def test_int4_falls_back_where_the_kernel_cannot(sizes):
 
 def test_nf4_block_order_is_exactly_undone():
     packed = torch.randint(0, 256, (96, 64), dtype=torch.uint8)
-    assert torch.equal(nf4_cpu.from_blocks(nf4_cpu.to_blocks(packed)), packed)
+    assert torch.equal(cpu_nf4.from_blocks(cpu_nf4.to_blocks(packed)), packed)
 
 
-@pytest.mark.parametrize("count", [1, nf4_cpu.PACKED_ROWS, nf4_cpu.PACKED_ROWS + 1, 200])
+@pytest.mark.parametrize("count", [1, cpu_nf4.PACKED_ROWS, cpu_nf4.PACKED_ROWS + 1, 200])
 @pytest.mark.parametrize("options", [{}, {"double_quant": False}, {"group_size": 128}], ids=str)
 def test_nf4_agrees_with_bitsandbytes_own_layer(count, options):
     import bitsandbytes

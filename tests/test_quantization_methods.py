@@ -8,7 +8,7 @@ from labkit.quantization import affine, get_scheme
 from labkit.quantization.awq import ScaledInt4Linear, search_input_scale
 from labkit.quantization.gptq import trace_error
 from labkit.quantization.hqq import fit_grids
-from labkit.quantization.ranges import diagonal_blocks, search_qparams, weighted_squares
+from labkit.quantization.range_search import diagonal_blocks, search_qparams, weighted_squares
 from labkit.quantization.statistics import InputStatistics
 
 

@@ -11,7 +11,7 @@ from labkit.apply import quantize_, weights_bytes
 from labkit.plan import PlanError, QuantizationPlan
 from labkit.quantization import SchemeError, get_scheme
 from labkit.quantization.affine import sqnr_db
-from labkit.quantization.stored import StoredInt8
+from labkit.quantization.int8_storage import StoredInt8
 
 MODULES = {
     "embedding": (nn.Embedding(50, 64, padding_idx=3), torch.arange(12).view(3, 4)),

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from labkit import search as search_module
 from labkit import solver
 from labkit.apply import quantize_
-from labkit.candidates import parse_candidates
 from labkit.common.errors import LabError
 from labkit.judge import Judge
 from labkit.material import Material
 from labkit.plan import QuantizationPlan
+from labkit.quantization.shorthand import parse_candidates
 from labkit.recordfolder import RecordFolderError
 from labkit.search import search_plan
 from labkit.searchresult import Search

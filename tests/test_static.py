@@ -11,10 +11,10 @@ import labkit
 from labkit import quantize_
 from labkit.forward import Forward
 from labkit.measurement import standard_conversations
-from labkit.native import library as native
 from labkit.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
-from labkit.quantization.kernels.products_cuda import available
+from labkit.quantization.kernels.cuda_products import available
+from labkit.quantization.native import library as native
 from labkit.static import forward as static_forward
 from labkit.static import step as static_step
 from labkit.static.decoder import UnknownDecoderError, decoder_of

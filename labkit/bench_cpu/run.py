@@ -18,7 +18,7 @@ from labkit.common.files import atomic_path
 from labkit.common.machine import environment
 from labkit.engine import Engine
 from labkit.forward import Forward
-from labkit.native import library as native
+from labkit.quantization.native import library as native
 
 LLAMA_CPP = "llama.cpp Q4_1"
 BY_TORCH = "int4, not compiled"

@@ -13,7 +13,7 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.plan import PlanError, QuantizationPlan
 from labkit.quantization import SchemeError, get_scheme
-from labkit.quantization.stored import KINDS
+from labkit.quantization.int8_storage import KINDS
 from labkit.resolution import ResolvedPlan, replaceable_linears, replaceable_others, resolved_as
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from labkit.checkpoint.manifest import CheckpointError
 from labkit.quantization import QuantizedLinear
-from labkit.quantization.stored import StoredInt8
+from labkit.quantization.int8_storage import StoredInt8
 
 SHARD_BYTES = 2_000_000_000
 STEM = "packed"  # not "model": libraries that cannot read packed tensors must find no weights here

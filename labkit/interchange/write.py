@@ -32,7 +32,7 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import get_spec
 from labkit.placement import Placement
 from labkit.quantization import QuantizedLinear
-from labkit.quantization.stored import StoredInt8
+from labkit.quantization.int8_storage import StoredInt8
 from labkit.resolution import ResolvedPlan
 
 FORMATS: dict[str, ModuleType] = {"compressed-tensors": compressed_tensors, "gptq": gptq}

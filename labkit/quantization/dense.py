@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from labkit.quantization.scheme import DTYPES, Scheme, SchemeError, register
+from labkit.quantization.errors import SchemeError
+from labkit.quantization.scheme import DTYPES, Scheme, register
 
 
 class DenseLinear(nn.Linear):

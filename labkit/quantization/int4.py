@@ -15,18 +15,12 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
-from labkit.quantization.kernels import dispatch_cuda, int4_cpu
-from labkit.quantization.kernels.products_cuda import Packed
+from labkit.quantization.errors import SchemeError
+from labkit.quantization.kernels import cpu_int4, cuda
+from labkit.quantization.kernels.cuda_products import Packed
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices, sliced_multiply
 from labkit.quantization.linear import QuantizedLinear
-from labkit.quantization.scheme import (
-    Scheme,
-    SchemeError,
-    bias_bytes,
-    check_group_size,
-    option,
-    register,
-)
+from labkit.quantization.scheme import Scheme, bias_bytes, check_group_size, option, register
 
 
 class Int4Linear(QuantizedLinear):
@@ -110,20 +104,20 @@ class Int4Linear(QuantizedLinear):
         return affine.unpack(self.relayout(self.packed, self.layout, "plain"), self.num_bits)
 
     def wanted_layout(self) -> str:
-        return int4_cpu.wanted_layout(self.out_features, self.num_bits, self.group_size, self.packed.device)
+        return cpu_int4.wanted_layout(self.out_features, self.num_bits, self.group_size, self.packed.device)
 
     def relayout(self, packed: Tensor, old: str, new: str) -> Tensor:
         if old != "plain":
-            packed = int4_cpu.from_blocks(packed, int4_cpu.block_of(old))
-        return packed if new == "plain" else int4_cpu.to_blocks(packed, int4_cpu.block_of(new))
+            packed = cpu_int4.from_blocks(packed, cpu_int4.block_of(old))
+        return packed if new == "plain" else cpu_int4.to_blocks(packed, cpu_int4.block_of(new))
 
     def multiply(self, rows: Tensor) -> Tensor:
         if self.layout != "plain":
-            block = int4_cpu.block_of(self.layout)
-            return int4_cpu.int4_multiply(rows, self.packed, self.scale_zero, self.group_size, block)
+            block = cpu_int4.block_of(self.layout)
+            return cpu_int4.int4_multiply(rows, self.packed, self.scale_zero, self.group_size, block)
         packed = self.kernel_weight(rows.device)
         if packed is not None:
-            return dispatch_cuda.multiply(rows, packed)
+            return cuda.multiply(rows, packed)
         return sliced_multiply(
             rows, self.out_features, lambda part: self._dequantize(part, rows.dtype), CACHE_ELEMENTS
         )

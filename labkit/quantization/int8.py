@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from labkit.quantization import affine
-from labkit.quantization.kernels import dispatch_cuda
+from labkit.quantization.kernels import cuda
+from labkit.quantization.kernels.cuda_products import Packed
 from labkit.quantization.kernels.int8 import int8_multiply
-from labkit.quantization.kernels.products_cuda import Packed
 from labkit.quantization.kernels.reference import row_slices
 from labkit.quantization.linear import QuantizedLinear
 from labkit.quantization.scheme import Scheme, bias_bytes, register
@@ -48,7 +48,7 @@ class Int8Linear(QuantizedLinear):
     def multiply(self, rows: Tensor) -> Tensor:
         packed = self.kernel_weight(rows.device)
         if packed is not None:
-            return dispatch_cuda.multiply(rows, packed)
+            return cuda.multiply(rows, packed)
         return int8_multiply(rows, self.weight_int8, self.scale)
 
     def packed_weight(self) -> Packed | None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from labkit.quantization.errors import SchemeError
 from labkit.quantization.int8 import Int8Linear, Int8Scheme
 from labkit.quantization.kernels.int8 import int8_dynamic_multiply
 from labkit.quantization.linear import ScaledInput
-from labkit.quantization.scheme import SchemeError, option, register
+from labkit.quantization.scheme import option, register
 from labkit.quantization.statistics import InputStatistics
 
 

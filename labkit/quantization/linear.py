@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.quantization.kernels import dispatch_cuda, products_cuda
-from labkit.quantization.kernels.products_cuda import Packed
+from labkit.quantization.kernels import cuda, cuda_products
+from labkit.quantization.kernels.cuda_products import Packed
 
 
 class QuantizedLinear(nn.Module):
@@ -45,7 +45,7 @@ class QuantizedLinear(nn.Module):
     def sums(self, rows: Tensor) -> Tensor:
         """`multiply` in fp32: rows [M, K] of any of the three types -> fp32 [M, N]."""
         packed = self.kernel_weight(rows.device)
-        return self.multiply(rows.float()) if packed is None else dispatch_cuda.sums(rows, packed)
+        return self.multiply(rows.float()) if packed is None else cuda.sums(rows, packed)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight [N, K] the module multiplies by, in ``dtype`` (default: the bias's): a full copy."""
@@ -57,8 +57,8 @@ class QuantizedLinear(nn.Module):
 
     def kernel_weight(self, device: torch.device) -> Packed | None:
         """`packed_weight` where the kernels of ``device`` multiply by it, else None."""
-        packed = self.packed_weight() if products_cuda.available(device) else None
-        return packed if packed is not None and products_cuda.takes(packed) else None
+        packed = self.packed_weight() if cuda_products.available(device) else None
+        return packed if packed is not None and cuda_products.takes(packed) else None
 
     @property
     def weight(self) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labkit.quantization.kernels.bnb import bitsandbytes_functional
 from labkit.quantization.linear import QuantizedLinear
-from labkit.quantization.nf4 import bitsandbytes_functional
 from labkit.quantization.scheme import Scheme, bias_bytes, option, register
 
 

@@ -5,43 +5,19 @@ et al., "QLoRA", 2023). Memory: packed [N, K/2], absmax uint8 per block, and per
 about 4.13 bits a weight, plus 1,092 bytes of tables a layer that bitsandbytes keeps.
 """
 
-import logging
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labkit.quantization.kernels import nf4_cpu
+from labkit.quantization.kernels import cpu_nf4
+from labkit.quantization.kernels.bnb import bitsandbytes_functional
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, sliced_multiply
 from labkit.quantization.linear import QuantizedLinear
-from labkit.quantization.scheme import (
-    DTYPES,
-    Scheme,
-    SchemeError,
-    bias_bytes,
-    check_group_size,
-    option,
-    register,
-)
+from labkit.quantization.scheme import DTYPES, Scheme, bias_bytes, check_group_size, option, register
 
 NESTED_BLOCK = 256  # statistics that share one scale, fixed in bitsandbytes
-
-
-@cache
-def bitsandbytes_functional():
-    """The module ``bitsandbytes.functional``; raises SchemeError if it cannot be had."""
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns about an optional kernel on the hub, at import
-    try:
-        import bitsandbytes.functional as functional
-    except (ImportError, RuntimeError, OSError) as error:
-        raise SchemeError(f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes") from error
-    finally:
-        logger.setLevel(level)
-    return functional
 
 
 class NF4Linear(QuantizedLinear):
@@ -100,16 +76,16 @@ class NF4Linear(QuantizedLinear):
         self.settle()
 
     def wanted_layout(self) -> str:
-        if self.packed.device.type != "cpu" or self.out_features % nf4_cpu.BLOCK:
+        if self.packed.device.type != "cpu" or self.out_features % cpu_nf4.BLOCK:
             return "plain"
-        if self.in_features % self.group_size or not nf4_cpu.has_packed_nf4():
+        if self.in_features % self.group_size or not cpu_nf4.has_packed_nf4():
             return "plain"
         return "blocks32"
 
     def relayout(self, packed: Tensor, old: str, new: str) -> Tensor:
         if old != "plain":
-            packed = nf4_cpu.from_blocks(packed)
-        return packed if new == "plain" else nf4_cpu.to_blocks(packed)
+            packed = cpu_nf4.from_blocks(packed)
+        return packed if new == "plain" else cpu_nf4.to_blocks(packed)
 
     def multiply(self, rows: Tensor) -> Tensor:
         return self._multiply(rows.to(self.compute_dtype)).to(rows.dtype)
@@ -118,9 +94,9 @@ class NF4Linear(QuantizedLinear):
         return self._multiply(rows.float())
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        if self.layout != "plain" and rows.shape[0] <= nf4_cpu.PACKED_ROWS and rows.dtype == torch.bfloat16:
+        if self.layout != "plain" and rows.shape[0] <= cpu_nf4.PACKED_ROWS and rows.dtype == torch.bfloat16:
             absmax = self._absmax().view(self.out_features, -1).T.to(torch.bfloat16).contiguous()
-            return nf4_cpu.nf4_multiply(rows, self.packed, absmax, self.quant_map, self.group_size)
+            return cpu_nf4.nf4_multiply(rows, self.packed, absmax, self.quant_map, self.group_size)
         if rows.device.type == "cpu":
             absmax = self._absmax().view(self.out_features, -1)
             return sliced_multiply(
@@ -128,7 +104,7 @@ class NF4Linear(QuantizedLinear):
                 self.out_features,
                 lambda part: self._dequantize(part, absmax, rows.dtype),
                 CACHE_ELEMENTS,
-                nf4_cpu.BLOCK,
+                cpu_nf4.BLOCK,
             )
         import bitsandbytes
 

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from labkit.common.errors import LabError
-from labkit.quantization.stored import empty_stored, module_kind, stored_bytes
+from labkit.quantization.errors import SchemeError
+from labkit.quantization.int8_storage import empty_stored, module_kind, stored_bytes
 
 if TYPE_CHECKING:
     from labkit.quantization.statistics import InputStatistics
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class SchemeError(LabError):
-    """A scheme, an option of one, or a Linear it was asked to replace is not possible."""
 
 
 _REGISTRY: dict[str, type["Scheme"]] = {}
@@ -40,7 +36,7 @@ class Scheme:
     requires_calibration: ClassVar[bool] = False
     module_kinds: ClassVar[tuple[str, ...]] = (
         "linear",
-    )  # what it replaces: see `labkit.quantization.stored`
+    )  # what it replaces: see `labkit.quantization.int8_storage`
     needs_full_moment: ClassVar[bool] = True  # of calibrated schemes: the matrix, or its diagonal alone
     needs_reference: ClassVar[bool] = False  # of calibrated schemes: also the unquantized model's inputs
 

@@ -13,7 +13,7 @@ from labkit.forward import PADDED_ROWS, Forward, Row
 from labkit.kvcache import Keeping
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
-from labkit.quantization.kernels.products_cuda import available, on
+from labkit.quantization.kernels.cuda_products import available, on
 from labkit.quantization.nf4 import NF4Linear
 from labkit.rows import PLAIN
 from labkit.static.cache import StaticCache, Storage

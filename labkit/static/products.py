@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
-from labkit.quantization.kernels import products_cuda as cuda
-from labkit.quantization.kernels.products_cuda import Packed
-from labkit.quantization.kernels.tuning import tiles_for, tune
+from labkit.quantization.kernels import cuda_products as cuda
+from labkit.quantization.kernels.cuda_products import Packed
+from labkit.quantization.kernels.cuda_tuning import tiles_for, tune
 from labkit.quantization.linear import ScaledInput
 
 

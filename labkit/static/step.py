@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.kvcache import PLAIN, SCALE_DTYPE, SINKS, Keeping
-from labkit.quantization.kernels.products_cuda import interpreted
+from labkit.quantization.kernels.cuda_products import interpreted
 from labkit.static.cache import Storage
 from labkit.static.decoder import Decoder, Layer
 from labkit.static.products import ModuleProduct, Product, product_of

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from labkit.quantization.kernels import products_cuda as cuda
-from labkit.quantization.kernels.products_cuda import Packed
+from labkit.quantization.kernels import cuda_products as cuda
+from labkit.quantization.kernels.cuda_products import Packed
+from labkit.quantization.kernels.cuda_tuning import tiles_for
 from labkit.quantization.kernels.reference import sliced_multiply
-from labkit.quantization.kernels.tuning import tiles_for
 
 
 def multiply(rows: Tensor, packed: Packed) -> Tensor:

@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from labkit.native import library as native
 from labkit.quantization import affine
 from labkit.quantization.kernels.reference import SLICE_ELEMENTS_CPU, row_slices
+from labkit.quantization.native import library as native
 
 PACKED_ROWS = 32  # more rows than this: dequantizing from the kernel's order and multiplying is faster
 GROUP_SIZES = (32, 64, 128, 256)

@@ -4,7 +4,7 @@ One row is a matrix-vector product and moves nothing but the weight; the tensor 
 so up to eight rows cost the same, and a row's answer does not depend on its company: the tile is always whole.
 The weight is the left operand: ``BN`` output channels a program, ``BK`` bytes of each at a time. The reduction is cut
 into ``splits`` (grid's second axis), so that a small weight fills the chip too; each writes its own sums in fp32
-``[splits, M, N]`` and who reads them next adds them up (`reduce` of `labkit.quantization.kernels.products_cuda`), always
+``[splits, M, N]`` and who reads them next adds them up (`reduce` of `labkit.quantization.kernels.cuda_products`), always
 in the same order.
 
 Imports triton, which torch brings where CUDA is: import this module only then.

@@ -21,7 +21,7 @@ PACKED_ROWS = 32  # more rows than this: undoing the order and dequantizing is f
 @cache
 def has_packed_nf4() -> bool:
     """Does bitsandbytes have its packed product on this CPU, and does it answer rightly?"""
-    from labkit.quantization.nf4 import bitsandbytes_functional
+    from labkit.quantization.kernels.bnb import bitsandbytes_functional
 
     functional = bitsandbytes_functional()
     try:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from labkit.common.files import atomic_path
-from labkit.quantization.kernels import products_cuda as cuda
-from labkit.quantization.kernels.products_cuda import Packed, Tiles
+from labkit.quantization.kernels import cuda_products as cuda
+from labkit.quantization.kernels.cuda_products import Packed, Tiles
 
 DEQUANTIZE = "dequantize"
 COPIES_BYTES = 192 * 2**20

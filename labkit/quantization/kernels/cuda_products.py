@@ -133,7 +133,7 @@ def product(
         gated: the weight is gate over up; gives silu(gate) * up, [M, N/2].
         partial: leave the splits' sums as they are, fp32 [splits, M, N].
     """
-    from labkit.quantization.kernels import products_triton as kernels
+    from labkit.quantization.kernels import cuda_triton as kernels
 
     if gated and tiles.splits > 1:
         return _gate(product(rows, packed, tiles, partial=True))
@@ -175,7 +175,7 @@ def product(
 
 def reduce(partial: Tensor) -> Tensor:
     """fp32 [splits, M, N] -> their sum [M, N] bf16, added in the order of the splits."""
-    from labkit.quantization.kernels import products_triton as kernels
+    from labkit.quantization.kernels import cuda_triton as kernels
 
     splits, count, width = partial.shape
     out = partial.new_empty((count, width), dtype=torch.bfloat16)
@@ -187,7 +187,7 @@ def reduce(partial: Tensor) -> Tensor:
 
 def _gate(partial: Tensor) -> Tensor:
     """fp32 [splits, M, 2 N] of gate over up -> silu(gate) * up [M, N] bf16."""
-    from labkit.quantization.kernels import products_triton as kernels
+    from labkit.quantization.kernels import cuda_triton as kernels
 
     splits, count, width = partial.shape
     out = partial.new_empty((count, width // 2), dtype=torch.bfloat16)
@@ -200,7 +200,7 @@ def _gate(partial: Tensor) -> Tensor:
 
 def dequantize(packed: Packed, dtype: torch.dtype, part: slice = slice(None)) -> Tensor:
     """The channels ``part`` of the weight [n, K] in ``dtype``, computed in fp32 like the reference path."""
-    from labkit.quantization.kernels import products_triton as kernels
+    from labkit.quantization.kernels import cuda_triton as kernels
 
     start, stop, _ = part.indices(packed.out_features)
     rows, length = stop - start, packed.in_features
