@@ -24,7 +24,7 @@ _HOME = {
     "Generation": "labkit.engine",
     "LabError": "labkit.common.errors",
     "Material": "labkit.material",
-    "Measurement": "labkit.results",
+    "Measurement": "labkit.results.measurement",
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plan",
     "compare": "labkit.comparison",

@@ -9,9 +9,9 @@ import json
 import sys
 
 from labkit.common.errors import LabError
-from labkit.gpurecords import GpuRecord
 from labkit.plan import QuantizationPlan
 from labkit.quantization import get_scheme
+from labkit.results.gpu import GpuRecord
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Measures sensitivities in a process of its own: ``python -m labkit._sensitivity_worker``.
 
 A request (one JSON object) comes in on standard input: ``folder, stream, model_source, device, threads, dtype,
-candidates, material, linears, parts``. Records go to the folder one by one (`labkit.recordfolder`), and an event
+candidates, material, linears, parts``. Records go to the folder one by one (`labkit.results.folders`), and an event
 ``{"event": "record"}`` for each to standard output; then ``{"event": "finished"}``, or ``{"event": "error",
 "message": str, "known": bool}``. Records that are there already are not made again.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labkit.common.process import serve_request
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
 
 
 def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
@@ -52,10 +52,11 @@ def measure_part(
     """A record of one whole part under one scheme: ``role, scheme, bytes, kl, agreement`` and, for models that
     see, ``items, click_accuracy, step_success_rate, parse_rate``."""
     from labkit.divergence import divergence
-    from labkit.evaluation import evaluate, summarize
+    from labkit.evaluation import evaluate
     from labkit.loading import load
     from labkit.plan import QuantizationPlan, Rule
     from labkit.quantization import get_scheme
+    from labkit.results.summary import summarize
 
     rule = Rule(scheme, roles=(role,), on_unsupported=get_scheme("int8"))
     plan = QuantizationPlan(f"{role} {label}", (rule,), default=request["dtype"])

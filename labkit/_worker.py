@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labkit.common.process import serve_request
-from labkit.results import Measurement
-from labkit.runfolder import RunFolder
+from labkit.results.folders import RunFolder
+from labkit.results.measurement import Measurement
 
 
 def run_plan(

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from labkit import anatomy_plots
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.kvcache import keeping_of, vector_bytes
@@ -30,6 +29,7 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES
 from labkit.resolution import Part, ResolvedPlan
+from labkit.results.charts import anatomy
 
 if TYPE_CHECKING:
     import pandas
@@ -210,16 +210,16 @@ class Anatomy:
         """Rectangles in proportion to ``parameters`` or ``bytes``: parts, their layers, their modules."""
         if value not in ("parameters", "bytes"):
             raise AnatomyError(f"a treemap shows parameters or bytes, not {value!r}")
-        return anatomy_plots.treemap(self.parts, f"{self.name}, {self.resolved.plan.name}", value)
+        return anatomy.treemap(self.parts, f"{self.name}, {self.resolved.plan.name}", value)
 
     def skyline(self) -> go.Figure:
         """One bar a Linear, in the model's order, as high as its parameters, coloured by part."""
-        return anatomy_plots.skyline([part for part in self.parts if part.is_linear])
+        return anatomy.skyline([part for part in self.parts if part.is_linear])
 
     def plan_chart(self, plans: Sequence[PlanLike], marks: Mapping[str, float] | None = None) -> go.Figure:
         """Stacked bars: bytes of each part under each plan; ``marks`` (words -> bytes) are dashed lines."""
         columns = self.bytes_under(plans).to_dict()
-        return anatomy_plots.bars(columns, "bytes", marks)
+        return anatomy.bars(columns, "bytes", marks)
 
     def memory_chart(self, plans: Sequence[PlanLike], tokens: int = CONTEXT_TOKENS) -> go.Figure:
         """Lines: weights and KV cache of one conversation against its length, and the sizes of GPUs."""
@@ -230,14 +230,14 @@ class Anatomy:
             one = self.under(plan)
             most = keeping_of(one.resolved.plan.runtime).limit
             lines[one.resolved.plan.name] = (one.bytes, one.kv_cache_bytes_per_token(), most)
-        return anatomy_plots.memory(lines, tokens)
+        return anatomy.memory(lines, tokens)
 
 
 def shares_chart(anatomies: Sequence[Anatomy]) -> go.Figure:
     """Stacked bars that all reach 100 %: which share of each model's parameters each part has."""
     if not anatomies:
         raise AnatomyError("there is nothing to draw: no anatomy given")
-    return anatomy_plots.bars({one.name: one.parameters_by_role for one in anatomies}, "share")
+    return anatomy.bars({one.name: one.parameters_by_role for one in anatomies}, "share")
 
 
 def article_steps() -> list[QuantizationPlan]:

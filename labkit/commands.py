@@ -13,10 +13,10 @@ from labkit.terminal import make_table as _table
 
 def compare(options: argparse.Namespace) -> int:
     """``labkit compare``: measure, then print conclusions, tables and where the files are."""
-    from labkit import tables
     from labkit.comparison import compare as run_comparison
-    from labkit.comparison import describe
     from labkit.models.spec import get_spec
+    from labkit.results import tables
+    from labkit.results.comparison import describe
 
     spec = get_spec(options.model)
     output = Path(options.output or Path("results") / Path(spec.name).name)
@@ -201,9 +201,9 @@ def screen(options: argparse.Namespace) -> None:
 def plot(options: argparse.Namespace) -> None:
     """``labkit plot``: the picture says below what it was measured with."""
     from labkit.common.files import atomic_path
-    from labkit.comparison import describe
-    from labkit.picture import comparison_svg
-    from labkit.results import load_results
+    from labkit.results.charts.svg import comparison_svg
+    from labkit.results.comparison import describe
+    from labkit.results.measurement import load_results
 
     path = Path(options.output)
     if path.suffix.lower() != ".svg":

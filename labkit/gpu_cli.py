@@ -60,9 +60,9 @@ def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
     from labkit.checks import choose_device
     from labkit.common.process import worker_environment
-    from labkit.gpurecords import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
     from labkit.loading import as_plan
     from labkit.models.spec import get_spec
+    from labkit.results.gpu import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
     from labkit.terminal import console, make_table
 
     numbers = {name: _numbers(name, getattr(options, name)) for name in ("batches", "contexts", "prompts")}

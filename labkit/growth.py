@@ -32,7 +32,7 @@ from labkit.measurement import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plan import QuantizationPlan
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
 
 if TYPE_CHECKING:
     import pandas
@@ -101,7 +101,7 @@ def measure_growth(
         ``{"environment", "settings", "records"}``, as `context.json` holds it. A record has ``plan, context,
         prompt_tokens, cache_bytes`` (of one conversation, counted), ``predicted_cache_bytes, weights_bytes,
         peak_memory_bytes`` (on a GPU, of this context), ``ttft_s, token_s`` (medians), ``samples``, and the fields of
-        `labkit.evaluation.summarize` with ``paired`` differences; all but the cost is missing without items.
+        `labkit.results.summary.summarize` with ``paired`` differences; all but the cost is missing without items.
 
     Raises:
         LabError: a plan, context or folder that cannot be, before anything is measured.

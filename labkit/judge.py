@@ -13,13 +13,14 @@ from labkit.checks import choose_device
 from labkit.common.errors import LabError
 from labkit.common.machine import environment_on, forget_models
 from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
-from labkit.evaluation import evaluate, summarize
+from labkit.evaluation import evaluate
 from labkit.loading import load
 from labkit.material import Material
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint
 from labkit.plan import QuantizationPlan
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
+from labkit.results.summary import summarize
 
 KEPT = ("items", "click_accuracy", "step_success_rate", "parse_rate")
 

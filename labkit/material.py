@@ -31,7 +31,7 @@ class Material(Amounts):
     """Amounts, and what they are of."""
 
     def settings(self) -> dict[str, Any]:
-        """What `labkit.recordfolder` remembers; ``text`` by its content."""
+        """What `labkit.results.folders` remembers; ``text`` by its content."""
         import hashlib
 
         facts = asdict(self)

@@ -57,7 +57,7 @@ def measure(
         enable_thinking: as in :meth:`labkit.engine.Engine.generate`.
 
     Returns:
-        Fields of :class:`labkit.results.Measurement`: ``weights_bytes, predicted_bytes, bytes_by_role,
+        Fields of :class:`labkit.results.measurement.Measurement`: ``weights_bytes, predicted_bytes, bytes_by_role,
         peak_memory_bytes, peak_memory_kind, load_s, ttft_s, decode_tokens_per_s, answer_s, prompt_tokens``,
         ``samples`` (a list a quantity) and ``environment`` (dtype, threads, batch, GPU, ...).
 

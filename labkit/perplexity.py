@@ -28,7 +28,7 @@ from labkit.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.preflight import check_count, lab_version
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
 
 if TYPE_CHECKING:
     import pandas

@@ -12,7 +12,7 @@ from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.machine import environment, usable_cores
 from labkit.models import get_spec
-from labkit.tables import UNQUANTIZED
+from labkit.results.tables import UNQUANTIZED
 
 PROMPTS = 8
 """Prompts that are timed."""

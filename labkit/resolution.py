@@ -96,7 +96,7 @@ class ResolvedPlan:
 
     def linears(self) -> list[dict[str, object]]:
         """One entry per Linear, and per other module that is quantized: ``linear, role, kind, depth, scheme,
-        parameters, bytes``; for `labkit.plan_plots.plan_map`."""
+        parameters, bytes``; for `labkit.results.charts.methods.plan_map`."""
         depths = relative_depths(part.module for part in self.parts if part.is_linear)
         return [
             {

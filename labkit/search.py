@@ -23,7 +23,7 @@ from labkit.material import Material
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan
 from labkit.preflight import check_count, lab_version
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
 from labkit.searchresult import Search, finish
 from labkit.sensitivity import measure_sensitivity
 from labkit.solver import Solver

@@ -100,8 +100,8 @@ def search(options: argparse.Namespace) -> None:
     for sentence in found.conclusions():
         screen.print(f"• {sentence}", highlight=False)
     if found.test:
-        from labkit import tables
-        from labkit.comparison import Comparison
+        from labkit.results import tables
+        from labkit.results.comparison import Comparison
 
         measurements = Comparison.load(output / "test").measurements
         screen.print(make_table("On test items", *tables.quality_table(measurements)))

@@ -70,7 +70,7 @@ class Search:
 
     def plot(self) -> plotly.graph_objects.Figure:
         """The predicted front with the measured plans."""
-        from labkit.method_plots import pareto_front
+        from labkit.results.charts.methods import pareto_front
 
         return pareto_front(self.front, [*self.others, self.found])
 

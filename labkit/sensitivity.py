@@ -22,7 +22,7 @@ from labkit.common.process import run_workers
 from labkit.material import Material
 from labkit.preflight import check_count, lab_version
 from labkit.quantization.shorthand import parse_candidates
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
 
 if TYPE_CHECKING:
     import pandas
@@ -65,7 +65,7 @@ class Sensitivity:
 
     def plot(self) -> plotly.graph_objects.Figure:
         """A heat map: kinds of Linears by layers, one scheme at a time."""
-        from labkit.method_plots import sensitivity_heat_map
+        from labkit.results.charts.methods import sensitivity_heat_map
 
         return sensitivity_heat_map(self.linears)
 

@@ -148,7 +148,7 @@ class Specimen:
 
     def solve_errors(self, num_bits: int = 4, group_size: int = 64) -> Mapping[str, list[float]]:
         """The squared output error that each step adds, rounding to the nearest and solving, with and without the
-        order of falling activation; for `labkit.method_plots.column_errors`."""
+        order of falling activation; for `labkit.results.charts.methods.column_errors`."""
         qparams, moment = self.qparams(num_bits, group_size), self.statistics.second_moment
         curves = {"rounded to the nearest": self._nearest_errors(qparams, num_bits)}
         for label, act_order in (("solved, left to right", False), ("solved, most active first", True)):

@@ -26,7 +26,7 @@ def make_table(
     from rich.table import Table
     from rich.text import Text
 
-    from labkit.tables import ARTICLE_ROW
+    from labkit.results.tables import ARTICLE_ROW
 
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, header in enumerate(headers):

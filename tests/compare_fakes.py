@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from labkit.common.actions import Action, format_action, parse_answer
-from labkit.results import Measurement
+from labkit.results.measurement import Measurement
 
 HITS = {"fp32": 10, "int8": 10, "int4": 6}
 BYTES = {"fp32": 4000, "int8": 1100, "int4": 700}
@@ -161,8 +161,9 @@ def request_for(folder, plan="fp32", items=10, **changes):
 
 def measurements(*plans):
     """Finished measurements of the stand-ins, paired with the unquantized one."""
-    from labkit.comparison import Comparison
-    from labkit.evaluation import evaluate, summarize, summarize_groups
+    from labkit.evaluation import evaluate
+    from labkit.results.comparison import Comparison
+    from labkit.results.summary import summarize, summarize_groups
 
     rows = []
     for plan in plans:

@@ -154,5 +154,5 @@ def test_a_text_model_has_no_image_tokens(tmp_path):
 
 
 def test_drawing_an_anatomy_needs_no_torch():
-    code = "import sys, labkit.anatomy_plots; sys.exit('torch' in sys.modules)"
+    code = "import sys, labkit.results.charts.anatomy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,8 @@ from PIL import Image
 
 import labkit
 from labkit.cli import build_parser, main
-from labkit.comparison import Comparison, ComparisonInterrupted
+from labkit.comparison import ComparisonInterrupted
+from labkit.results.comparison import Comparison
 
 SETTINGS = {
     "model": "pocket",

@@ -14,9 +14,10 @@ from compare_fakes import request_for
 
 from labkit.common.errors import LabError, ResultsError
 from labkit.common.process import WorkerFailedError, run_worker
-from labkit.comparison import Comparison, ComparisonInterrupted, _measure_all
+from labkit.comparison import ComparisonInterrupted, _measure_all
 from labkit.preflight import Job, JobPlan
-from labkit.runfolder import RunFolder, RunFolderError
+from labkit.results.comparison import Comparison
+from labkit.results.folders import RunFolder, RunFolderError
 
 WORKER = [sys.executable, str(Path(__file__).with_name("compare_fakes.py"))]
 SETTINGS = {

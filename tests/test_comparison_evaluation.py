@@ -3,7 +3,8 @@
 import pytest
 from compare_fakes import FakeEngine, fake_items, fake_score
 
-from labkit.evaluation import evaluate, summarize, summarize_groups, summarize_paired
+from labkit.evaluation import evaluate
+from labkit.results.summary import summarize, summarize_groups, summarize_paired
 
 
 def run(engine, count=10, **options):

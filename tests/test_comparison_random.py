@@ -5,13 +5,14 @@ import json
 import pytest
 import tiny_models
 
-from labkit import plots, tables
 from labkit.cli import main
 from labkit.common.errors import LabError
-from labkit.comparison import Comparison, describe
 from labkit.models.spec import ModelSpec
-from labkit.picture import comparison_svg
 from labkit.preflight import prepare
+from labkit.results import tables
+from labkit.results.charts import comparison
+from labkit.results.charts.svg import comparison_svg
+from labkit.results.comparison import Comparison, describe
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_every_table_chart_and_report_says_random_weights(made, capsys):
     assert not any("claims" in line or "right steps" in line for line in one.conclusions())
     assert "with random weights" in describe(one.environment["settings"])
     for kind in ("bytes", "latency", "overview"):
-        assert "int4 (random weights)" in plots.figure(one.measurements, kind).to_json()
+        assert "int4 (random weights)" in comparison.figure(one.measurements, kind).to_json()
     assert "random weights: cost only" in comparison_svg(one.measurements)
     page = (made / "report.html").read_text()
     body = page[page.index("<body>") :]

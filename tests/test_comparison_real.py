@@ -7,8 +7,8 @@ import sys
 import pytest
 import tiny_models
 
-from labkit.comparison import Comparison
-from labkit.results import Measurement
+from labkit.results.comparison import Comparison
+from labkit.results.measurement import Measurement
 
 
 @pytest.fixture(scope="module")

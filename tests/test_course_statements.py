@@ -8,9 +8,9 @@ import nbformat
 import pytest
 
 import labkit
-from labkit import shipped
 from labkit.models import get_spec
 from labkit.quantization import affine
+from labkit.results import shipped
 from labkit.specimen import Specimen
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 from compare_fakes import measurements
 
-from labkit import phonetap, show
+from labkit import phonetap
 from labkit.common.actions import Action, format_action
-from labkit.disagreements import disagreements, section
-from labkit.evaluation import evaluate, summarize
-from labkit.results import Measurement
-from labkit.traces import plan_colour
+from labkit.evaluation import evaluate
+from labkit.results import show
+from labkit.results.charts.marks import plan_colour
+from labkit.results.disagreements import disagreements, section
+from labkit.results.measurement import Measurement
+from labkit.results.summary import summarize
 
 
 def answering(items, shift):

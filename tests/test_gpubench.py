@@ -11,7 +11,9 @@ from labkit.cli import main
 from labkit.common.errors import LabError
 from labkit.forward import Forward
 from labkit.gpu_cli import _numbers
-from labkit.gpurecords import (
+from labkit.kvcache import SINKS, keeping_of
+from labkit.plan import QuantizationPlan, RuntimeOptions
+from labkit.results.gpu import (
     CAPTURED,
     HEADERS,
     MODULES,
@@ -22,8 +24,6 @@ from labkit.gpurecords import (
     prompt_table,
     table,
 )
-from labkit.kvcache import SINKS, keeping_of
-from labkit.plan import QuantizationPlan, RuntimeOptions
 from labkit.static.forward import StaticForward
 
 

@@ -20,16 +20,16 @@ NO_TORCH = (
     "labkit.launch.__main__",
     "labkit.common.messages",
     "labkit.phone",
-    "labkit.method_plots",
-    "labkit.layer_plots",
-    "labkit.plan_plots",
+    "labkit.results.charts.methods",
+    "labkit.results.charts.layers",
+    "labkit.results.charts.methods",
     "labkit.phonetap",
-    "labkit.plots",
+    "labkit.results.charts.comparison",
     "labkit.common.process",
     "labkit.common.actions",
-    "labkit.report",
-    "labkit.results",
-    "labkit.tables",
+    "labkit.results.report",
+    "labkit.results.measurement",
+    "labkit.results.tables",
 )
 
 
@@ -55,8 +55,8 @@ def test_these_modules_do_not_load_torch(module):
 
 def test_drawing_a_chart_does_not_load_torch():
     statement = (
-        "from labkit.results import Measurement\n"
-        "from labkit.plots import figure\n"
+        "from labkit.results.measurement import Measurement\n"
+        "from labkit.results.charts.comparison import figure\n"
         "figure([Measurement(model='m', plan='fp32', device='cpu', weights_bytes=5)])"
     )
     assert "torch" not in loaded_after(statement)

@@ -14,7 +14,7 @@ from labkit.measurement import bytes_by_role, measure, peak_memory
 from labkit.models import find_roles
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.results import Measurement
+from labkit.results.measurement import Measurement
 
 
 class PlainItem:

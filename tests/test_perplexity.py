@@ -16,7 +16,7 @@ from labkit.judge import Judge
 from labkit.material import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Material
 from labkit.perplexity import Perplexities, compare_perplexity
 from labkit.plan import PlanError
-from labkit.recordfolder import RecordFolderError
+from labkit.results.folders import RecordFolderError
 from labkit.search_commands import _change
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -401,7 +401,7 @@ def test_the_plans_folder_holds_what_is_listed():
 def test_a_plans_map_shows_the_scheme_and_bits_of_every_linear():
     import tiny_models
 
-    from labkit.plan_plots import plan_map
+    from labkit.results.charts.methods import plan_map
 
     plan = QuantizationPlan.from_dict(
         {"name": "p", "rules": [{"match": "*", "linear": "down_proj", "scheme": "int8"}]}

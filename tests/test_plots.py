@@ -3,8 +3,8 @@
 import pytest
 from compare_fakes import measurements
 
-from labkit import plots, traces
 from labkit.common.errors import LabError
+from labkit.results.charts import comparison, marks
 
 
 @pytest.fixture
@@ -12,9 +12,9 @@ def rows():
     return measurements("fp32", "int8", "int4")
 
 
-@pytest.mark.parametrize("kind", plots.KINDS)
+@pytest.mark.parametrize("kind", comparison.KINDS)
 def test_every_chart_is_transparent_with_titled_axes(rows, kind):
-    figure = plots.figure(rows, kind)
+    figure = comparison.figure(rows, kind)
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
     axes = [axis for axis in figure.select_xaxes() if axis.title.text]
     assert axes, "no axis says what it shows"
@@ -22,20 +22,20 @@ def test_every_chart_is_transparent_with_titled_axes(rows, kind):
 
 def test_an_unknown_chart_or_no_rows_are_refused(rows):
     with pytest.raises(LabError, match=r"known are overview, bytes"):
-        plots.figure(rows, "pie")
+        comparison.figure(rows, "pie")
     with pytest.raises(LabError, match="nothing to draw"):
-        plots.figure([])
+        comparison.figure([])
 
 
 def test_bars_of_bytes_add_up_to_the_weights(rows):
-    figure = plots.figure(rows, "bytes")
+    figure = comparison.figure(rows, "bytes")
     for index, m in enumerate(rows):
         assert sum(bar.x[index] for bar in figure.data) == pytest.approx(m.weights_bytes / 1e6)
     assert "−82 %" in {text.text.split("  ")[-1] for text in figure.layout.annotations}
 
 
 def test_accuracy_has_its_interval_and_a_panel_a_split(rows):
-    figure = plots.figure(rows, "accuracy")
+    figure = comparison.figure(rows, "accuracy")
     titles = [text.text for text in figure.layout.annotations]
     assert titles == ["all items", "typed", "spoken", "hard"]
     point = next(trace for trace in figure.data if trace.name == "int4" and trace.xaxis == "x")
@@ -46,21 +46,21 @@ def test_accuracy_has_its_interval_and_a_panel_a_split(rows):
 
 
 def test_times_show_medians_quartiles_and_raw_samples(rows):
-    bars = plots.figure(rows, "latency").data[0]
+    bars = comparison.figure(rows, "latency").data[0]
     assert list(bars.x) == pytest.approx([200.0] * 3)
     assert bars.error_x.array[0] == pytest.approx(75.0)
     assert "2 samples: 0.2, 0.3" in bars.customdata[0]
 
 
 def test_paired_differences_leave_out_the_reference(rows):
-    figure = plots.figure(rows, "paired")
+    figure = comparison.figure(rows, "paired")
     steps = [trace for trace in figure.data if trace.xaxis == "x2"]
     assert [trace.y[0] for trace in steps] == ["int8", "int4"]
     assert steps[1].x[0] == pytest.approx(-30.0)
 
 
 def test_drift_has_the_sign_of_the_error(rows):
-    figure = plots.figure(rows, "drift")
+    figure = comparison.figure(rows, "drift")
     assert next(t for t in figure.data if t.name == "int4").x[0] == pytest.approx(rows[2].bias_x * 100)
     assert rows[2].bias_x > 0
     assert figure.layout.yaxis.autorange == "reversed"  # down is down, as on the screen
@@ -69,19 +69,21 @@ def test_drift_has_the_sign_of_the_error(rows):
 def test_a_plan_has_one_colour_everywhere(rows):
     for kind in ("accuracy", "drift", "paired"):
         colours = {
-            t.marker.color for t in plots.figure(rows, kind).data if "int4" in (t.name, (t.y or [None])[0])
+            t.marker.color
+            for t in comparison.figure(rows, kind).data
+            if "int4" in (t.name, (t.y or [None])[0])
         }
-        assert colours == {traces.plan_colour("int4")}
-    bars = plots.figure(rows, "latency").data[0]
-    assert bars.marker.color[2] == traces.plan_colour("int4")
+        assert colours == {marks.plan_colour("int4")}
+    bars = comparison.figure(rows, "latency").data[0]
+    assert bars.marker.color[2] == marks.plan_colour("int4")
 
 
 def test_unknown_plans_keep_their_colour():
-    assert traces.plan_colour("my-plan") == traces.plan_colour("my-plan")
-    assert traces.plan_colour("my-plan") in traces.OTHER_COLOURS
+    assert marks.plan_colour("my-plan") == marks.plan_colour("my-plan")
+    assert marks.plan_colour("my-plan") in marks.OTHER_COLOURS
 
 
-@pytest.mark.parametrize("colour", [*traces.PLAN_COLOURS.values(), *traces.OTHER_COLOURS, traces.TEXT])
+@pytest.mark.parametrize("colour", [*marks.PLAN_COLOURS.values(), *marks.OTHER_COLOURS, marks.TEXT])
 def test_marks_stand_out_on_white_and_on_dark(colour):
     def luminance(code):
         channels = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -97,11 +99,11 @@ def test_marks_stand_out_on_white_and_on_dark(colour):
 
 
 def test_measurements_without_numbers_can_be_drawn():
-    from labkit.results import Measurement
+    from labkit.results.measurement import Measurement
 
     bare = [
         Measurement(model="m", plan="fp32", device="cpu"),
         Measurement(model="m", plan="int4", device="cpu"),
     ]
-    for kind in plots.KINDS:
-        plots.figure(bare, kind)
+    for kind in comparison.KINDS:
+        comparison.figure(bare, kind)

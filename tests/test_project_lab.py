@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from browsing import browser_needed, free_port, page, running
 
-from labkit.comparison import Comparison
-from labkit.results import Measurement
+from labkit.results.comparison import Comparison
+from labkit.results.measurement import Measurement
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))

@@ -6,8 +6,8 @@ import pytest
 
 from labkit.cli import main
 from labkit.common.errors import LabError
-from labkit.picture import comparison_svg
-from labkit.results import Measurement, save_results
+from labkit.results.charts.svg import comparison_svg
+from labkit.results.measurement import Measurement, save_results
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.comparison import Comparison
 from labkit.models import get_spec
-from labkit.results import Measurement, load_results
+from labkit.results.comparison import Comparison
+from labkit.results.measurement import Measurement, load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))

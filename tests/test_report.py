@@ -5,7 +5,6 @@ import re
 import pytest
 from compare_fakes import measurements
 
-from labkit import tables
 from labkit.common.formats import (
     format_bytes,
     format_change,
@@ -15,8 +14,9 @@ from labkit.common.formats import (
     format_seconds,
 )
 from labkit.common.machine import environment
-from labkit.report import report_html
-from labkit.results import Measurement
+from labkit.results import tables
+from labkit.results.measurement import Measurement
+from labkit.results.report import report_html
 
 
 @pytest.fixture

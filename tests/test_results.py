@@ -9,7 +9,7 @@ from labkit.common.errors import ResultsError
 from labkit.common.files import atomic_path
 from labkit.common.intervals import mean_interval, paired_difference, wilson_interval
 from labkit.common.machine import environment
-from labkit.results import Measurement, load_results, save_results
+from labkit.results.measurement import Measurement, load_results, save_results
 
 
 def test_wilson_interval_has_the_textbook_values():

@@ -12,10 +12,10 @@ from labkit.common.formats import bytes_of
 from labkit.depth import kind_of, layer_of
 from labkit.goal import Goal
 from labkit.material import PROBE_SEED, VALIDATION_SEED, Material
-from labkit.method_plots import column_errors, label_sides, pareto_front, sensitivity_heat_map
 from labkit.quantization import get_scheme
 from labkit.quantization.shorthand import CandidateError, label_of, parse_candidate, parse_candidates
-from labkit.recordfolder import RecordFolder, RecordFolderError
+from labkit.results.charts.methods import column_errors, label_sides, pareto_front, sensitivity_heat_map
+from labkit.results.folders import RecordFolder, RecordFolderError
 
 
 @pytest.mark.parametrize(

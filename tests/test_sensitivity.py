@@ -24,7 +24,7 @@ from labkit.judge import Judge
 from labkit.material import Material
 from labkit.plan import QuantizationPlan
 from labkit.quantization.shorthand import parse_candidates
-from labkit.recordfolder import RecordFolderError
+from labkit.results.folders import RecordFolderError
 from labkit.search import search_plan
 from labkit.searchresult import Search
 from labkit.sensitivity import Sensitivity, measure_sensitivity
@@ -368,7 +368,7 @@ def test_the_plan_found_is_laid_on_any_copy_of_the_model(search, material):
 KILLED_SEARCH = """
 import os, signal, sys
 import labkit.judge
-from labkit.recordfolder import RecordFolder
+from labkit.results.folders import RecordFolder
 from labkit.workfolder import WorkFolder
 
 where, number = sys.argv[1], int(sys.argv[2])

@@ -7,10 +7,10 @@ import numpy as np
 import pandas
 import pytest
 
-from labkit import show
 from labkit.common.actions import Action, format_action
 from labkit.engine import Generation
 from labkit.phonetap import draw_screen, items
+from labkit.results import show
 
 
 def text_of(action, thinking=""):
@@ -162,5 +162,5 @@ def test_a_recording_becomes_a_player():
 
 
 def test_showing_needs_no_torch():
-    code = "import sys, labkit.show; sys.exit('torch' in sys.modules)"
+    code = "import sys, labkit.results.show; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,9 +8,16 @@ import tiny_models
 import torch
 
 from labkit.engine import Engine
-from labkit.layer_plots import bars, channel_sizes, correlation_map, curve, drawn_steps, solve_slider
 from labkit.quantization import affine, gptq
 from labkit.quantization.gptq_steps import watch
+from labkit.results.charts.layers import (
+    bars,
+    channel_sizes,
+    correlation_map,
+    curve,
+    drawn_steps,
+    solve_slider,
+)
 from labkit.specimen import Specimen, SpecimenError
 
 NAME = "model.language_model.layers.0.mlp.down_proj"

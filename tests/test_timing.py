@@ -2,8 +2,10 @@
 
 import pytest
 
-from labkit import roofline, shipped, timing
+from labkit import timing
 from labkit.common.errors import LabError, ResultsError
+from labkit.results import shipped
+from labkit.results.charts import roofline
 
 
 def test_intensity_is_operations_for_each_byte():

@@ -11,7 +11,7 @@ from labkit.anatomy import dissect
 from labkit.common.formats import format_bytes
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan
-from labkit.results import Measurement
+from labkit.results.measurement import Measurement
 from labkit.widgets import compare
 from labkit.widgets.fields import option_help
 from labkit.widgets.running import ComparisonRun, PlanProgress

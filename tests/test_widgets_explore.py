@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import exploring, weight_plots
+from labkit import exploring
 from labkit.calibration import calibration_batches
 from labkit.common.errors import LabError
 from labkit.loading import load
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme
+from labkit.results.charts import weights
 from labkit.widgets.explorer import ALL, Explore
 
 pytestmark = pytest.mark.skipif(
@@ -113,7 +114,7 @@ def test_moving_a_slider_draws_everything_anew(explore):
     assert explore.look.scheme.num_bits == 2
     assert "2.50 bits a weight" in explore.facts.value
     assert not np.array_equal(explore.weights.figure.data[1].y, curve)
-    assert explore.errors.figure.data[0].z.shape[0] <= weight_plots.LARGEST_MAP
+    assert explore.errors.figure.data[0].z.shape[0] <= weights.LARGEST_MAP
     explore.part.value, explore.scope.value = "decoder", ALL
     assert explore.linear.value.startswith("model.language_model.layers.")
     assert explore.taps.value != picture
@@ -141,19 +142,19 @@ def test_every_scheme_without_calibration_can_be_chosen(explore):
 
 def test_a_large_matrix_is_averaged_down_for_its_map():
     matrix = np.arange(12.0).reshape(3, 4).repeat(200, 0).repeat(200, 1)
-    small = weight_plots.smaller(matrix)
-    assert max(small.shape) <= weight_plots.LARGEST_MAP
+    small = weights.smaller(matrix)
+    assert max(small.shape) <= weights.LARGEST_MAP
     assert small.mean() == pytest.approx(matrix.mean(), rel=1e-2)
-    assert weight_plots.smaller(np.eye(3)).tolist() == np.eye(3).tolist()
+    assert weights.smaller(np.eye(3)).tolist() == np.eye(3).tolist()
 
 
 def test_a_histogram_of_magnitudes_has_no_empty_half():
-    [magnitudes] = weight_plots.histogram_traces([0.1, 0.2, 1.0])
+    [magnitudes] = weights.histogram_traces([0.1, 0.2, 1.0])
     assert min(magnitudes.x) > 0
     assert sum(magnitudes.y) == pytest.approx(1)
 
 
 def test_a_histogram_counts_every_weight_once():
-    before, after = weight_plots.histogram_traces([-1.0, 0.1, 0.2, 1.0], [-1.0, 0.0, 0.0, 1.0])
+    before, after = weights.histogram_traces([-1.0, 0.1, 0.2, 1.0], [-1.0, 0.0, 0.0, 1.0])
     assert sum(before.y) == pytest.approx(1)
     assert max(after.y) == 0.5

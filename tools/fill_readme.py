@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.comparison import Comparison, describe
 from labkit.perplexity import Perplexities
-from labkit.picture import comparison_svg
-from labkit.results import Measurement
-from labkit.tables import cost_table, quality_table, reference_of
+from labkit.results.charts.svg import comparison_svg
+from labkit.results.comparison import Comparison, describe
+from labkit.results.measurement import Measurement
+from labkit.results.tables import cost_table, quality_table, reference_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("assets/results/pocket-cpu/results.json")

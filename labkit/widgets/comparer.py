@@ -12,10 +12,10 @@ from labkit import phonetap
 from labkit.anatomy import Anatomy, dissect
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
-from labkit.comparison import Comparison
 from labkit.models import get_spec
 from labkit.plan import QuantizationPlan, presets
-from labkit.traces import plan_colour
+from labkit.results.charts.marks import plan_colour
+from labkit.results.comparison import Comparison
 from labkit.widgets.fields import STYLE, WIDE, Chart, message, option_help
 from labkit.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_plan
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import ipywidgets
 
-from labkit import exploring, phonetap, show, weight_plots
+from labkit import exploring, phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.engine import Engine
 from labkit.loading import load
+from labkit.results import show
+from labkit.results.charts import weights
 from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 
 ONE, ALL = "this Linear", "the whole part"
@@ -92,8 +94,8 @@ class Explore(ipywidgets.VBox):
         self.status, self.facts = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
         self.taps = ipywidgets.HTML(layout=ipywidgets.Layout(width="330px", flex="0 0 auto"))
         zeros = [[0.0, 0.0], [0.0, 0.0]]
-        self.weights = Chart(weight_plots.histogram(zeros, zeros), 280)
-        self.errors = Chart(weight_plots.heat(zeros, "error"), 260)
+        self.weights = Chart(weights.histogram(zeros, zeros), 280)
+        self.errors = Chart(weights.heat(zeros, "error"), 260)
 
     def _part_changed(self, _: Any) -> None:
         self._quiet = True
@@ -170,13 +172,13 @@ class Explore(ipywidgets.VBox):
         )
         step = -(-look.before.numel() // SAMPLED)
         before, after = look.before.flatten()[::step], look.after.flatten()[::step]
-        traces = weight_plots.histogram_traces(before, after)
+        traces = weights.histogram_traces(before, after)
         with self.weights.figure.batch_update():
             for shown, new in zip(self.weights.figure.data, traces):
                 shown.x, shown.y = new.x, new.y
         errors = self.errors.figure
         with errors.batch_update():
-            errors.data[0].z = weight_plots.smaller((look.after - look.before).abs())
+            errors.data[0].z = weights.smaller((look.after - look.before).abs())
             errors.layout.xaxis.title.text = f"input features ({columns:,})"
             errors.layout.yaxis.title.text = f"output features ({rows:,})"
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from labkit.common.errors import LabError, ResultsError
 from labkit.common.files import atomic_path, checkout_folder
-from labkit.comparison import Comparison
-from labkit.runfolder import RunFolder
+from labkit.results.comparison import Comparison
+from labkit.results.folders import RunFolder
 
 LABKIT = (sys.executable, "-m", "labkit")
 """The command line of this lab."""

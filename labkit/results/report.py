@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit import disagreements, plots, tables, traces
 from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_rate
-from labkit.results import Measurement
+from labkit.results import disagreements, tables
+from labkit.results.charts import comparison, marks
+from labkit.results.measurement import Measurement
 
 STYLE = Path(__file__).with_name("report.css")
 
@@ -147,7 +148,7 @@ def _table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) 
     head = "".join(f"<th>{_text(name)}</th>" for name in headers)
     lines = []
     for row in rows:
-        colour = traces.plan_colour(row[0].partition(" ")[0])
+        colour = marks.plan_colour(row[0].partition(" ")[0])
         dot = f"<i style='background:{colour}'></i>" if row[0] != tables.ARTICLE_ROW else ""
         cells = "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
         kind = " class='claim'" if row[0] == tables.ARTICLE_ROW else ""
@@ -172,7 +173,7 @@ def _drawable(kind: str, measurements: Sequence[Measurement]) -> bool:
 
 def _chart(kind: str, measurements: Sequence[Measurement]) -> str:
     title, explanation = CHARTS[kind]
-    drawn = plots.figure(measurements, kind).to_html(
+    drawn = comparison.figure(measurements, kind).to_html(
         full_html=False,
         include_plotlyjs=False,
         include_mathjax=False,

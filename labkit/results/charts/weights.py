@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit import traces
+from labkit.results.charts import marks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BEFORE, AFTER = "#0072B2", "#D55E00"
-SYMBOLS = traces.SYMBOLS
+SYMBOLS = marks.SYMBOLS
 LARGEST_MAP = 192
 """Rows and columns of a heat map at most; larger matrices are averaged down."""
 BINS = 121
@@ -26,7 +26,7 @@ def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
     import plotly.graph_objects as go
 
     before = _array(before)
-    chart = traces.subplots(1, 1, [""])
+    chart = marks.subplots(1, 1, [""])
     chart.add_trace(go.Bar(y=before, name="weight", marker={"color": BEFORE, "opacity": 0.45}))
     if after is not None:
         chart.add_trace(
@@ -35,10 +35,10 @@ def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
             )
         )
     for level in [] if levels is None else _array(levels):
-        chart.add_hline(y=float(level), line={"color": traces.GRID, "width": 1})
+        chart.add_hline(y=float(level), line={"color": marks.GRID, "width": 1})
     chart.update_xaxes(title="position in the row", showgrid=False, zeroline=False)
     chart.update_yaxes(title="value", showgrid=levels is None)
-    return traces.styled(chart, height=340, legend=after is not None)
+    return marks.styled(chart, height=340, legend=after is not None)
 
 
 def histogram(before: Any, after: Any = None, what: str = "weight") -> "go.Figure":
@@ -46,12 +46,12 @@ def histogram(before: Any, after: Any = None, what: str = "weight") -> "go.Figur
 
     ``what`` are the values of, for the axes: ``weight``, ``scale``.
     """
-    chart = traces.subplots(1, 1, [""])
+    chart = marks.subplots(1, 1, [""])
     for trace in histogram_traces(before, after):
         chart.add_trace(trace)
     chart.update_xaxes(title=f"value of a {what}")
     chart.update_yaxes(title=f"share of the {what}s", tickformat=".1%", rangemode="tozero")
-    return traces.styled(chart, height=340, legend=after is not None)
+    return marks.styled(chart, height=340, legend=after is not None)
 
 
 def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
@@ -89,7 +89,7 @@ def heat(matrix: Any, name: str = "value", columns: str = "input features") -> "
     import plotly.graph_objects as go
 
     matrix = _array(matrix)
-    chart = traces.subplots(1, 1, [""])
+    chart = marks.subplots(1, 1, [""])
     chart.add_trace(
         go.Heatmap(
             z=smaller(matrix), colorscale="Cividis", colorbar={"title": name, "thickness": 12},
@@ -103,7 +103,7 @@ def heat(matrix: Any, name: str = "value", columns: str = "input features") -> "
         showticklabels=False,
         autorange="reversed",
     )
-    return traces.styled(chart, height=360)
+    return marks.styled(chart, height=360)
 
 
 def lines(
@@ -121,8 +121,8 @@ def lines(
     """
     import plotly.graph_objects as go
 
-    colours = [*traces.ROLE_COLOURS.values()]
-    chart = traces.subplots(1, 1, [""])
+    colours = [*marks.ROLE_COLOURS.values()]
+    chart = marks.subplots(1, 1, [""])
     for number, (name, points) in enumerate(series.items()):
         chart.add_trace(
             go.Scatter(
@@ -135,7 +135,7 @@ def lines(
             )
         )  # fmt: skip
     if level is not None:
-        chart.add_hline(y=level[0], line={"color": traces.TEXT, "width": 1.5, "dash": "dash"})
+        chart.add_hline(y=level[0], line={"color": marks.TEXT, "width": 1.5, "dash": "dash"})
         chart.add_annotation(
             x=1, xref="paper", xanchor="right", y=level[0], yshift=9, text=level[1], showarrow=False
         )
@@ -143,9 +143,9 @@ def lines(
     chart.update_yaxes(title=y)
     if log:
         places = sorted({point[0] for points in series.values() for point in points})
-        chart.update_xaxes(**traces.log_axis(x), tickvals=places)
-        chart.update_yaxes(**traces.log_axis(y))
-    return traces.styled(chart, height=400, legend=True)
+        chart.update_xaxes(**marks.log_axis(x), tickvals=places)
+        chart.update_yaxes(**marks.log_axis(y))
+    return marks.styled(chart, height=400, legend=True)
 
 
 def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
@@ -160,7 +160,7 @@ def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
             go.Scatter(
                 x=values, y=np.full(len(values), -0.12 * number * top), name=name, mode="markers",
                 marker={"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": AFTER if number == 1
-                        else traces.ROLE_COLOURS["speech"]}},
+                        else marks.ROLE_COLOURS["speech"]}},
                 hovertemplate=f"<b>{name}</b> %{{x:.4f}}<extra></extra>",
             )
         )  # fmt: skip
@@ -175,7 +175,7 @@ def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
     chart.update_xaxes(title="weight, as a share of its block's largest magnitude", range=[-1.3, 1.05])
     step = 10.0 ** np.floor(np.log10(top))
     chart.update_yaxes(rangemode="normal", tickvals=np.arange(0, top, step))
-    return traces.styled(chart, height=400)
+    return marks.styled(chart, height=400)
 
 
 def smaller(matrix: Any) -> np.ndarray:

@@ -9,8 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit import traces
 from labkit.common.formats import format_bytes
+from labkit.results.charts import marks
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,7 +41,7 @@ def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.
             y=sums,
             name=label,
             mode="lines",
-            line={"color": traces.OTHER_COLOURS[index % len(traces.OTHER_COLOURS)], "width": 2},
+            line={"color": marks.OTHER_COLOURS[index % len(marks.OTHER_COLOURS)], "width": 2},
             hovertemplate=f"{label}<br>column %{{x}}<br>error so far %{{y:.4g}}<extra></extra>",
         )
     return styled(chart, title, "columns solved", "squared output error so far")
@@ -135,7 +138,7 @@ def pareto_front(
             marker={
                 "size": 13 if one.get("searched") else 9,
                 "symbol": "star" if one.get("searched") else "circle",
-                "color": traces.plan_colour(one["plan"]),
+                "color": marks.plan_colour(one["plan"]),
             },
             hovertemplate=told
             + (f"<br>{rate:.1%} right steps" if rate is not None else "")
@@ -198,15 +201,56 @@ def _colour_bar(value: str, zmin: float, zmax: float) -> dict[str, Any]:
 
 def styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
     """Axes, colours and margins that these charts share; readable in light and dark themes."""
-    axis = {"gridcolor": traces.GRID, "zeroline": False}
+    axis = {"gridcolor": marks.GRID, "zeroline": False}
     small = {"size": 13}
     chart.update_layout(
         title={"text": title},
-        font={"color": traces.TEXT, "size": 13, "family": traces.FONT},
+        font={"color": marks.TEXT, "size": 13, "family": marks.FONT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         xaxis={**axis, "title": {"text": x, "font": small}},
         yaxis={**axis, "title": {"text": y, "font": small}},
         margin={"l": 20, "r": 20, "t": 40, "b": 40},
     )
+    return chart
+
+
+BITS = (2, 16)
+"""Ends of the colours: bits that a weight takes, scales included."""
+
+
+def plan_map(linears: Sequence[Mapping[str, Any]], title: str = "") -> go.Figure:
+    """Kinds of Linears (rows) by layers (columns), coloured by the bits that a weight takes; darker is less.
+
+    linears: ``linear, role, kind, depth, scheme, parameters, bytes`` each, such as `ResolvedPlan.linears` gives.
+    Linears outside a stack of layers stand in the first column.
+    """
+    import plotly.graph_objects as go
+
+    rows = list(dict.fromkeys((one["role"] or "other", row_of(one)) for one in linears))
+    layers = max((layer_of(one) for one in linears), default=0) + 1
+    cells: list[list[float | None]] = [[None] * layers for _ in rows]
+    told = [[""] * layers for _ in rows]
+    for one in linears:
+        row, layer = rows.index((one["role"] or "other", row_of(one))), layer_of(one)
+        bits = 8 * one["bytes"] / one["parameters"]
+        cells[row][layer] = bits
+        told[row][layer] = f"<b>{one['linear']}</b><br>{one['scheme']}<br>{bits:.2f} bits a weight"
+    chart = go.Figure()
+    chart.add_heatmap(
+        z=cells,
+        x=list(range(layers)),
+        y=[f"{role} · {kind}" for role, kind in rows],
+        text=told,
+        hovertemplate="%{text}<extra></extra>",
+        colorscale="Cividis",
+        zmin=BITS[0],
+        zmax=BITS[1],
+        colorbar={"title": {"text": "bits a weight"}, "tickvals": [2, 3, 4, 8, 16]},
+        xgap=1,
+        ygap=1,
+    )
+    styled(chart, title, "layer", "")
+    chart.update_yaxes(autorange="reversed")
+    chart.update_layout(height=110 + 18 * len(rows))
     return chart

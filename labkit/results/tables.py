@@ -17,7 +17,7 @@ from labkit.common.formats import (
     format_rate_per_s,
     format_seconds,
 )
-from labkit.results import Measurement
+from labkit.results.measurement import Measurement
 
 ARTICLE_ROW = "article's claim"
 RANDOM_WEIGHTS = "The weights are random: this is what plans cost, and says nothing of how well they answer."

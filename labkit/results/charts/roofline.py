@@ -9,9 +9,9 @@ Source: Williams, Waterman and Patterson, "Roofline: An Insightful Visual Perfor
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from labkit import traces
 from labkit.common.errors import LabError
-from labkit.gpurecords import CAPTURED, MODULES, GpuRecord
+from labkit.results.charts import marks
+from labkit.results.gpu import CAPTURED, MODULES, GpuRecord
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -51,16 +51,16 @@ def chart(
     lows = [intensity(rows[0], width) for width in bits.values()]
     highs = [intensity(rows[-1], width) for width in bits.values()]
     ends = [min([*lows, ridge]) / 2, ridge, max([*highs, ridge]) * 2]
-    figure = traces.subplots(1, 1, [""])
+    figure = marks.subplots(1, 1, [""])
     figure.add_trace(
         go.Scatter(
             x=ends, y=[min(flops, x * bandwidth) / 1e9 for x in ends], mode="lines", name="the roof",
-            line={"color": traces.TEXT, "width": 3}, hoverinfo="skip",
+            line={"color": marks.TEXT, "width": 3}, hoverinfo="skip",
         )
     )  # fmt: skip
     for number, (name, width) in enumerate(bits.items()):
         x = [intensity(count, width) for count in rows]
-        mark = {"color": traces.plan_colour(name), "symbol": traces.SYMBOLS[number], "size": 11}
+        mark = {"color": marks.plan_colour(name), "symbol": marks.SYMBOLS[number], "size": 11}
         figure.add_trace(
             go.Scatter(
                 x=x, y=[min(flops, one * bandwidth) / 1e9 for one in x], mode="markers", name=name, marker=mark,
@@ -73,14 +73,14 @@ def chart(
         figure.add_trace(
             go.Scatter(
                 x=[x for x, _ in points], y=[y / 1e9 for _, y in points], mode="markers", showlegend=False,
-                marker={"color": traces.plan_colour(name), "symbol": "x-thin", "size": 10,
-                        "line": {"width": 2.5, "color": traces.plan_colour(name)}},
+                marker={"color": marks.plan_colour(name), "symbol": "x-thin", "size": 10,
+                        "line": {"width": 2.5, "color": marks.plan_colour(name)}},
                 hovertemplate=f"<b>{name}</b>, measured<br>%{{y:.4g}} GFLOP/s<extra></extra>",
             )
         )  # fmt: skip
-    figure.update_xaxes(**traces.log_axis("intensity: operations for each byte of weights"))
-    figure.update_yaxes(**traces.log_axis("GFLOP/s"))
-    return traces.styled(figure, height=430, legend=True)
+    figure.update_xaxes(**marks.log_axis("intensity: operations for each byte of weights"))
+    figure.update_yaxes(**marks.log_axis("GFLOP/s"))
+    return marks.styled(figure, height=430, legend=True)
 
 
 def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 1024) -> "go.Figure":
@@ -105,24 +105,24 @@ def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 102
         (f"{CAPTURED}: one CUDA graph", "circle", [one.step_s for one in captured]),
         ("the model's own modules, one after another", "x", [one and one.step_s for one in modules]),
     )
-    figure = traces.subplots(1, 1, [""])
+    figure = marks.subplots(1, 1, [""])
     for title, symbol, seconds in lines:
         places = [index for index, one in enumerate(seconds) if one is not None]
         figure.add_trace(
             go.Scatter(
                 x=[1e3 * seconds[index] for index in places], y=[names[index] for index in places],
                 mode="markers", name=title, showlegend=False,
-                marker={"symbol": symbol, "size": 14, "color": [traces.plan_colour(names[index]) for index in places],
-                        "line": {"width": 2, "color": [traces.plan_colour(names[index]) for index in places]}},
+                marker={"symbol": symbol, "size": 14, "color": [marks.plan_colour(names[index]) for index in places],
+                        "line": {"width": 2, "color": [marks.plan_colour(names[index]) for index in places]}},
                 hovertemplate=f"<b>%{{y}}</b>, {title}<br>%{{x:.2f}} ms<extra></extra>",
             )
         )  # fmt: skip
         figure.add_trace(
             go.Scatter(
                 x=[None], y=[names[0]], mode="markers", name=title,
-                marker={"symbol": symbol, "size": 12, "color": traces.TEXT},
+                marker={"symbol": symbol, "size": 12, "color": marks.TEXT},
             )
         )  # fmt: skip
-    figure.update_xaxes(**traces.log_axis("milliseconds a step"))
+    figure.update_xaxes(**marks.log_axis("milliseconds a step"))
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
-    return traces.styled(figure, height=130 + 60 * len(known), legend=True)
+    return marks.styled(figure, height=130 + 60 * len(known), legend=True)

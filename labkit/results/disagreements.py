@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from labkit import phonetap, show, traces
+from labkit import phonetap
 from labkit.common.actions import format_action, parse_answer
 from labkit.common.errors import LabError
-from labkit.results import Measurement
-from labkit.tables import reference_of
+from labkit.results import show
+from labkit.results.charts import marks
+from labkit.results.measurement import Measurement
+from labkit.results.tables import reference_of
 
 SHOWN = 10
 """Items in a report at most."""
@@ -93,7 +95,7 @@ def _figure(one: Disagreement, item: Any) -> str:
     )
     picture = _picture(one, item) if fits else ""
     rows = "".join(
-        f"<tr><th scope='row'><i style='background:{traces.plan_colour(plan)}'></i>{html.escape(plan)}</th>"
+        f"<tr><th scope='row'><i style='background:{marks.plan_colour(plan)}'></i>{html.escape(plan)}</th>"
         f"<td>{'right' if record['success'] else 'wrong'}</td><td><code>{_answer(record)}</code></td></tr>"
         for plan, record in one.answers.items()
     )
@@ -110,8 +112,8 @@ def _figure(one: Disagreement, item: Any) -> str:
 
 def _picture(one: Disagreement, item: Any) -> str:
     taps = {
-        one.reference_plan: (one.reference["answer"], traces.plan_colour(one.reference_plan)),
-        one.plan: (one.record["answer"], traces.plan_colour(one.plan)),
+        one.reference_plan: (one.reference["answer"], marks.plan_colour(one.reference_plan)),
+        one.plan: (one.record["answer"], marks.plan_colour(one.plan)),
     }
     buffer = io.BytesIO()
     show.taps(item.screen, list(taps.values()), item.box).save(buffer, "WEBP", quality=QUALITY)

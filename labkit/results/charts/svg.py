@@ -11,9 +11,9 @@ from html import escape
 
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes, format_change, format_rate, format_seconds
-from labkit.results import Measurement
-from labkit.tables import change, reference_of
-from labkit.traces import TEXT, plan_colour
+from labkit.results.charts.marks import TEXT, plan_colour
+from labkit.results.measurement import Measurement
+from labkit.results.tables import change, reference_of
 
 WIDTH, NAMES, GAP = 960, 104, 26
 """Width of the picture, of the plans' names, and between panels, in pixels."""

@@ -1,11 +1,11 @@
-"""Charts of a model's anatomy: plotly figures, without torch, in the colours of `labkit.traces`."""
+"""Charts of a model's anatomy: plotly figures, without torch, in the colours of `labkit.results.charts.marks`."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit import traces
 from labkit.common.formats import format_bytes
+from labkit.results.charts import marks as traces
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

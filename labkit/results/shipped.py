@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.common.files import assets_folder, read_json
-from labkit.comparison import Comparison
-from labkit.gpurecords import GpuRecord, load_records
+from labkit.results.comparison import Comparison
+from labkit.results.gpu import GpuRecord, load_records
 
 
 def names() -> list[str]:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit import traces
-from labkit.method_plots import styled
+from labkit.results.charts import marks
+from labkit.results.charts.methods import styled
 
 if TYPE_CHECKING:
     import numpy
@@ -37,11 +37,11 @@ def channel_sizes(sizes: Mapping[str, Sequence[float]], threshold: float | None 
             customdata=order,
             name=label,
             mode="lines",
-            line={"color": traces.OTHER_COLOURS[index], "width": 2},
+            line={"color": marks.OTHER_COLOURS[index], "width": 2},
             hovertemplate=f"channel %{{customdata}}<br>{label} %{{y:.3g}}<extra></extra>",
         )
     if threshold is not None:
-        chart.add_hline(y=threshold, line={"dash": "dash", "color": traces.TEXT})
+        chart.add_hline(y=threshold, line={"dash": "dash", "color": marks.TEXT})
         chart.add_annotation(
             x=1, xref="paper", xanchor="right", y=math.log10(threshold), yanchor="bottom",
             text=f"threshold {threshold:g}", showarrow=False,
@@ -60,7 +60,7 @@ def bars(values: Mapping[str, float], unit: str, title: str = "") -> go.Figure:
         x=list(values.values()),
         y=list(values),
         orientation="h",
-        marker={"color": [traces.plan_colour(label) for label in values]},
+        marker={"color": [marks.plan_colour(label) for label in values]},
         text=[f"{value:#.3g}" for value in values.values()],
         textposition="auto",
         hovertemplate=f"%{{y}}<br>%{{x:.4g}} {unit}<extra></extra>",
@@ -81,7 +81,7 @@ def curve(
     for index, (label, values) in enumerate(lines.items()):
         chart.add_scatter(
             x=list(x), y=list(values), name=label, mode="lines+markers",
-            line={"color": traces.OTHER_COLOURS[index], "width": 2},
+            line={"color": marks.OTHER_COLOURS[index], "width": 2},
         )  # fmt: skip
     return styled(chart, title, x_title, y_title)
 
@@ -152,5 +152,5 @@ def _slider_step(number: int, step: int, count: int) -> dict[str, Any]:
     return {
         "method": "update",
         "label": str(step + 1),
-        "args": [{"visible": visible}, {"shapes": [{**line, "line": {"color": traces.TEXT, "width": 2}}]}],
+        "args": [{"visible": visible}, {"shapes": [{**line, "line": {"color": marks.TEXT, "width": 2}}]}],
     }

@@ -1,4 +1,4 @@
-"""The marks of every chart: what `labkit.plots` puts into its panels."""
+"""The marks of every chart: what `labkit.results.charts.comparison` puts into its panels."""
 
 import hashlib
 import math
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit.common.formats import format_bytes, format_change, format_difference, format_rate, format_seconds
-from labkit.results import Measurement
-from labkit.tables import change, reference_of
+from labkit.results.measurement import Measurement
+from labkit.results.tables import change, reference_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

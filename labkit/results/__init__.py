@@ -1,0 +1,1 @@
+"""Records of measurements: read, written, summarized, shown in tables and charts; no torch."""

@@ -1,0 +1,1 @@
+"""Charts of records, for notebooks, reports and pages."""
