@@ -19,7 +19,7 @@ NO_TORCH = (
     "labkit.launch",
     "labkit.launch.__main__",
     "labkit.common.messages",
-    "labkit.phone",
+    "labkit.phonetap",
     "labkit.results.charts.methods",
     "labkit.results.charts.layers",
     "labkit.results.charts.methods",

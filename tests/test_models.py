@@ -144,7 +144,7 @@ def test_the_assets_folder_can_be_moved(tmp_path, monkeypatch):
 
 
 def test_fonts_and_recordings_move_with_the_assets_folder(tmp_path, monkeypatch):
-    from labkit.phonetap.fonts import fonts_folder
+    from labkit.phonetap.drawing.fonts import fonts_folder
     from labkit.phonetap.recordings import recordings_folder
 
     monkeypatch.setenv("LABKIT_ASSETS", str(tmp_path))

@@ -8,10 +8,10 @@ import pytest
 from service_tools import running
 
 import labkit
-from labkit import phone
+from labkit import phonetap
 from labkit.client import Client
 from labkit.common.actions import Action, format_action
-from labkit.phone import Phone, PhoneError, Place
+from labkit.phonetap import Phone, PhoneError, Place
 from labkit.phonetap.items import tap_action
 
 
@@ -77,8 +77,8 @@ def test_what_is_not_known_changes_nothing(home):
 
 
 def test_tasks_are_the_same_again_and_their_actions_do_them():
-    made = phone.tasks(24)
-    assert made == phone.tasks(24)
+    made = phonetap.tasks(24)
+    assert made == phonetap.tasks(24)
     assert {task.lang for task in made} == {"zh", "en"}
     assert {len(task.steps) for task in made} == {2, 3, 4}
     assert {step.action.name for task in made for step in task.steps} >= {"Tap", "Back", "Home", "Type"}
@@ -87,11 +87,11 @@ def test_tasks_are_the_same_again_and_their_actions_do_them():
         for step in task.steps:
             one.do(step.action)
             assert one.place == step.place
-    assert made != phone.tasks(24, seed=1)
+    assert made != phonetap.tasks(24, seed=1)
     with pytest.raises(PhoneError, match="count"):
-        phone.tasks(0)
+        phonetap.tasks(0)
     with pytest.raises(PhoneError, match="language"):
-        phone.tasks(1, lang="fr")
+        phonetap.tasks(1, lang="fr")
 
 
 class Oracle:
@@ -108,31 +108,31 @@ class Oracle:
 
 
 def test_a_guided_run_is_done_when_every_step_is():
-    [task] = phone.tasks(1, seed=3)
+    [task] = phonetap.tasks(1, seed=3)
     seen = []
-    done = phone.run(Oracle(task), task, on_turn=seen.append)
+    done = phonetap.run(Oracle(task), task, on_turn=seen.append)
     assert done.done
     assert done.steps_done == len(task.steps) == len(done.turns) == len(seen)
     assert [turn.instruction for turn in done.turns] == [step.instruction for step in task.steps]
-    failed = phone.run(Oracle(task, right=1), task)
+    failed = phonetap.run(Oracle(task, right=1), task)
     assert not failed.done
     assert (failed.steps_done, len(failed.turns)) == (1, 2)
 
 
 def test_a_run_by_itself_has_the_goal_its_history_and_ends_with_finish():
-    [task] = phone.tasks(1, seed=3)
+    [task] = phonetap.tasks(1, seed=3)
     oracle = Oracle(task)
-    done = phone.run(oracle, task, guided=False)
+    done = phonetap.run(oracle, task, guided=False)
     assert done.done
     assert oracle.asked[0][0] == task.goal
     assert len(oracle.asked) == len(task.steps) + 1
     history = oracle.asked[-1][1]["messages"]
     assert [message["role"] for message in history] == ["user", "assistant"] * len(task.steps)
-    assert not phone.run(Oracle(task, right=0), task, guided=False).done
+    assert not phonetap.run(Oracle(task, right=0), task, guided=False).done
 
 
 def test_the_score_counts_tasks_and_steps():
-    made = phone.tasks(3, seed=5)
+    made = phonetap.tasks(3, seed=5)
     oracles = iter([Oracle(made[0]), Oracle(made[1], right=1), Oracle(made[2])])
     current = {}
 
@@ -143,7 +143,7 @@ def test_the_score_counts_tasks_and_steps():
                 current[owner] = next(oracles)
             return current[owner].ask(text)
 
-    score = phone.evaluate(Many(), made, progress=False)
+    score = phonetap.evaluate(Many(), made, progress=False)
     assert score.success == pytest.approx(2 / 3)
     assert score.interval[0] < 2 / 3 < score.interval[1]
     total = sum(len(task.steps) for task in made)
@@ -157,11 +157,11 @@ def test_the_pocket_model_does_tasks_through_the_service():
         running(labkit.load("pocket", "bf16", "cpu", progress=False)) as service,
         Client(f"{service.url}/v1") as client,
     ):
-        score = phone.evaluate(client, phone.tasks(6), progress=False)
+        score = phonetap.evaluate(client, phonetap.tasks(6), progress=False)
     assert all(turn.action is not None for run in score.runs for turn in run.turns)
     assert score.steps > 0.3
 
 
 def test_the_phone_loads_no_torch():
-    code = "import sys, labkit.phone; print('torch' in sys.modules)"
+    code = "import sys, labkit.phonetap; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -11,8 +11,8 @@ import PIL
 import pytest
 
 from labkit.phonetap import words
-from labkit.phonetap.draw import Canvas, intersects
-from labkit.phonetap.fonts import (
+from labkit.phonetap.drawing.canvas import Canvas, intersects
+from labkit.phonetap.drawing.fonts import (
     FAMILIES,
     FontError,
     Typeface,
@@ -20,11 +20,11 @@ from labkit.phonetap.fonts import (
     gb2312_first_level,
     limited_characters,
 )
-from labkit.phonetap.icons import ICON_NAMES, glyph
+from labkit.phonetap.drawing.icons import ICON_NAMES, glyph
+from labkit.phonetap.drawing.themes import OPTIONS
+from labkit.phonetap.drawing.wallpapers import WALLPAPERS
 from labkit.phonetap.screens import DEFAULT_SIZE, KINDS, ScreenError, draw_screen, render
 from labkit.phonetap.subset_fonts import characters_of
-from labkit.phonetap.themes import OPTIONS
-from labkit.phonetap.wallpapers import WALLPAPERS
 
 PIXELS_OF_PILLOW = "12.3"  # the version whose rasterizers made HASHES
 HASHES = {

@@ -19,7 +19,7 @@ from labkit.models.pocket.train_speech import write_texts
 from labkit.models.pocket.train_text import IGNORE, PATCH, letters, letters_by_patch, text_by_token
 from labkit.models.pocket.trainer import Trainer
 from labkit.phonetap import words
-from labkit.phonetap.draw import Written
+from labkit.phonetap.drawing.canvas import Written
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,15 @@ from PIL import Image
 
 from labkit.common.errors import LabError
 from labkit.phonetap import words as phonetap_words
-from labkit.phonetap.draw import Canvas, Written
-from labkit.phonetap.fonts import has_chinese
-from labkit.phonetap.layouts_home import home
-from labkit.phonetap.layouts_input import keyboard, search
-from labkit.phonetap.layouts_lists import contacts, messages, settings
-from labkit.phonetap.layouts_pages import detail, loading, menu
-from labkit.phonetap.layouts_popups import dialog, toast
-from labkit.phonetap.scene import DENSITIES, Element, Scene
-from labkit.phonetap.themes import OPTIONS, choose_theme
+from labkit.phonetap.drawing.canvas import Canvas, Written
+from labkit.phonetap.drawing.fonts import has_chinese
+from labkit.phonetap.drawing.home import home
+from labkit.phonetap.drawing.inputs import keyboard, search
+from labkit.phonetap.drawing.lists import contacts, messages, settings
+from labkit.phonetap.drawing.pages import detail, loading, menu
+from labkit.phonetap.drawing.popups import dialog, toast
+from labkit.phonetap.drawing.scene import DENSITIES, Element, Scene
+from labkit.phonetap.drawing.themes import OPTIONS, choose_theme
 
 __all__ = ["DEFAULT_SIZE", "KINDS", "Element", "Screen", "ScreenError", "draw_screen", "render"]
 

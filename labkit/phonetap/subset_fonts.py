@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from labkit.phonetap import words
-from labkit.phonetap.fonts import FULL, PUNCTUATION, fonts_folder, gb2312_first_level
+from labkit.phonetap.drawing.fonts import FULL, PUNCTUATION, fonts_folder, gb2312_first_level
 
 ASCII = "".join(map(chr, range(32, 127)))
 # file in assets/fonts, its source below the unpacked packages, and which font of a collection

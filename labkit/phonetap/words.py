@@ -179,7 +179,7 @@ COMPOUNDS: dict[tuple[str, str], tuple[Sequence[str], Sequence[str]]] = {
     ("chip", "en"): EN_TOPIC,
 }
 
-# Names of glyphs that carry no text on the screen; keys are labkit.phonetap.icons.ICON_NAMES.
+# Names of glyphs that carry no text on the screen; keys are labkit.phonetap.drawing.icons.ICON_NAMES.
 ICONS: dict[str, dict[str, tuple[str, ...]]] = {
     "back": {"zh": ("返回箭头", "左箭头"), "en": ("back arrow", "left arrow")},
     "close": {"zh": ("叉号", "关闭图标"), "en": ("cross", "close icon")},

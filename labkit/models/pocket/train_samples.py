@@ -17,7 +17,7 @@ from labkit.common.actions import Action, format_action
 from labkit.models.pocket.tokenizer import MARKS, SPECIAL_TOKENS
 from labkit.models.pocket.train_text import PATCH, letters_by_patch, text_by_token
 from labkit.phonetap import instructions, words
-from labkit.phonetap.draw import Written
+from labkit.phonetap.drawing.canvas import Written
 from labkit.phonetap.screens import Element
 
 TEXT_LENGTH = 112  # tokens beside the image's: prompt, recording and answer

@@ -11,8 +11,8 @@ from functools import cache
 
 import numpy as np
 
-from labkit.phonetap.draw import Written
-from labkit.phonetap.fonts import limited_characters
+from labkit.phonetap.drawing.canvas import Written
+from labkit.phonetap.drawing.fonts import limited_characters
 
 PATCH = 28  # pixels that one image token covers, in both directions
 SPELLED = 4  # at most so many letters are spelled by one patch

@@ -8,11 +8,10 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from labkit.client.parts import user_message
 from labkit.common.actions import Action, parse_answer
 from labkit.common.intervals import wilson_interval
-from labkit.phone.phone import Phone
-from labkit.phone.tasks import Task
+from labkit.phonetap.phone import Phone
+from labkit.phonetap.tasks import Task
 
 MAX_TURNS = 12
 
@@ -121,7 +120,7 @@ def _by_itself(client: Asks, phone: Phone, task: Task, limit: int, options: dict
         if action is None or action.name == "finish":
             return
         # Earlier pictures are left out, as AutoGLM's own client does: they would fill the context.
-        history += [user_message(told), {"role": "assistant", "content": reply.text}]
+        history += [{"role": "user", "content": told}, {"role": "assistant", "content": reply.text}]
 
 
 def evaluate(client: Asks, tasks: Sequence[Task], *, progress: bool = True, **options: Any) -> PhoneScore:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import mix, union
-from labkit.phonetap.layouts_bars import navigation_bar, plan_navigation, status_bar, text_field, title_bar
-from labkit.phonetap.scene import Scene
-from labkit.phonetap.themes import WHITE, readable_on
+from labkit.phonetap.drawing.bars import navigation_bar, plan_navigation, status_bar, text_field, title_bar
+from labkit.phonetap.drawing.canvas import mix, union
+from labkit.phonetap.drawing.scene import Scene
+from labkit.phonetap.drawing.themes import WHITE, readable_on
 
 
 def start_page(scene: Scene, icons: int, back: bool = True, prefer: tuple[str, ...] = ()) -> None:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from labkit.phonetap.fonts import Typeface
-from labkit.phonetap.icons import glyph, glyph_ink
+from labkit.phonetap.drawing.fonts import Typeface
+from labkit.phonetap.drawing.icons import glyph, glyph_ink
 
 Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]

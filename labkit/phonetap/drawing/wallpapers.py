@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from labkit.phonetap.draw import Colour, mix
-from labkit.phonetap.themes import Options, hsv
+from labkit.phonetap.drawing.canvas import Colour, mix
+from labkit.phonetap.drawing.themes import Options, hsv
 
 Size = tuple[int, int]
 

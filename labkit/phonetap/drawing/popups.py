@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import intersects, mix
-from labkit.phonetap.layouts_home import home
-from labkit.phonetap.layouts_lists import contacts, messages, settings
-from labkit.phonetap.layouts_pages import detail, menu
-from labkit.phonetap.scene import Scene
+from labkit.phonetap.drawing.canvas import intersects, mix
+from labkit.phonetap.drawing.home import home
+from labkit.phonetap.drawing.lists import contacts, messages, settings
+from labkit.phonetap.drawing.pages import detail, menu
+from labkit.phonetap.drawing.scene import Scene
 
 BELOW = (home, settings, contacts, messages, menu, detail)
 

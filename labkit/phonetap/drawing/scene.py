@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from labkit.phonetap.draw import Box, Canvas, Colour, intersects, mix, union
-from labkit.phonetap.fonts import has_chinese
-from labkit.phonetap.icons import ICON_NAMES
-from labkit.phonetap.themes import SUITABLE, WHITE, Theme, readable_on
+from labkit.phonetap.drawing.canvas import Box, Canvas, Colour, intersects, mix, union
+from labkit.phonetap.drawing.fonts import has_chinese
+from labkit.phonetap.drawing.icons import ICON_NAMES
+from labkit.phonetap.drawing.themes import SUITABLE, WHITE, Theme, readable_on
 
 DENSITIES = ("low", "normal", "high")
 

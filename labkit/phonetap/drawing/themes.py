@@ -11,8 +11,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from labkit.phonetap.draw import Colour, luminance, mix
-from labkit.phonetap.fonts import FAMILIES, Typeface
+from labkit.phonetap.drawing.canvas import Colour, luminance, mix
+from labkit.phonetap.drawing.fonts import FAMILIES, Typeface
 
 Range = tuple[float, float]
 

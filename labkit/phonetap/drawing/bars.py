@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import Colour, mix, union
-from labkit.phonetap.scene import Scene
+from labkit.phonetap.drawing.canvas import Colour, mix, union
+from labkit.phonetap.drawing.scene import Scene
 
 PLACEHOLDERS = {
     "zh": ("搜索", "请输入", "输入消息", "说点什么", "输入名称", "输入地址", "输入内容", "手机号", "备注"),

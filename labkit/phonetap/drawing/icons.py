@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from labkit.phonetap.pen import Pen, Point, bezier, polar
+from labkit.phonetap.drawing.pen import Pen, Point, bezier, polar
 
 
 def _back(p: Pen) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import union
-from labkit.phonetap.layouts_bars import PLACEHOLDERS, navigation_bar, plan_navigation, status_bar
-from labkit.phonetap.scene import Scene
-from labkit.phonetap.themes import INK, LEAST_PIXELS, WHITE
-from labkit.phonetap.wallpapers import WALLPAPERS, wallpaper_colours
+from labkit.phonetap.drawing.bars import PLACEHOLDERS, navigation_bar, plan_navigation, status_bar
+from labkit.phonetap.drawing.canvas import union
+from labkit.phonetap.drawing.scene import Scene
+from labkit.phonetap.drawing.themes import INK, LEAST_PIXELS, WHITE
+from labkit.phonetap.drawing.wallpapers import WALLPAPERS, wallpaper_colours
 
 # How many apps may lie side by side, by language, usual and hard.
 _COLUMNS = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import mix, union
-from labkit.phonetap.layouts_bars import PLACEHOLDERS, plan_navigation, status_bar, text_field, title_bar
-from labkit.phonetap.layouts_lists import end_page
-from labkit.phonetap.scene import Scene
-from labkit.phonetap.themes import readable_on
+from labkit.phonetap.drawing.bars import PLACEHOLDERS, plan_navigation, status_bar, text_field, title_bar
+from labkit.phonetap.drawing.canvas import mix, union
+from labkit.phonetap.drawing.lists import end_page
+from labkit.phonetap.drawing.scene import Scene
+from labkit.phonetap.drawing.themes import readable_on
 
 LETTERS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 CANCEL = {"zh": ("取消", "搜索"), "en": ("Cancel", "Search")}

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from labkit.common.actions import COORDINATE_MAX, Action
 from labkit.common.errors import LabError
-from labkit.phonetap import Element, Screen, draw_screen
-from labkit.phonetap.fonts import FULL, fonts_folder
+from labkit.phonetap.drawing.fonts import FULL, fonts_folder
 from labkit.phonetap.items import SIZE
+from labkit.phonetap.screens import Element, Screen, draw_screen
 
 _APPS = {
     "settings": ("设置", "Settings"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from labkit.phonetap.draw import mix, union
-from labkit.phonetap.layouts_bars import plan_navigation, status_bar, tab_bar, title_bar
-from labkit.phonetap.layouts_lists import chevron, end_page, field_line, floating_button, start_page
-from labkit.phonetap.scene import Scene
-from labkit.phonetap.themes import readable_on
+from labkit.phonetap.drawing.bars import plan_navigation, status_bar, tab_bar, title_bar
+from labkit.phonetap.drawing.canvas import mix, union
+from labkit.phonetap.drawing.lists import chevron, end_page, field_line, floating_button, start_page
+from labkit.phonetap.drawing.scene import Scene
+from labkit.phonetap.drawing.themes import readable_on
 
 # How many tiles may lie side by side, by language, usual and hard.
 _COLUMNS = {("zh", False): (3, 4), ("en", False): (3,), ("zh", True): (4, 5), ("en", True): (3, 4)}

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from labkit.common.actions import Action
-from labkit.phone.phone import Phone, PhoneError, Place
-from labkit.phonetap import Element, instructions, words
+from labkit.phonetap import instructions, words
 from labkit.phonetap.items import tap_action
+from labkit.phonetap.phone import Phone, PhoneError, Place
+from labkit.phonetap.screens import Element
 
 LANGUAGES = ("zh", "en")
 

@@ -1,0 +1,1 @@
+"""Drawing PhoneTap's screens."""
