@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from labkit.apply import find_places, walked_schemes
 from labkit.calibrate import calibrate_
 from labkit.common.machine import give_back_memory
-from labkit.models.sources import Source
+from labkit.models.weights import Source
 from labkit.quantization import Scheme
 from labkit.quantization.unread import UnreadLinear
 from labkit.resolution import ResolvedPlan, default_dtype_of

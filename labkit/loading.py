@@ -34,8 +34,8 @@ from labkit.filling import fill_, largest_work_bytes
 from labkit.lockstep import checked_batches
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
-from labkit.models.sources import RandomSource, Source, has_plain_names
 from labkit.models.spec import ModelSpec, get_spec
+from labkit.models.weights import RandomSource, Source, has_plain_names
 from labkit.placement import Placement, check_map, connect_, placed_on
 from labkit.plan import QuantizationPlan
 from labkit.quantization import DTYPES

@@ -40,7 +40,7 @@ def test_the_pocket_model_has_the_articles_four_parts(pocket):
 
 
 def test_the_9b_has_its_published_sizes_without_a_network(big, monkeypatch):
-    monkeypatch.setattr("labkit.models.checkpoint._from_hub", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("labkit.models.hub._from_hub", lambda *_: pytest.fail("the hub was asked"))
     again = anatomy.dissect("autoglm-phone-9b")
     assert again.parameters == big.parameters == pytest.approx(10.293e9, rel=1e-4)
     assert big.under("fp32").bytes == pytest.approx(41.2e9, rel=2e-3)

@@ -18,9 +18,9 @@ from labkit.loading import load
 from labkit.measurement import measure
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
-from labkit.models.ids import IdPromptError
-from labkit.models.sources import RandomSource
 from labkit.models.spec import ModelSpec
+from labkit.models.token_ids import IdPromptError
+from labkit.models.weights import RandomSource
 from labkit.placement import PlacementError, check_map, connect_, split_by_layers
 from labkit.plan import QuantizationPlan
 from labkit.quantization import get_scheme
@@ -186,7 +186,7 @@ def test_architectures_that_transformers_puts_together_are_read_whole(deep_folde
 
 
 def test_random_weights_need_nothing_but_a_configuration(glm4v_folder, monkeypatch):
-    monkeypatch.setattr("labkit.models.checkpoint._ask_for", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("labkit.models.hub._ask_for", lambda *_: pytest.fail("the hub was asked"))
     config = tiny_models.glm4v_config().to_dict() | {"architectures": ["Glm4vForConditionalGeneration"]}
     spec = ModelSpec("published", "nobody/published", published=config)
     engine = load(spec, "int4", "cpu", weights="random", progress=False)

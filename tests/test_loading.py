@@ -16,7 +16,8 @@ from labkit.common.errors import LabError
 from labkit.loading import load
 from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
-from labkit.models.checkpoint import Checkpoint, HubError, LoadError, _ask_for
+from labkit.models.checkpoint import Checkpoint, LoadError
+from labkit.models.hub import HubError, _ask_for
 from labkit.plan import PlanError, QuantizationPlan
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -257,7 +258,7 @@ def _no_hub(*_, **__):
 
 
 def test_a_hub_id_that_cannot_be_read_is_an_error_of_one_line(monkeypatch):
-    monkeypatch.setattr("labkit.models.checkpoint._ask_for", _no_hub)
+    monkeypatch.setattr("labkit.models.hub._ask_for", _no_hub)
     expected = r"owner/model .* cannot be read from the hub \(no connection\)"
     with pytest.raises(HubError, match=expected) as caught:
         load("owner/model", "fp32", "cpu")
@@ -265,7 +266,7 @@ def test_a_hub_id_that_cannot_be_read_is_an_error_of_one_line(monkeypatch):
 
 
 def test_the_9b_models_sizes_are_known_without_the_hub(monkeypatch):
-    monkeypatch.setattr("labkit.models.checkpoint._ask_for", _no_hub)
+    monkeypatch.setattr("labkit.models.hub._ask_for", _no_hub)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     skeleton = Checkpoint(get_spec("autoglm-phone-9b")).skeleton()
     assert sum(one.numel() for one in skeleton.parameters()) == pytest.approx(10.293e9, rel=1e-4)

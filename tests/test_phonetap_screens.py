@@ -10,6 +10,7 @@ import numpy as np
 import PIL
 import pytest
 
+from labkit.models.pocket.training.fonts import characters_of
 from labkit.phonetap import words
 from labkit.phonetap.drawing.canvas import Canvas, intersects
 from labkit.phonetap.drawing.fonts import (
@@ -24,7 +25,6 @@ from labkit.phonetap.drawing.icons import ICON_NAMES, glyph
 from labkit.phonetap.drawing.themes import OPTIONS
 from labkit.phonetap.drawing.wallpapers import WALLPAPERS
 from labkit.phonetap.screens import DEFAULT_SIZE, KINDS, ScreenError, draw_screen, render
-from labkit.phonetap.subset_fonts import characters_of
 
 PIXELS_OF_PILLOW = "12.3"  # the version whose rasterizers made HASHES
 HASHES = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from labkit.models.pocket.augment import FACTOR, augment, resample, stretch
+from labkit.models.pocket.training.augment import FACTOR, augment, resample, stretch
 
 
 def batch(count: int = 6, width: int = 16_000):

@@ -10,7 +10,8 @@ from transformers import Glm4vVisionModel
 
 from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
 from labkit.models.pocket.modeling import encoder_frames, speech_tokens
-from labkit.models.pocket.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, train_tokenizer
+from labkit.models.pocket.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
+from labkit.models.pocket.training.tokenizer import train_tokenizer
 from labkit.models.spec import get_spec
 from labkit.phonetap import draw_screen, instructions, words
 

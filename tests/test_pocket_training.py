@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 
 from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration, PocketProcessor
-from labkit.models.pocket import train as train_command
-from labkit.models.pocket.tokenizer import VOCAB_SIZE, tokenizer_of, train_tokenizer
-from labkit.models.pocket.train_batches import SIZES, BatchMaker
-from labkit.models.pocket.train_forward import BatchedForward
-from labkit.models.pocket.train_losses import TrainingHeads, answer_loss, look_loss
-from labkit.models.pocket.train_runs import load_state
-from labkit.models.pocket.train_samples import TEXT_LENGTH, Encoder, patch_overlap
-from labkit.models.pocket.train_speech import write_texts
-from labkit.models.pocket.train_text import IGNORE, PATCH, letters, letters_by_patch, text_by_token
-from labkit.models.pocket.trainer import Trainer
+from labkit.models.pocket.tokenizer import VOCAB_SIZE
+from labkit.models.pocket.training import train as train_command
+from labkit.models.pocket.training.batches import SIZES, BatchMaker
+from labkit.models.pocket.training.forward import BatchedForward
+from labkit.models.pocket.training.losses import TrainingHeads, answer_loss, look_loss
+from labkit.models.pocket.training.runs import load_state
+from labkit.models.pocket.training.samples import TEXT_LENGTH, Encoder, patch_overlap
+from labkit.models.pocket.training.speech import write_texts
+from labkit.models.pocket.training.text import IGNORE, PATCH, letters, letters_by_patch, text_by_token
+from labkit.models.pocket.training.tokenizer import tokenizer_of, train_tokenizer
+from labkit.models.pocket.training.trainer import Trainer
 from labkit.phonetap import words
 from labkit.phonetap.drawing.canvas import Written
 

@@ -10,17 +10,17 @@ import sys
 import numpy as np
 import pytest
 
-from labkit.models.pocket import neural_voices, speakers, speech_engines, speech_libraries
-from labkit.models.pocket.speech_libraries import SpeechError
-from labkit.models.pocket.speech_pool import PoolOptions, main, make_pool, read_pool
-from labkit.models.pocket.voices import (
+from labkit.models.pocket.training.voices import engines, libraries, neural, speakers
+from labkit.models.pocket.training.voices.choose import (
     available_voices,
     choose_voice,
     installed_voices,
     require_voice,
     synthesize,
-    trim,
 )
+from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.models.pocket.training.voices.pool import PoolOptions, main, make_pool, read_pool
+from labkit.models.pocket.training.voices.sound import trim
 from labkit.phonetap.recordings import write_pool
 
 espeak = pytest.mark.skipif(
@@ -111,21 +111,21 @@ def test_wrong_requests_are_answered_with_what_would_be_right():
 
 
 def test_a_missing_synthesizer_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(speech_engines, "find_library", lambda *names: None)
+    monkeypatch.setattr(engines, "find_library", lambda *names: None)
     with pytest.raises(SpeechError, match="apt-get install libflite1"):
-        speech_engines.Flite()
+        engines.Flite()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SpeechError, match="pip install espeakng-loader"):
-        speech_engines.Espeak()
+        engines.Espeak()
     with pytest.raises(SpeechError, match="pip install py-nanotts"):
-        speech_engines.Pico()
+        engines.Pico()
 
 
 def test_libraries_are_found_in_the_named_folder_first(monkeypatch, tmp_path):
     (tmp_path / "libnothing.so.1").write_bytes(b"")
-    monkeypatch.setenv(speech_libraries.LIBRARIES_VARIABLE, f"/nowhere:{tmp_path}")
-    assert speech_libraries.find_library("libnothing.so.1") == str(tmp_path / "libnothing.so.1")
-    assert speech_libraries.find_library("libnothing-else.so.1") is None
+    monkeypatch.setenv(libraries.LIBRARIES_VARIABLE, f"/nowhere:{tmp_path}")
+    assert libraries.find_library("libnothing.so.1") == str(tmp_path / "libnothing.so.1")
+    assert libraries.find_library("libnothing-else.so.1") is None
 
 
 def test_silence_is_trimmed_but_for_a_margin():
@@ -232,7 +232,7 @@ def test_the_pool_maker_refuses_bad_texts_before_it_speaks(tmp_path, capsys):
 
 def test_a_split_without_a_voice_is_an_error_that_names_the_package(monkeypatch):
     installed_voices.cache_clear()
-    monkeypatch.setattr("labkit.models.pocket.voices._is_there", lambda voice: False)
+    monkeypatch.setattr("labkit.models.pocket.training.voices.choose._is_there", lambda voice: False)
     with pytest.raises(SpeechError, match="espeakng-loader"):
         require_voice("en", "train")
     installed_voices.cache_clear()
@@ -242,16 +242,16 @@ def test_a_split_without_a_voice_is_an_error_that_names_the_package(monkeypatch)
 def test_kokoro_is_told_tones_and_american_sounds():
     pytest.importorskip("pinyin_to_ipa")
     pytest.importorskip("jieba")
-    said = neural_voices.mandarin_phonemes("打开女士设置")
+    said = neural.mandarin_phonemes("打开女士设置")
     assert [tone for tone in said if tone in "→↗↓↘"] == ["↓", "→", "↓", "↘", "↘", "↘"]
     assert "ɨ" in said
-    ties = neural_voices.english_phonemes("choose a place", 0x02 | 0x80 | (ord("^") << 8))
+    ties = neural.english_phonemes("choose a place", 0x02 | 0x80 | (ord("^") << 8))
     assert "t^ʃ" in ties
     assert "e^ɪ" in ties
 
 
 def test_mixed_voices_lie_between_their_two():
-    engine = object.__new__(neural_voices.Kokoro)
+    engine = object.__new__(neural.Kokoro)
     engine.styles = {"a": np.zeros((510, 1, 256)), "b": np.ones((510, 1, 256))}
     assert engine.style("a~b~0.40").mean() == pytest.approx(0.4)
     with pytest.raises(SpeechError, match="known: a, b"):
@@ -260,10 +260,10 @@ def test_mixed_voices_lie_between_their_two():
 
 def test_training_draws_its_natural_voices_from_those_it_may_hear():
     rng = random.Random(0)
-    drawn = {neural_voices.training_voice(rng, "kokoro") for _ in range(300)}
+    drawn = {neural.training_voice(rng, "kokoro") for _ in range(300)}
     heard = {name for voice in drawn for name in voice.split("~")[:2]}
-    assert heard == set(neural_voices.KOKORO_TRAIN)
-    assert not heard & set(neural_voices.KOKORO_HELD_OUT)
+    assert heard == set(neural.KOKORO_TRAIN)
+    assert not heard & set(neural.KOKORO_HELD_OUT)
 
 
 def test_several_workers_speak_the_same_pool_as_one_and_it_can_be_continued(tmp_path, monkeypatch):
@@ -271,14 +271,14 @@ def test_several_workers_speak_the_same_pool_as_one_and_it_can_be_continued(tmp_
         def speak(self, text, voice, speed, pitch):
             return voiced(150, seconds=0.2 * speed), 16_000
 
-    monkeypatch.setattr(neural_voices, "_voices", lambda engine: Hum())
+    monkeypatch.setattr(neural, "_voices", lambda engine: Hum())
     texts = tmp_path / "texts.jsonl"
     rows = [{"id": f"t{n}", "text": f"hello {n}", "lang": "en"} for n in range(6)]
 
     def speak(name, count, workers):
         texts.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
         arguments = ["--texts", texts, "--engine", "piper", "--output", tmp_path / name, "--workers", workers]
-        assert neural_voices.main([*map(str, arguments)]) == 0
+        assert neural.main([*map(str, arguments)]) == 0
         return np.load(tmp_path / f"{name}.npy"), (tmp_path / f"{name}.jsonl").read_text()
 
     samples, index = speak("one", 6, 1)
@@ -290,5 +290,5 @@ def test_several_workers_speak_the_same_pool_as_one_and_it_can_be_continued(tmp_
 
 
 def test_making_pools_needs_no_torch():
-    code = "import sys, labkit.models.pocket.speech_pool; assert 'torch' not in sys.modules"
+    code = "import sys, labkit.models.pocket.training.voices.pool; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +17,11 @@ import torch
 
 from labkit.common.errors import LabError
 from labkit.models.families import family_of
-from labkit.models.ids import IdProcessor
+from labkit.models.hub import HubError, _first_line, _from_hub
 from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
-from labkit.models.sources import LoadError, ShardedSource
 from labkit.models.spec import ModelSpec, list_models
+from labkit.models.token_ids import IdProcessor
+from labkit.models.weights import LoadError, ShardedSource
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +30,6 @@ COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*",
 NO_COMPANIONS = ("*.index.json", "labkit*.json", "quantize_config.json")
 HASHED_BYTES = 1_000_000_000
 """Checkpoints up to this size are recognized by their content, larger ones by sizes and times of change."""
-
-
-class HubError(LoadError):
-    """A model on the hub that cannot be read."""
 
 
 class Checkpoint:
@@ -306,38 +301,6 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(source: str, name: str) -> Path:
-    """A file of a hub repository, downloaded if it is not in the cache.
-
-    Raises:
-        HubError: no such repository or file, no access, or no connection (found out within seconds).
-    """
-    import huggingface_hub
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(source, name)
-    try:
-        if not isinstance(cached, str) and not constants.HF_HUB_OFFLINE:
-            _ask_for(f"{constants.ENDPOINT}/{source}/resolve/main/{name}")
-        return Path(cached if isinstance(cached, str) else huggingface_hub.hf_hub_download(source, name))
-    except Exception as error:
-        raise HubError(
-            f"{source} is not in the local cache and cannot be read from the hub ({_first_line(error)}). "
-            "Is the name right and the hub in reach? A local folder can be given instead"
-        ) from None
-
-
-def _ask_for(url: str, timeout_s: float = 10.0) -> None:
-    """Raise OSError if nobody answers at this address; the hub's own client would try for half a minute."""
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=timeout_s).close()
-    except urllib.error.HTTPError:
-        return  # an answer, if not a friendly one: the hub's client says what it means
-    except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from None
-
-
 @contextmanager
 def quiet_transformers(progress: bool = False):
     """Keep transformers' advice to itself, and its progress bars unless they are wanted."""
@@ -354,8 +317,3 @@ def quiet_transformers(progress: bool = False):
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

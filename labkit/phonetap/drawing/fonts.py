@@ -117,7 +117,9 @@ def limited_characters() -> frozenset[str]:
     """Characters that every Chinese font here has."""
     path = fonts_folder() / "characters.txt"
     if not path.exists():
-        raise FontError(f"{path} is missing: make the fonts with `python -m labkit.phonetap.subset_fonts`")
+        raise FontError(
+            f"{path} is missing: make the fonts with `python -m labkit.models.pocket.training.fonts`"
+        )
     return frozenset(path.read_text(encoding="utf-8").rstrip("\n")) | frozenset(map(chr, range(32, 127)))
 
 
@@ -125,7 +127,9 @@ def limited_characters() -> frozenset[str]:
 def _load(name: str, size: float) -> Face:
     path = fonts_folder() / name
     if not path.exists():
-        raise FontError(f"{path} is missing: make the fonts with `python -m labkit.phonetap.subset_fonts`")
+        raise FontError(
+            f"{path} is missing: make the fonts with `python -m labkit.models.pocket.training.fonts`"
+        )
     return Face(path, size)
 
 

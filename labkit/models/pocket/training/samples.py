@@ -15,7 +15,7 @@ import numpy as np
 
 from labkit.common.actions import Action, format_action
 from labkit.models.pocket.tokenizer import MARKS, SPECIAL_TOKENS
-from labkit.models.pocket.train_text import PATCH, letters_by_patch, text_by_token
+from labkit.models.pocket.training.text import PATCH, letters_by_patch, text_by_token
 from labkit.phonetap import instructions, words
 from labkit.phonetap.drawing.canvas import Written
 from labkit.phonetap.screens import Element

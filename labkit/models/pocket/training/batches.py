@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.models.pocket.train_samples import (
+from labkit.models.pocket.training.samples import (
     ANSWER_LENGTH,
     DENSE,
     EMPTY,
@@ -33,7 +33,7 @@ from labkit.models.pocket.train_samples import (
     SampleMaker,
     Utterances,
 )
-from labkit.models.pocket.train_text import BLANK, IGNORE, PATCH, READ_TOKENS, SPELLED
+from labkit.models.pocket.training.text import BLANK, IGNORE, PATCH, READ_TOKENS, SPELLED
 from labkit.phonetap.screens import KINDS, render_with_text
 
 SIZES = ((196, 420), (224, 476))

@@ -21,9 +21,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from labkit.models.pocket.neural_voices import Kokoro, Piper
-from labkit.models.pocket.rhvoice import RHVoice
-from labkit.models.pocket.speech_libraries import LIBRARIES_VARIABLE, SpeechError, find_library, from_int16
+from labkit.models.pocket.training.voices.libraries import (
+    LIBRARIES_VARIABLE,
+    SpeechError,
+    find_library,
+    from_int16,
+)
+from labkit.models.pocket.training.voices.neural import Kokoro, Piper
+from labkit.models.pocket.training.voices.rhvoice import RHVoice
 
 
 class Espeak:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.models.pocket.speech_libraries import (
+from labkit.models.pocket.training.voices.libraries import (
     LIBRARIES_VARIABLE,
     SpeechError,
     find_library,

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from labkit.common.files import atomic_path
-from labkit.models.pocket.augment import augment
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
-from labkit.models.pocket.train_batches import SIZES, Batch
-from labkit.models.pocket.train_colours import change_colours, vary_colours
-from labkit.models.pocket.train_forward import BatchedForward
-from labkit.models.pocket.train_losses import (
+from labkit.models.pocket.training.augment import augment
+from labkit.models.pocket.training.batches import SIZES, Batch
+from labkit.models.pocket.training.colours import change_colours, vary_colours
+from labkit.models.pocket.training.forward import BatchedForward
+from labkit.models.pocket.training.losses import (
     TrainingHeads,
     answer_loss,
     ctc_loss,
@@ -25,11 +25,11 @@ from labkit.models.pocket.train_losses import (
     spell_loss,
     target_loss,
 )
-from labkit.models.pocket.train_runs import below
-from labkit.models.pocket.train_samples import Encoder
-from labkit.models.pocket.train_speech import frame_lengths, normalize
-from labkit.models.pocket.train_steps import Gradients, make_optimizers, step_all
-from labkit.models.pocket.train_text import PATCH
+from labkit.models.pocket.training.optimizer import Gradients, make_optimizers, step_all
+from labkit.models.pocket.training.runs import below
+from labkit.models.pocket.training.samples import Encoder
+from labkit.models.pocket.training.speech import frame_lengths, normalize
+from labkit.models.pocket.training.text import PATCH
 
 LOSS_WEIGHTS = {
     "answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "read": 0.5, "spell": 1.0, "ctc": 0.5,

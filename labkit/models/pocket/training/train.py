@@ -1,15 +1,16 @@
 """Trains the pocket phone agent. One command does it all, on one GPU or several, with sixteen cores a GPU:
 
-    python -m labkit.models.pocket.train all --output runs/pocket [--natural natural.zip] [--gpus 2]
+    python -m labkit.models.pocket.training.train all --output runs/pocket [--natural natural.zip] [--gpus 2]
 
 or step by step (what the shipped weights were made with; their card gives the options):
 
-    python -m labkit.models.pocket.train texts  --output runs/texts.jsonl              what the voices shall say
-    python -m labkit.models.pocket.voices --texts runs/texts.jsonl --output runs/speech     they say it
-    python -m labkit.models.pocket.train speech --pool runs/speech --texts runs/texts.jsonl --output runs/ear
-    python -m labkit.models.pocket.train agent  --eye-seconds 150 --fall 0 --output runs/typed     reads, then taps
-    python -m labkit.models.pocket.train agent  --init runs/typed --pool runs/speech --ear runs/ear --output runs/agent
-    python -m labkit.models.pocket.train export --run runs/agent --output assets/pocket
+    TRAIN="python -m labkit.models.pocket.training.train"
+    $TRAIN texts  --output runs/texts.jsonl                         what the voices say
+    python -m labkit.models.pocket.training.voices.pool --texts runs/texts.jsonl --output runs/speech
+    $TRAIN speech --pool runs/speech --texts runs/texts.jsonl --output runs/ear
+    $TRAIN agent  --eye-seconds 150 --fall 0 --output runs/typed    reads, then taps
+    $TRAIN agent  --init runs/typed --pool runs/speech --ear runs/ear --output runs/agent
+    $TRAIN export --run runs/agent --output assets/pocket
 
 `agent` goes on from `--init FOLDER` (an exported model or a run); without `--ear`, from a folder that `join` wrote, with the
 model's own ear. Everything is logged as JSON lines in the output folder; a checkpoint is written every minute, when the
@@ -32,12 +33,12 @@ from torch import nn
 
 from labkit.common.files import atomic_path
 from labkit.models.pocket.processing import PocketProcessor
-from labkit.models.pocket.tokenizer import tokenizer_of, train_tokenizer
-from labkit.models.pocket.train_agent import start_processes, train_agent
-from labkit.models.pocket.train_batches import load_utterances
-from labkit.models.pocket.train_losses import TrainingHeads
-from labkit.models.pocket.train_runs import Log, below, load_state, new_model
-from labkit.models.pocket.train_speech import SpeechPool, join_texts, train_speech, write_texts
+from labkit.models.pocket.training.agent import start_processes, train_agent
+from labkit.models.pocket.training.batches import load_utterances
+from labkit.models.pocket.training.losses import TrainingHeads
+from labkit.models.pocket.training.runs import Log, below, load_state, new_model
+from labkit.models.pocket.training.speech import SpeechPool, join_texts, train_speech, write_texts
+from labkit.models.pocket.training.tokenizer import tokenizer_of, train_tokenizer
 
 
 def train_ear(options: argparse.Namespace) -> int:
@@ -122,8 +123,8 @@ def train_all(options: argparse.Namespace) -> int:
     speech += ["--seconds", options.ear_seconds, "--batch", options.ear_batch]
     last_gpu = {"CUDA_VISIBLE_DEVICES": str(options.gpus - 1)} if options.device == "cuda" else {}
     steps = (
-        (["labkit.models.pocket.voices", "--texts", texts, "--output", pool, *natural], {}),
-        (["labkit.models.pocket.train", *speech], last_gpu),
+        (["labkit.models.pocket.training.voices.pool", "--texts", texts, "--output", pool, *natural], {}),
+        (["labkit.models.pocket.training.train", *speech], last_gpu),
     )
     failed: list[Path] = []
 
@@ -170,7 +171,7 @@ def write_speech_texts(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main = argparse.ArgumentParser(
-        prog="python -m labkit.models.pocket.train", description=__doc__.split("\n")[0]
+        prog="python -m labkit.models.pocket.training.train", description=__doc__.split("\n")[0]
     )
     commands = main.add_subparsers(required=True)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"

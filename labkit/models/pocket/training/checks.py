@@ -7,8 +7,8 @@ import numpy as np
 from labkit import phonetap
 from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.modeling import speech_tokens
-from labkit.models.pocket.train_batches import SIZES, Batch, BatchMaker, image_tokens
-from labkit.models.pocket.train_samples import Drawn, Encoder
+from labkit.models.pocket.training.batches import SIZES, Batch, BatchMaker, image_tokens
+from labkit.models.pocket.training.samples import Drawn, Encoder
 from labkit.phonetap.recordings import load_recording
 
 

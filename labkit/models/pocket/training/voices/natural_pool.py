@@ -1,6 +1,6 @@
 """Packing what natural_mandarin.py and neural_voices.py wrote as a speech pool, to be carried to the training machine.
 
-    python -m labkit.models.pocket.natural_pool RAW [RAW ...] --output natural.zip
+    python -m labkit.models.pocket.training.voices.natural_pool RAW [RAW ...] --output natural.zip
 
 RAW.npy and RAW.jsonl hold the utterances; the pool is a zip of Ogg/Opus files of 32 utterances each. On one machine
 `speech_pool` takes RAW itself.
@@ -48,7 +48,7 @@ def raw_utterances(stems: Sequence[Path]) -> Iterator[tuple[dict[str, Any], np.n
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m labkit.models.pocket.natural_pool", description=__doc__.split("\n")[0]
+        prog="python -m labkit.models.pocket.training.voices.natural_pool", description=__doc__.split("\n")[0]
     )
     parser.add_argument("raw", type=Path, nargs="+", help="RAW.npy and RAW.jsonl, without the suffix")
     parser.add_argument("--output", type=Path, required=True, help="the pool's file, ending in .zip")

@@ -1,6 +1,6 @@
 """Natural voices that run on a CPU: Kokoro-82M (five speakers and mixtures of them) and Piper's "joe".
 
-    python -m labkit.models.pocket.neural_voices --texts texts.jsonl --engine kokoro --output raw
+    python -m labkit.models.pocket.training.voices.neural --texts texts.jsonl --engine kokoro --output raw
 
 speaks every text with a random training voice and writes raw.npy and raw.jsonl for `natural_pool` to pack; stop it at
 any time, and the same command goes on where it was. The packages (the extra `voices` of pyproject.toml) hold the weights:
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.models.pocket.speech_libraries import SpeechError
+from labkit.models.pocket.training.voices.libraries import SpeechError
 
 KOKORO_TRAIN = ("jf_alpha", "jf_gongitsune", "jf_nezumi")
 KOKORO_HELD_OUT = ("jm_kumo", "jf_tebukuro")
@@ -203,7 +203,7 @@ def _voices(engine: str) -> Kokoro | Piper:
 
 def _speak(job: tuple[str, dict[str, Any]]) -> tuple[dict[str, Any], np.ndarray]:
     """One text by a random training voice of an engine: (index entry, samples int16 [n])."""
-    from labkit.models.pocket.voices import resample, trim
+    from labkit.models.pocket.training.voices.sound import resample, trim
 
     engine, row = job
     rng = random.Random(f"{row['id']} {row['text']}")
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm.auto import tqdm
 
     parser = argparse.ArgumentParser(
-        prog="python -m labkit.models.pocket.neural_voices", description=__doc__.split("\n")[0]
+        prog="python -m labkit.models.pocket.training.voices.neural", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--texts", type=Path, required=True, help='JSON lines of {"id", "text", "lang"}')
     parser.add_argument("--engine", choices=("kokoro", "piper"), required=True)

@@ -1,0 +1,49 @@
+"""Files of the Hugging Face hub, and its absence found out in seconds."""
+
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+
+from labkit.models.weights import LoadError
+
+
+class HubError(LoadError):
+    """A model on the hub that cannot be read."""
+
+
+def _from_hub(source: str, name: str) -> Path:
+    """A file of a hub repository, downloaded if it is not in the cache.
+
+    Raises:
+        HubError: no such repository or file, no access, or no connection (found out within seconds).
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, name)
+    try:
+        if not isinstance(cached, str) and not constants.HF_HUB_OFFLINE:
+            _ask_for(f"{constants.ENDPOINT}/{source}/resolve/main/{name}")
+        return Path(cached if isinstance(cached, str) else huggingface_hub.hf_hub_download(source, name))
+    except Exception as error:
+        raise HubError(
+            f"{source} is not in the local cache and cannot be read from the hub ({_first_line(error)}). "
+            "Is the name right and the hub in reach? A local folder can be given instead"
+        ) from None
+
+
+def _ask_for(url: str, timeout_s: float = 10.0) -> None:
+    """Raise OSError if nobody answers at this address; the hub's own client would try for half a minute."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        return  # an answer, if not a friendly one: the hub's client says what it means
+    except urllib.error.URLError as error:
+        raise OSError(str(error.reason)) from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Training the pocket model anew; no part of the installed package."""

@@ -1,0 +1,1 @@
+"""Synthesized speech for training."""
