@@ -9,7 +9,7 @@ import json
 import sys
 
 from labkit.common.errors import LabError
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import get_scheme
 from labkit.results.gpu import GpuRecord
 
@@ -30,7 +30,8 @@ def run(request: dict) -> None:
     `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
     from labkit.common.machine import environment, gpus
     from labkit.gpubench import GpuBench
-    from labkit.loading import as_plan, load
+    from labkit.loading import load
+    from labkit.plans.plan import as_plan
 
     record = GpuRecord(**request["record"])
     path = f"{request['folder']}/{record.plan}.json"

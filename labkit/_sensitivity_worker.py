@@ -54,7 +54,7 @@ def measure_part(
     from labkit.divergence import divergence
     from labkit.evaluation import evaluate
     from labkit.loading import load
-    from labkit.plan import QuantizationPlan, Rule
+    from labkit.plans.plan import QuantizationPlan, Rule
     from labkit.quantization import get_scheme
     from labkit.results.summary import summarize
 

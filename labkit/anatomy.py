@@ -26,9 +26,9 @@ from labkit.common.formats import format_bytes
 from labkit.kvcache import keeping_of, vector_bytes
 from labkit.models import ROLES, ModelSpec, find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.resolved import Part, ResolvedPlan
 from labkit.quantization import DTYPES
-from labkit.resolution import Part, ResolvedPlan
 from labkit.results.charts import anatomy
 
 if TYPE_CHECKING:

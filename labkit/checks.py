@@ -11,8 +11,8 @@ from labkit.common.machine import memory
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.spec import ModelSpec
 from labkit.placement import Placement
-from labkit.plan import QuantizationPlan
-from labkit.resolution import ResolvedPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.resolved import ResolvedPlan
 from labkit.rows import keeps_rows
 
 

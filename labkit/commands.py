@@ -70,7 +70,7 @@ def models(options: argparse.Namespace) -> None:
 
 def plans(options: argparse.Namespace) -> None:
     """``labkit plans``, with ``--model`` also the predicted bytes."""
-    from labkit.plan import QuantizationPlan, presets
+    from labkit.plans.plan import QuantizationPlan, presets
 
     known = [QuantizationPlan.preset(name) for name in presets()]
     headers, rows = ["Plan", "What it does"], [[plan.name, plan.description] for plan in known]

@@ -25,7 +25,7 @@ from labkit.collate import collate
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.evaluation import MAX_NEW_TOKENS
-from labkit.lockstep import run_model, to_device
+from labkit.plans.sequential import run_model, to_device
 
 
 @dataclass

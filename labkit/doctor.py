@@ -226,7 +226,7 @@ def _does_9b_fit() -> Iterator[Finding]:
 
     from labkit.common.machine import gpus, memory
     from labkit.models import find_roles
-    from labkit.plan import QuantizationPlan, presets
+    from labkit.plans.plan import QuantizationPlan, presets
 
     with torch.device("meta"):
         skeleton = Glm4vForConditionalGeneration(Glm4vConfig())

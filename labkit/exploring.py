@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.apply import find_places
-from labkit.calibrate import input_statistics
 from labkit.calibration import default_calibration
 from labkit.common.errors import LabError
 from labkit.engine import Engine
+from labkit.plans.calibrate import input_statistics
+from labkit.plans.quantize import find_places
 from labkit.quantization import Scheme, get_scheme, known_schemes
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.scheme import resident_bytes

@@ -66,7 +66,7 @@ def fit(options: argparse.Namespace) -> int | None:
     from labkit.cards import CONTEXT_BYTES, find_card
     from labkit.common.formats import bytes_of, format_bytes
     from labkit.fitting import needs
-    from labkit.plan import presets
+    from labkit.plans.plan import presets
     from labkit.terminal import console, make_table
 
     card = find_card(options.card) if options.card else None
@@ -110,7 +110,7 @@ def _check(options: argparse.Namespace) -> int:
     from labkit.common.process import WorkerFailedError, run_workers
     from labkit.fitcheck import PEAK_LIMIT, WEIGHTS_LIMIT
     from labkit.models.spec import get_spec
-    from labkit.plan import QuantizationPlan, presets
+    from labkit.plans.plan import QuantizationPlan, presets
     from labkit.terminal import console, make_table
 
     spec, screen = get_spec(options.model), _pixels(options.screen)

@@ -47,10 +47,10 @@ def check_plan(
     """
     import torch
 
-    from labkit.apply import weights_bytes
     from labkit.fitting import LIBRARY_BYTES, needs
     from labkit.livebytes import LiveBytes
     from labkit.loading import load
+    from labkit.plans.quantize import weights_bytes
 
     engine = load(model, plan, device, weights="random", progress=False)
     on_gpu = engine.device.type == "cuda"

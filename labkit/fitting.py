@@ -18,7 +18,7 @@ from pathlib import Path
 from labkit.anatomy import Anatomy, AnatomyError, PlanLike, dissect
 from labkit.kvcache import keeping_of
 from labkit.models import ModelSpec
-from labkit.plan import RuntimeOptions
+from labkit.plans.plan import RuntimeOptions
 from labkit.quantization import DTYPES
 from labkit.quantization.kernels.reference import SLICE_ELEMENTS_GPU
 

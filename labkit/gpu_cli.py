@@ -60,8 +60,8 @@ def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
     from labkit.checks import choose_device
     from labkit.common.process import worker_environment
-    from labkit.loading import as_plan
     from labkit.models.spec import get_spec
+    from labkit.plans.plan import as_plan
     from labkit.results.gpu import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
     from labkit.terminal import console, make_table
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.apply import weights_bytes
 from labkit.engine import Engine
 from labkit.forward import Forward, Row
 from labkit.kvcache import keeping_of, vector_bytes
+from labkit.plans.quantize import weights_bytes
 from labkit.results.gpu import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
 from labkit.static.cache import StaticCache
 from labkit.static.forward import StaticForward, StaticRow

@@ -31,7 +31,7 @@ from labkit.loading import load
 from labkit.measurement import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.results.folders import RecordFolder
 
 if TYPE_CHECKING:

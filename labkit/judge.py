@@ -8,7 +8,6 @@ import shutil
 from functools import cached_property
 from typing import Any
 
-from labkit.apply import weights_bytes
 from labkit.checks import choose_device
 from labkit.common.errors import LabError
 from labkit.common.machine import environment_on, forget_models
@@ -18,7 +17,8 @@ from labkit.loading import load
 from labkit.material import Material
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import weights_bytes
 from labkit.results.folders import RecordFolder
 from labkit.results.summary import summarize
 

@@ -110,7 +110,7 @@ PLAIN = Keeping()
 
 
 def keeping_of(runtime: Any) -> Keeping:
-    """What a plan's `labkit.plan.RuntimeOptions` mean for the cache (None: nothing)."""
+    """What a plan's `labkit.plans.plan.RuntimeOptions` mean for the cache (None: nothing)."""
     if runtime is None:
         return PLAIN
     kept = runtime.kv_cache

@@ -8,7 +8,6 @@ repository is never run.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any
 
 import torch
 
-from labkit.apply import quantize_
 from labkit.calibration import DEFAULT_COUNT, default_calibration
 from labkit.checkpoint.fingerprint import Fingerprinted
-from labkit.checkpoint.manifest import CheckpointError, Manifest
+from labkit.checkpoint.manifest import Manifest
 from labkit.checkpoint.restore import resolve_stored, restore, stored_plan
 from labkit.checks import (
     check_calibration,
@@ -29,19 +27,20 @@ from labkit.checks import (
     choose_devices,
     staging_device,
 )
+from labkit.common.errors import CheckpointError
 from labkit.engine import Engine
-from labkit.filling import fill_, largest_work_bytes
-from labkit.lockstep import checked_batches
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec
 from labkit.models.weights import RandomSource, Source, has_plain_names
 from labkit.placement import Placement, check_map, connect_, placed_on
-from labkit.plan import QuantizationPlan
-from labkit.quantization import DTYPES
+from labkit.plans.fill import fill_, largest_work_bytes
+from labkit.plans.finished import FinishedModules, WorkFolder, fingerprint_of
+from labkit.plans.plan import QuantizationPlan, as_plan
+from labkit.plans.quantize import quantize_
+from labkit.plans.resolved import ResolvedPlan
+from labkit.plans.sequential import checked_batches
 from labkit.quantization.native import library as native
-from labkit.resolution import ResolvedPlan
-from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
 
 RANDOM = "random"
 
@@ -62,7 +61,7 @@ def load(
     """Load a model, quantize it by a plan, and give the engine that answers with it.
 
     Weights are read shard by shard, and each module is quantized and put where it stays as soon as its weights
-    are there: memory holds the quantized model, one shard and one module's work (`labkit.filling`). A folder
+    are there: memory holds the quantized model, one shard and one module's work (`labkit.plans.fill`). A folder
     that the lab has quantized (`labkit.save`, ``labkit quantize``) is restored as it is.
 
     Args:
@@ -81,7 +80,7 @@ def load(
         work_folder: where layers solved on calibration are kept, so that the same call continues after an
             interruption.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
-        steps: where finished modules are kept and found again (`labkit.checkpoint.steps`).
+        steps: where finished modules are kept and found again (`labkit.plans.finished`).
         progress: show progress bars.
 
     Raises:
@@ -269,17 +268,6 @@ def check_stored_plan(
     if calibration is not None:
         raise CheckpointError(f"{spec.name} is quantized already and takes no calibration: {remedy}")
     return stored
-
-
-def as_plan(plan: str | Path | QuantizationPlan, dtype: str | None = None) -> QuantizationPlan:
-    """A plan from its name, its file or itself, with another default dtype if one is given."""
-    if not isinstance(plan, QuantizationPlan):
-        plan = QuantizationPlan.from_yaml(plan)
-    if dtype is None:
-        return plan
-    if dtype not in DTYPES:
-        raise LoadError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    return dataclasses.replace(plan, default=dtype)
 
 
 def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:

@@ -1,7 +1,7 @@
 """``labkit quantize``: a model and a plan into a quantized checkpoint, continuing where an earlier run stopped.
 
 Everything that can be refused is refused before weights are read: the plan against the model's skeleton, the
-output folder, the disk's space. Each finished module is kept at once (`labkit.checkpoint.steps`), the folder
+output folder, the disk's space. Each finished module is kept at once (`labkit.plans.finished`), the folder
 appears whole at the end.
 """
 
@@ -18,15 +18,15 @@ import torch
 from labkit.amounts import Amounts
 from labkit.calibration import default_calibration
 from labkit.checkpoint.fingerprint import Fingerprinted
-from labkit.checkpoint.manifest import CheckpointError
 from labkit.checkpoint.save import check_space, check_target, save
-from labkit.checkpoint.steps import Steps
 from labkit.checks import choose_device
-from labkit.loading import as_plan, load
+from labkit.common.errors import CheckpointError
+from labkit.loading import load
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec
-from labkit.plan import QuantizationPlan
+from labkit.plans.finished import Steps
+from labkit.plans.plan import QuantizationPlan, as_plan
 
 TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that is shorter
 

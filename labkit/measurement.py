@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from labkit.apply import weights_bytes
 from labkit.common.errors import LabError
 from labkit.common.machine import gpus
 from labkit.engine import Engine, Generation
+from labkit.plans.quantize import weights_bytes
 
 STANDARD_TEXTS = (
     "你是谁?",

@@ -24,7 +24,7 @@ from labkit.common.machine import environment
 from labkit.judge import Judge
 from labkit.material import Material
 from labkit.models import find_roles, get_spec
-from labkit.plan import PlanError, QuantizationPlan, Rule, presets
+from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.preflight import check_count, lab_version
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from labkit.common.errors import LabError
-from labkit.resolution import ResolvedPlan
+from labkit.plans.resolved import ResolvedPlan
 
 
 class PlacementError(LabError):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from labkit.allocation import Allocation, Unit
-from labkit.plan import QuantizationPlan, Rule
+from labkit.plans.plan import QuantizationPlan, Rule
 from labkit.quantization import DTYPES, Scheme, get_scheme
 from labkit.quantization.shorthand import parse_candidate
 

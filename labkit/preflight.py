@@ -183,7 +183,7 @@ def check_count(what: str, value: Any) -> None:
 
 
 def _load_plan(plan: Any) -> tuple[Any, str]:
-    from labkit.plan import QuantizationPlan
+    from labkit.plans.plan import QuantizationPlan
 
     source = os.fspath(plan)
     loaded = QuantizationPlan.from_yaml(source)

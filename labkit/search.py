@@ -21,7 +21,7 @@ from labkit.goal import Goal
 from labkit.judge import Judge
 from labkit.material import Material
 from labkit.models import get_spec
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.preflight import check_count, lab_version
 from labkit.results.folders import RecordFolder
 from labkit.searchresult import Search, finish

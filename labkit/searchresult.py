@@ -15,7 +15,7 @@ from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_difference, format_rate
 from labkit.common.intervals import paired_difference
 from labkit.judge import KEPT, Judge
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 
 if TYPE_CHECKING:
     import pandas

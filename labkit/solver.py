@@ -19,7 +19,7 @@ from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.goal import Goal
 from labkit.judge import Judge
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.planwriter import plan_of
 from labkit.quantization.int8_storage import KINDS
 from labkit.sensitivity import Sensitivity

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labkit.calibration import default_calibration
 from labkit.common.errors import LabError
-from labkit.lockstep import run_model, to_device
+from labkit.plans.sequential import run_model, to_device
 from labkit.quantization import Scheme, affine, gptq
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.gptq_steps import Step, watch

@@ -5,7 +5,7 @@ import tiny_models
 import torch
 from PIL import Image
 
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 
 HELLO = [{"role": "user", "content": "hello"}]
 PLANS = {

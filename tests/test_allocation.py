@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from labkit.allocation import Allocation, AllocationError, Option, Unit, allocate, front, units_of
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.planwriter import plan_of
 
 

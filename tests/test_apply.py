@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.apply import quantize_, weights_bytes
-from labkit.plan import PlanError, QuantizationPlan
+from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.quantization import QuantizedLinear, SchemeError
 from labkit.quantization.affine import sqnr_db
 

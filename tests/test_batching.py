@@ -8,12 +8,12 @@ import torch
 from test_engine import ask, picture, pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM
 
-from labkit.apply import quantize_
 from labkit.batching import Batch
 from labkit.engine import Engine, GenerationError
 from labkit.forward import Forward, Row, find_way
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
+from labkit.plans.quantize import quantize_
 from labkit.sampling import SamplingError
 
 SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")

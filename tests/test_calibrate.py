@@ -13,17 +13,17 @@ import tiny_models
 import torch
 from torch import nn
 
-from labkit import calibrate
-from labkit.apply import quantize_, weights_bytes
-from labkit.calibrate import input_statistics
 from labkit.calibration import default_calibration
-from labkit.lockstep import LockstepError
 from labkit.models.families import find_roles
-from labkit.plan import PlanError, QuantizationPlan
+from labkit.plans import calibrate
+from labkit.plans.calibrate import input_statistics
+from labkit.plans.finished import WorkFolderError
+from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.plans.quantize import quantize_, weights_bytes
+from labkit.plans.sequential import LockstepError
 from labkit.quantization import QuantizedLinear, SchemeError, get_scheme
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.int4 import Int4Linear
-from labkit.workfolder import WorkFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -248,7 +248,7 @@ def test_a_damaged_work_folder_is_named(llama, tmp_path):
 
 RUN = """
 import sys, torch, tiny_models, test_calibrate
-from labkit.workfolder import WorkFolder
+from labkit.plans.finished import WorkFolder
 save = WorkFolder.save
 def tell(self, name, module):
     save(self, name, module)

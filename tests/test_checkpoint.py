@@ -19,13 +19,13 @@ from checkpoint_models import (
 from safetensors.torch import load_file
 
 import labkit
-from labkit.apply import weights_bytes
 from labkit.checkpoint import CheckpointError, Manifest
 from labkit.checkpoint.save import save
 from labkit.common.files import sha256_of
 from labkit.loading import load
 from labkit.models.checkpoint import Checkpoint
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import weights_bytes
 
 MAKERS = {"llama": save_llama, "glm4v": save_glm4v, "pocket": save_pocket}
 

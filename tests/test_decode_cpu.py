@@ -9,12 +9,12 @@ import torch
 from test_engine import pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from labkit.apply import quantize_
 from labkit.decode_cpu import NativeStep, NotDescribedError, describe
 from labkit.engine import Engine
 from labkit.forward import COMPILED, Forward
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
+from labkit.plans.quantize import quantize_
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.native import library as native
@@ -162,7 +162,7 @@ def tiny(kind, name):
 
 
 def tiny_plan(kind):
-    from labkit.plan import QuantizationPlan
+    from labkit.plans.plan import QuantizationPlan
 
     rules = [{"role": "decoder", "scheme": kind, **({"group_size": 32} if kind == "int4" else {})}]
     return QuantizationPlan.from_dict({"name": "tiny", "rules": rules, "default": "bf16"})

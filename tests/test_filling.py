@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import labkit
-from labkit.apply import quantize_, weights_bytes
 from labkit.checks import choose_devices
 from labkit.livebytes import LiveBytes
 from labkit.loading import load
@@ -22,7 +21,8 @@ from labkit.models.spec import ModelSpec
 from labkit.models.token_ids import IdPromptError
 from labkit.models.weights import RandomSource
 from labkit.placement import PlacementError, check_map, connect_, split_by_layers
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.quantization import get_scheme
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -12,7 +12,7 @@ from labkit.common.errors import LabError
 from labkit.forward import Forward
 from labkit.gpu_cli import _numbers
 from labkit.kvcache import SINKS, keeping_of
-from labkit.plan import QuantizationPlan, RuntimeOptions
+from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.results.gpu import (
     CAPTURED,
     HEADERS,

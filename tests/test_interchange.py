@@ -15,7 +15,7 @@ from labkit.cli import main
 from labkit.interchange import ExportError, export
 from labkit.interchange.packing import pack_words, unpack_words
 from labkit.loading import load
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 
 LAYER = "model.layers.1.mlp.down_proj"
 

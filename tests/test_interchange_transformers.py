@@ -15,7 +15,7 @@ from checkpoint_models import HELLO, logits, picture, question, save_glm4v, save
 from labkit.checkpoint.save import save
 from labkit.interchange import export
 from labkit.loading import load
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.affine import sqnr_db
 

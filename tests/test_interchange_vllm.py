@@ -19,7 +19,7 @@ from checkpoint_models import picture
 from labkit.checkpoint.save import save
 from labkit.interchange import export
 from labkit.loading import load
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 
 VLLM = os.environ.get("LABKIT_VLLM")
 SITE = Path(__file__).parent / "vllm_site"

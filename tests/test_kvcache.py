@@ -7,7 +7,6 @@ from test_engine import ask, picture, pocket_conversations
 from transformers import MistralForCausalLM
 
 from labkit.anatomy import Anatomy
-from labkit.apply import quantize_
 from labkit.engine import Engine
 from labkit.forward import Forward
 from labkit.kvcache import (
@@ -24,7 +23,8 @@ from labkit.loading import load
 from labkit.models.checkpoint import LoadError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import quantize_
 from labkit.quantization.affine import sqnr_db
 
 

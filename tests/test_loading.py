@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import labkit
-from labkit.apply import weights_bytes
 from labkit.checks import check_memory, choose_device, staging_device
 from labkit.common.errors import LabError
 from labkit.loading import load
@@ -18,7 +17,8 @@ from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.hub import HubError, _ask_for
-from labkit.plan import PlanError, QuantizationPlan
+from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.plans.quantize import weights_bytes
 
 HELLO = [{"role": "user", "content": "hello"}]
 

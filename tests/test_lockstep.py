@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.lockstep import Lockstep, LockstepError, checked_batches, run_model
+from labkit.plans.sequential import Lockstep, LockstepError, checked_batches, run_model
 
 
 class Branches(nn.Module):

@@ -4,9 +4,9 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.apply import quantize_
 from labkit.forward import COMPILED, Forward
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import quantize_
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.logits import gives_logits, keep_logits_
 from labkit.quantization.native import library as native

@@ -14,13 +14,13 @@ from checkpoint_models import HELLO, logits, save_glm4v, save_llama
 
 from labkit.anatomy import AnatomyError, dissect
 from labkit.checkpoint import CheckpointError, Manifest
-from labkit.checkpoint.steps import Steps
 from labkit.cli import main
 from labkit.common.errors import LabError
 from labkit.common.files import sha256_of
 from labkit.loading import load
 from labkit.making import CalibrationSettings, QuantizeInterrupted, quantize_to
 from labkit.models.checkpoint import Checkpoint
+from labkit.plans.finished import Steps
 from labkit.quantization.int4 import Int4
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +167,7 @@ def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkey
 
 KILLER = """
 import os, signal, sys
-import labkit.checkpoint.steps, labkit.checkpoint.tensors, labkit.common.files
+import labkit.plans.finished, labkit.checkpoint.tensors, labkit.common.files
 from labkit.making import quantize_to
 
 where, number, model, target = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -189,7 +189,7 @@ def die_at(holder, name, half=False):
     setattr(holder, name, wrapped)
 
 if where == "module":
-    die_at(labkit.checkpoint.steps, "save_file", half=True)
+    die_at(labkit.plans.finished, "save_file", half=True)
 elif where == "tensors":
     die_at(labkit.checkpoint.tensors, "save_file", half=True)
 elif where == "hashes":
@@ -197,7 +197,7 @@ elif where == "hashes":
 elif where == "exchange":
     die_at(labkit.common.files, "_exchange")
 elif where == "remove":
-    die_at(labkit.checkpoint.steps.Steps, "remove")
+    die_at(labkit.plans.finished.Steps, "remove")
 quantize_to(model, "int4", target, "cpu", force=True, progress=False)
 """
 

@@ -7,13 +7,13 @@ import tiny_models
 import torch
 from PIL import Image
 
-from labkit.apply import quantize_, weights_bytes
 from labkit.common.errors import LabError
 from labkit.engine import Engine
 from labkit.measurement import bytes_by_role, measure, peak_memory
 from labkit.models import find_roles
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
+from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.results.measurement import Measurement
 
 

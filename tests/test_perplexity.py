@@ -15,7 +15,7 @@ from labkit.divergence import perplexity_of, sequence_losses
 from labkit.judge import Judge
 from labkit.material import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Material
 from labkit.perplexity import Perplexities, compare_perplexity
-from labkit.plan import PlanError
+from labkit.plans.plan import PlanError
 from labkit.results.folders import RecordFolderError
 from labkit.search_commands import _change
 

@@ -8,8 +8,8 @@ import torch
 import yaml
 from torch import nn
 
-from labkit.depth import relative_depths
-from labkit.plan import PlanError, QuantizationPlan, presets
+from labkit.plans.plan import PlanError, QuantizationPlan, presets
+from labkit.plans.rule import relative_depths
 from labkit.quantization import known_schemes
 
 PRESETS = ["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8"]

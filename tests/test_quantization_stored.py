@@ -7,8 +7,8 @@ import tiny_models
 import torch
 from torch import nn
 
-from labkit.apply import quantize_, weights_bytes
-from labkit.plan import PlanError, QuantizationPlan
+from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.quantization import SchemeError, get_scheme
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.int8_storage import StoredInt8

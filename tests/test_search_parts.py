@@ -9,9 +9,9 @@ import torch
 from labkit.amounts import Amounts, MaterialError
 from labkit.common.errors import GoalError
 from labkit.common.formats import bytes_of
-from labkit.depth import kind_of, layer_of
 from labkit.goal import Goal
 from labkit.material import PROBE_SEED, VALIDATION_SEED, Material
+from labkit.plans.rule import kind_of, layer_of
 from labkit.quantization import get_scheme
 from labkit.quantization.shorthand import CandidateError, label_of, parse_candidate, parse_candidates
 from labkit.results.charts.methods import column_errors, label_sides, pareto_front, sensitivity_heat_map

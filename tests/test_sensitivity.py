@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from labkit import search as search_module
 from labkit import solver
-from labkit.apply import quantize_
 from labkit.common.errors import LabError
 from labkit.judge import Judge
 from labkit.material import Material
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import quantize_
 from labkit.quantization.shorthand import parse_candidates
 from labkit.results.folders import RecordFolderError
 from labkit.search import search_plan
@@ -369,7 +369,7 @@ KILLED_SEARCH = """
 import os, signal, sys
 import labkit.judge
 from labkit.results.folders import RecordFolder
-from labkit.workfolder import WorkFolder
+from labkit.plans.finished import WorkFolder
 
 where, number = sys.argv[1], int(sys.argv[2])
 calls = 0

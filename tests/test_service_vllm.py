@@ -24,7 +24,7 @@ from labkit.common.errors import LabError
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import get_spec
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.service import vllm_command, vllm_serve
 from labkit.service.options import ServiceError, ServiceOptions
 from labkit.service.vllm import VllmBackend

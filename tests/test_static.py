@@ -11,7 +11,7 @@ import labkit
 from labkit import quantize_
 from labkit.forward import Forward
 from labkit.measurement import standard_conversations
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.cuda_products import available
 from labkit.quantization.native import library as native

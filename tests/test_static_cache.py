@@ -14,7 +14,7 @@ from labkit.forward import Forward
 from labkit.kvcache import PLAIN, SINKS, Keeping, Store, quantize_vectors
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.plan import QuantizationPlan, RuntimeOptions
+from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.quantization.affine import sqnr_db
 from labkit.static import cache as static_cache
 from labkit.static import forward as static_forward

@@ -10,7 +10,7 @@ import pytest
 from labkit.anatomy import dissect
 from labkit.common.formats import format_bytes
 from labkit.models import get_spec
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.results.measurement import Measurement
 from labkit.widgets import compare
 from labkit.widgets.fields import option_help

@@ -6,7 +6,7 @@ import yaml
 from labkit import anatomy
 from labkit.common.formats import format_bytes
 from labkit.models import get_spec
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
 from labkit.widgets import plan_editor
 from labkit.widgets.editor import DEFAULT
 

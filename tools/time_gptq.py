@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from labkit.apply import quantize_, weights_bytes
 from labkit.common.files import atomic_path
 from labkit.common.machine import environment_on
-from labkit.depth import layer_of
 from labkit.loading import choose_device
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import quantize_, weights_bytes
+from labkit.plans.rule import layer_of
 
 GRID = (34, 16)
 """Patches of a screenshot of 224 x 476 pixels, as `labkit.calibration` draws them."""
@@ -35,7 +35,7 @@ SEED = 0
 
 
 class Clock:
-    """A `labkit.workfolder.FinishedModules` that keeps nothing but the time at which each module was finished."""
+    """A `labkit.plans.finished.FinishedModules` that keeps nothing but the time at which each module was finished."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.began, self.finished = device, time.perf_counter(), {}

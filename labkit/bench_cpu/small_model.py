@@ -14,12 +14,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from labkit.apply import quantize_
 from labkit.engine import Engine
 from labkit.models.gguf import BLOCK, GGUF, GGUFError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.plan import QuantizationPlan
+from labkit.plans.plan import QuantizationPlan
+from labkit.plans.quantize import quantize_
 from labkit.quantization import DTYPES
 from labkit.quantization.int4 import Int4Linear
 

@@ -11,6 +11,7 @@
 | `card.py` | the folder's ``README.md`` |
 """
 
-from labkit.checkpoint.manifest import CheckpointError, Manifest
+from labkit.checkpoint.manifest import Manifest
+from labkit.common.errors import CheckpointError
 
 __all__ = ["CheckpointError", "Manifest"]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from labkit.workfolder import hash_of
+from labkit.plans.finished import hash_of
 
 
 class Fingerprinted:

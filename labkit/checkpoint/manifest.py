@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import CheckpointError
 from labkit.common.files import sha256_of
 
 NAME = "labkit.json"
@@ -33,10 +33,6 @@ FORMAT = "labkit-checkpoint"
 VERSION = 1
 EDITABLE = ("README.md",)
 HASHING_THREADS = 4
-
-
-class CheckpointError(LabError):
-    """A quantized checkpoint that is damaged, was changed, or cannot be used as asked."""
 
 
 @dataclass(frozen=True)

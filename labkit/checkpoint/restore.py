@@ -6,15 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from labkit.apply import find_places
-from labkit.checkpoint.manifest import CheckpointError, Manifest
+from labkit.checkpoint.manifest import Manifest
 from labkit.checkpoint.tensors import read_tensors
+from labkit.common.errors import CheckpointError
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
-from labkit.plan import PlanError, QuantizationPlan
+from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.plans.quantize import find_places
+from labkit.plans.resolve import replaceable_linears, replaceable_others, resolved_as
+from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import SchemeError, get_scheme
 from labkit.quantization.int8_storage import KINDS
-from labkit.resolution import ResolvedPlan, replaceable_linears, replaceable_others, resolved_as
 
 
 def stored_plan(manifest: Manifest) -> QuantizationPlan:

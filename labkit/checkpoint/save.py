@@ -12,13 +12,14 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from labkit.apply import weights_bytes
 from labkit.checkpoint import card
-from labkit.checkpoint.manifest import NAME, CheckpointError, Manifest, file_facts
+from labkit.checkpoint.manifest import NAME, Manifest, file_facts
 from labkit.checkpoint.tensors import SHARD_BYTES, write_tensors
+from labkit.common.errors import CheckpointError
 from labkit.common.files import atomic_folder
 from labkit.common.machine import environment
 from labkit.models.checkpoint import Checkpoint
+from labkit.plans.quantize import weights_bytes
 
 QUANT_METHOD = "labkit"
 MARKS = (NAME, "labkit-export.json")

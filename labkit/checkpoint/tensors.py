@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.checkpoint.manifest import CheckpointError
+from labkit.common.errors import CheckpointError
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int8_storage import StoredInt8
+from labkit.quantization.module_tensors import assign_tensors, module_tensors
 
 SHARD_BYTES = 2_000_000_000
 STEM = "packed"  # not "model": libraries that cannot read packed tensors must find no weights here
@@ -56,16 +57,6 @@ def tensor_entries(model: nn.Module) -> tuple[list[Entry], dict[str, str]]:
         else:
             ties[entry.key] = key
     return entries, ties
-
-
-def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's own tensors by their names, on the CPU, packed ones in plain order of bytes."""
-    stored: dict[str, Tensor] = {}
-    module._save_to_state_dict(stored, "", keep_vars=False)
-    for name in module._non_persistent_buffers_set:
-        if module._buffers[name] is not None:
-            stored[name] = module._buffers[name]
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
 
 
 def write_tensors(
@@ -172,19 +163,6 @@ def _check_fits(entry: Entry, tensor: Tensor, path: Path) -> None:
             f"{path}: {entry.key} is {tuple(tensor.shape)} {tensor.dtype}, "
             f"its place is {tuple(place.shape)} {place.dtype}"
         )
-
-
-def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in the places of a module's own, and packed ones into the order its device likes best."""
-    packed = getattr(module, "packed_name", None)
-    for name, tensor in tensors.items():
-        if name in module._parameters:
-            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-        else:
-            module._buffers[name] = tensor
-    if packed in tensors:
-        module.layout = "plain"
-        module.settle()
 
 
 def _tie(model: nn.Module, alias: str, key: str) -> None:

@@ -18,3 +18,11 @@ class ResultsError(LabError):
 
 class GoalError(LabError):
     """No goal, more than one, or one that cannot be read."""
+
+
+class CheckpointError(LabError):
+    """A quantized checkpoint that is damaged, was changed, or cannot be used as asked."""
+
+
+class LoadError(LabError):
+    """A model that cannot be loaded as asked."""

@@ -16,7 +16,7 @@ def _dissected(model: str) -> Any:
 
 def resolved_answer(answer: Any) -> Any:
     """A plan, its mapping or the list of its rules, laid over the pocket model; None for anything else."""
-    from labkit.plan import QuantizationPlan
+    from labkit.plans.plan import QuantizationPlan
 
     if isinstance(answer, list | Mapping):
         answer = {"name": "mine", "rules": answer} if isinstance(answer, list) else answer

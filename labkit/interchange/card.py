@@ -7,7 +7,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from labkit.checkpoint.manifest import Manifest
 from labkit.interchange.integers import Kind
 from labkit.models.checkpoint import Checkpoint
-from labkit.resolution import ResolvedPlan
+from labkit.plans.resolved import ResolvedPlan
 
 
 def notes(

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from labkit.checkpoint.manifest import Manifest
 from labkit.checkpoint.restore import resolve_stored, restore
 from labkit.checkpoint.save import check_space, check_target, writing
-from labkit.checkpoint.tensors import SHARD_BYTES, module_tensors, shard_names, tensor_entries
+from labkit.checkpoint.tensors import SHARD_BYTES, shard_names, tensor_entries
 from labkit.interchange import card, compressed_tensors, gptq
 from labkit.interchange.integers import (
     ExportError,
@@ -31,9 +31,10 @@ from labkit.interchange.integers import (
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import get_spec
 from labkit.placement import Placement
+from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int8_storage import StoredInt8
-from labkit.resolution import ResolvedPlan
+from labkit.quantization.module_tensors import module_tensors
 
 FORMATS: dict[str, ModuleType] = {"compressed-tensors": compressed_tensors, "gptq": gptq}
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from labkit.models.weights import LoadError
+from labkit.common.errors import LoadError
 
 
 class HubError(LoadError):

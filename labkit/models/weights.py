@@ -17,16 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from labkit.common.errors import LabError
+from labkit.common.errors import LoadError
 
 logger = logging.getLogger(__name__)
 
 RANDOM_STD = 0.02
 """Standard deviation of random weights: what transformers starts training with."""
-
-
-class LoadError(LabError):
-    """A model that cannot be loaded as asked."""
 
 
 class Source(Protocol):

@@ -14,8 +14,8 @@ from typing import Any
 from labkit.common.files import checkout_folder
 from labkit.interchange.compressed_tensors import NEAREST
 from labkit.models.checkpoint import Checkpoint
+from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import DTYPES
-from labkit.resolution import ResolvedPlan
 from labkit.service.options import ServiceError
 
 INTERPRETER_VARIABLE = "LABKIT_VLLM"

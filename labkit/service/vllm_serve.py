@@ -18,7 +18,7 @@ from labkit.common.formats import format_bytes
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec
-from labkit.resolution import ResolvedPlan
+from labkit.plans.resolved import ResolvedPlan
 from labkit.service import log
 from labkit.service.backend import served_names
 from labkit.service.options import ServiceOptions
@@ -46,7 +46,8 @@ def serve_vllm(model: str, plan: str | None, options: ServiceOptions, vllm: Vllm
     """
     from labkit.checkpoint.manifest import Manifest
     from labkit.checkpoint.restore import resolve_stored
-    from labkit.loading import as_plan, check_stored_plan
+    from labkit.loading import check_stored_plan
+    from labkit.plans.plan import as_plan
 
     with listening(options) as listener:
         warn(options)

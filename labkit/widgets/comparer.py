@@ -13,7 +13,7 @@ from labkit.anatomy import Anatomy, dissect
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.models import get_spec
-from labkit.plan import QuantizationPlan, presets
+from labkit.plans.plan import QuantizationPlan, presets
 from labkit.results.charts.marks import plan_colour
 from labkit.results.comparison import Comparison
 from labkit.widgets.fields import STYLE, WIDE, Chart, message, option_help

@@ -10,10 +10,10 @@ import yaml
 from labkit.anatomy import dissect
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
-from labkit.plan import QuantizationPlan, Rule, presets
+from labkit.models import ROLES
+from labkit.plans.plan import QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, known_schemes
 from labkit.results.charts.anatomy import role_name
-from labkit.rule import ROLES
 from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 
 DEFAULT = "the default"

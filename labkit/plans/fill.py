@@ -4,7 +4,7 @@ Each module is quantized as soon as its weights have come, and put where it stay
 there in the plan's default dtype. So memory holds the quantized model, one shard, and one module's work: a
 model can be made on a machine that could not hold it unquantized.
 
-Linears whose schemes look at activations keep their weights in the files (`labkit.quantization.unread`) until
+Linears whose schemes look at activations keep their weights in the files (`labkit.plans.unread`) until
 the calibration comes to them: it runs through the quantized rest and reads each weight when it is used, three
 times in all. Memory then also holds the inputs of one layer.
 """
@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.apply import find_places, walked_schemes
-from labkit.calibrate import calibrate_
 from labkit.common.machine import give_back_memory
 from labkit.models.weights import Source
+from labkit.plans.calibrate import calibrate_
+from labkit.plans.finished import FinishedModules
+from labkit.plans.quantize import find_places, walked_schemes
+from labkit.plans.resolve import default_dtype_of
+from labkit.plans.resolved import ResolvedPlan
+from labkit.plans.unread import UnreadLinear
 from labkit.quantization import Scheme
-from labkit.quantization.unread import UnreadLinear
-from labkit.resolution import ResolvedPlan, default_dtype_of
-from labkit.workfolder import FinishedModules
 
 TRIMMED_BYTES = 32 << 20
 """After so many bytes of unquantized weights, freed memory is given back to the system."""

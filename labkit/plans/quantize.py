@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from labkit.calibrate import calibrate_
-from labkit.lockstep import checked_batches
-from labkit.plan import PlanError, QuantizationPlan
+from labkit.plans.calibrate import calibrate_
+from labkit.plans.finished import FinishedModules, WorkFolder, fingerprint_of
+from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.plans.resolve import default_dtype_of
+from labkit.plans.resolved import ResolvedPlan
+from labkit.plans.sequential import checked_batches
 from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int8_storage import StoredInt8
-from labkit.resolution import ResolvedPlan, default_dtype_of
-from labkit.workfolder import FinishedModules, WorkFolder, fingerprint_of
 
 
 @torch.no_grad()

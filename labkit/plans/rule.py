@@ -1,16 +1,47 @@
-"""One line of a plan: which modules it is about, and the scheme that they get. The file's form is in `labkit.plan`."""
+"""One line of a plan: which modules it is about, and the scheme that they get. The file's form is in `labkit.plans.plan`."""
+
+from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from labkit.common.errors import LabError
-from labkit.depth import kind_of
+from labkit.models.families import ROLES
 from labkit.quantization import Scheme, SchemeError, get_scheme
 
-ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+def relative_depths(names: Iterable[str]) -> dict[str, float]:
+    """Depth of each module whose name has a layer number: ``(layer + 1/2) / layers``, between 0 and 1.
+
+    The stack is what stands before the first number in the name; its layers are counted in ``names``.
+
+    >>> relative_depths(["layers.0.fc", "layers.1.fc", "head"])
+    {'layers.0.fc': 0.25, 'layers.1.fc': 0.75}
+    """
+    places = {name: place for name in names if (place := layer_of(name)) is not None}
+    counts: dict[str, int] = {}
+    for stack, number in places.values():
+        counts[stack] = max(counts.get(stack, 0), number + 1)
+    return {name: (number + 0.5) / counts[stack] for name, (stack, number) in places.items()}
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """``("model.layers", 3)`` for ``model.layers.3.mlp.up_proj``; None for a name without a number."""
+    found = _NUMBER.search(name)
+    return (name[: found.start()], int(found[1])) if found else None
+
+
+def kind_of(name: str) -> str:
+    """The Linear's own name, the last part that is no number: ``up_proj`` of ``layers.3.mlp.up_proj``."""
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    return parts[-1] if parts else name
+
+
 MODULE_KINDS = ("linear", "embedding", "conv")
 _KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupported", "optional")
 
@@ -28,8 +59,8 @@ class Rule:
         roles: roles it applies to.
         match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
         modules: the kinds of modules it is about, of `MODULE_KINDS`.
-        linears: of those, only the Linears of these own names (`labkit.depth.kind_of`); empty: all.
-        depth: of those, only the ones from this relative depth on and below that (`labkit.depth`); a Linear
+        linears: of those, only the Linears of these own names (`labkit.plans.rule.kind_of`); empty: all.
+        depth: of those, only the ones from this relative depth on and below that (`labkit.plans.rule`); a Linear
             in no stack of layers has none. None: any.
         on_unsupported: the scheme for a matched Linear that ``scheme`` cannot take; None: that is an error.
         optional: a model without such a Linear is no error.
@@ -69,7 +100,7 @@ class Rule:
         return f"({what} -> {self.scheme.name})"
 
     @classmethod
-    def from_dict(cls, data: Any, where: str, on_unsupported: str | None = None) -> "Rule":
+    def from_dict(cls, data: Any, where: str, on_unsupported: str | None = None) -> Rule:
         """A rule from its mapping in the file; ``where`` names it in errors."""
         if not isinstance(data, Mapping):
             raise PlanError(f"{where}: a rule is a mapping with role or match, and scheme; this is {data!r}")

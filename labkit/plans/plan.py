@@ -27,6 +27,9 @@ that matches wins. What no rule matches, and everything that is no Linear, keeps
       sliding_window: null
 """
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,14 +38,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from labkit.common.files import assets_folder, atomic_path
+from labkit.models.checkpoint import LoadError
+from labkit.plans.rule import PlanError, Rule
 from labkit.quantization import DTYPES, get_scheme
-from labkit.rule import PlanError, Rule
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from labkit.resolution import ResolvedPlan
+    from labkit.plans.resolved import ResolvedPlan
 
 KV_CACHE_DTYPES = ("fp32", "fp16", "bf16", "int8")
 _USUAL = [
@@ -100,7 +104,7 @@ class QuantizationPlan:
             )
 
     @property
-    def dtype(self) -> "torch.dtype":
+    def dtype(self) -> torch.dtype:
         """The torch dtype of ``default``."""
         return DTYPES[self.default]
 
@@ -110,7 +114,7 @@ class QuantizationPlan:
         return any(rule.scheme.requires_calibration for rule in self.rules)
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "plan") -> "QuantizationPlan":
+    def from_dict(cls, data: Any, where: str = "plan") -> QuantizationPlan:
         """A plan from a mapping; errors begin with ``where`` and the rule's number."""
         if not isinstance(data, Mapping):
             raise PlanError(f"{where}: a plan is a mapping with name and rules")
@@ -148,7 +152,7 @@ class QuantizationPlan:
             raise PlanError(f"{where}: {error}") from error
 
     @classmethod
-    def from_yaml(cls, path_or_name: str | Path) -> "QuantizationPlan":
+    def from_yaml(cls, path_or_name: str | Path) -> QuantizationPlan:
         """A plan from a YAML file, or a preset by its name. Raises PlanError with the file's name."""
         path = Path(path_or_name).expanduser()
         if not path.is_file():
@@ -164,14 +168,14 @@ class QuantizationPlan:
         return cls.from_dict(data, path.name)
 
     @classmethod
-    def preset(cls, name: str) -> "QuantizationPlan":
+    def preset(cls, name: str) -> QuantizationPlan:
         """One of `presets`."""
         if name not in presets():
             raise PlanError(f"no preset {name!r}; presets are {', '.join(presets())}")
         return cls.from_yaml(plans_folder() / f"{name}.yaml")
 
     @classmethod
-    def uniform(cls, scheme: str, *, default: str = "bf16", **options: Any) -> "QuantizationPlan":
+    def uniform(cls, scheme: str, *, default: str = "bf16", **options: Any) -> QuantizationPlan:
         """Every Linear the same: ``QuantizationPlan.uniform("int4", num_bits=3)``."""
         settings = "".join(f"-{key}-{value}" for key, value in options.items()).replace("_", "-")
         rule = Rule(get_scheme(scheme, **options), match="re:.*")
@@ -196,16 +200,16 @@ class QuantizationPlan:
 
     def resolve(
         self,
-        model: "nn.Module",
+        model: nn.Module,
         roles: Mapping[str, str] | None = None,
-        device: "torch.device | str | None" = None,
-    ) -> "ResolvedPlan":
+        device: torch.device | str | None = None,
+    ) -> ResolvedPlan:
         """Which Linear gets which scheme, and how many bytes that makes; the model may be on the meta device.
 
         ``roles`` maps module names to roles (default: found by the model's family). ``device`` is where the
         model will run (default: where its weights are). Raises PlanError that names the rule.
         """
-        from labkit.resolution import resolve
+        from labkit.plans.resolve import resolve
 
         return resolve(self, model, roles, device)
 
@@ -245,3 +249,14 @@ class _PlanDumper(yaml.SafeDumper):
 
 
 _PlanDumper.add_representer(list, _PlanDumper.represent_list)
+
+
+def as_plan(plan: str | Path | QuantizationPlan, dtype: str | None = None) -> QuantizationPlan:
+    """A plan from its name, its file or itself, with another default dtype if one is given."""
+    if not isinstance(plan, QuantizationPlan):
+        plan = QuantizationPlan.from_yaml(plan)
+    if dtype is None:
+        return plan
+    if dtype not in DTYPES:
+        raise LoadError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    return dataclasses.replace(plan, default=dtype)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.lockstep import TOO_LARGE, Lockstep, LockstepError, run_model, to_device
+from labkit.plans.finished import FinishedModules
+from labkit.plans.sequential import TOO_LARGE, Lockstep, LockstepError, run_model, to_device
+from labkit.plans.unread import at_hand
 from labkit.quantization import Scheme
 from labkit.quantization.gptq_blocks import forget_graphs
 from labkit.quantization.statistics import InputStatistics
-from labkit.quantization.unread import at_hand
-from labkit.workfolder import FinishedModules
 
 
 @torch.no_grad()

@@ -1,0 +1,111 @@
+"""A plan laid over a model: which module gets which scheme, and how many bytes that makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from labkit.plans.rule import kind_of, relative_depths
+from labkit.quantization import Scheme
+
+if TYPE_CHECKING:
+    import pandas
+
+    from labkit.plans.plan import QuantizationPlan
+
+
+NO_ROLE = "other"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The parameters of one module, or of one quantized Linear: a line of the account."""
+
+    module: str
+    role: str
+    scheme: str
+    parameters: int
+    bytes: int
+    is_linear: bool
+
+
+@dataclass(frozen=True)
+class ResolvedPlan:
+    """What `QuantizationPlan.resolve` returns.
+
+    Attributes:
+        plan: the plan.
+        schemes: module name -> scheme of each Linear a rule matched; the others keep the default dtype.
+        rules: module name -> number of the rule (from 1).
+        parts: where the predicted bytes are, one entry a module.
+        notes: what was left alone or degraded, and why, in sentences.
+    """
+
+    plan: QuantizationPlan
+    schemes: dict[str, Scheme]
+    rules: dict[str, int]
+    parts: list[Part] = field(repr=False)
+    notes: list[str]
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Bytes of the whole model: parameters and buffers, what is tied counted once."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def parameters(self) -> int:
+        """Values of the whole model, what is tied counted once."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def bytes_by_role(self) -> dict[str, int]:
+        """Role -> bytes; ``other`` for what plays no role of its own."""
+        total: Counter[str] = Counter()
+        for part in self.parts:
+            total[part.role] += part.bytes
+        return dict(total)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One entry per role and scheme: linears, parameters, bytes, bits a parameter."""
+        grouped: dict[tuple[str, str], list[Part]] = {}
+        for part in self.parts:
+            grouped.setdefault((part.role, part.scheme), []).append(part)
+        rows = []
+        for (role, scheme), parts in grouped.items():
+            parameters, size = sum(p.parameters for p in parts), sum(p.bytes for p in parts)
+            rows.append(
+                {
+                    "role": role,
+                    "scheme": scheme,
+                    "linears": sum(p.is_linear for p in parts),
+                    "parameters": parameters,
+                    "bytes": size,
+                    "bits_per_parameter": round(8 * size / parameters, 2) if parameters else None,
+                }
+            )
+        return rows
+
+    def linears(self) -> list[dict[str, object]]:
+        """One entry per Linear, and per other module that is quantized: ``linear, role, kind, depth, scheme,
+        parameters, bytes``; for `labkit.results.charts.methods.plan_map`."""
+        depths = relative_depths(part.module for part in self.parts if part.is_linear)
+        return [
+            {
+                "linear": part.module,
+                "role": part.role,
+                "kind": kind_of(part.module),
+                "depth": depths.get(part.module),
+                "scheme": part.scheme,
+                "parameters": part.parameters,
+                "bytes": part.bytes,
+            }
+            for part in self.parts
+            if part.is_linear or part.module in self.schemes
+        ]
+
+    def table(self) -> pandas.DataFrame:
+        """`rows` as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())

@@ -1,0 +1,28 @@
+"""A module's own tensors as they are written into files, and put back."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's own tensors by their names, on the CPU, packed ones in plain order of bytes."""
+    stored: dict[str, Tensor] = {}
+    module._save_to_state_dict(stored, "", keep_vars=False)
+    for name in module._non_persistent_buffers_set:
+        if module._buffers[name] is not None:
+            stored[name] = module._buffers[name]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+
+
+def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in the places of a module's own, and packed ones into the order its device likes best."""
+    packed = getattr(module, "packed_name", None)
+    for name, tensor in tensors.items():
+        if name in module._parameters:
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[name] = tensor
+    if packed in tensors:
+        module.layout = "plain"
+        module.settle()
