@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 _HOME = {
     "Action": "labkit.common.actions",
     "Comparison": "labkit.comparison",
-    "Engine": "labkit.engine",
-    "Generation": "labkit.engine",
+    "Engine": "labkit.engine.engine",
+    "Generation": "labkit.engine.engine",
     "LabError": "labkit.common.errors",
     "Material": "labkit.material",
     "Measurement": "labkit.results.measurement",

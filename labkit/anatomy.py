@@ -23,7 +23,7 @@ from torch import nn
 
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
-from labkit.kvcache import keeping_of, vector_bytes
+from labkit.engine.kv_cache import keeping_of, vector_bytes
 from labkit.models import ROLES, ModelSpec, find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.plan import QuantizationPlan
@@ -172,7 +172,7 @@ class Anatomy:
 
     def kv_cache_bytes(self, tokens: int) -> int:
         """Bytes that the KV cache of a conversation of so many tokens holds: a window keeps the last ones and the
-        first `labkit.kvcache.SINKS`."""
+        first `labkit.engine.kv_cache.SINKS`."""
         return keeping_of(self.resolved.plan.runtime).kept(tokens) * self.kv_cache_bytes_per_token()
 
     def image_tokens(self, width: int, height: int, max_pixels: int | None = None) -> int:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from labkit.common.machine import memory
+from labkit.engine.row_cache import keeps_rows
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.spec import ModelSpec
 from labkit.placement import Placement
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.resolved import ResolvedPlan
-from labkit.rows import keeps_rows
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

@@ -1,6 +1,6 @@
 """Several prompts, or answers, as one batch: padded on the left, media joined.
 
-For measuring distributions and calibrating; the engine itself runs prompts one by one (see `labkit.forward`).
+For measuring distributions and calibrating; the engine itself runs prompts one by one (see `labkit.engine.forward`).
 """
 
 from __future__ import annotations

@@ -154,9 +154,9 @@ def ask(options: argparse.Namespace) -> None:
 
     import torch
 
+    from labkit.engine.sampling import SamplingSettings
     from labkit.loading import load
     from labkit.preflight import check_senses
-    from labkit.sampling import SamplingSettings
 
     settings = {
         "max_new_tokens": options.max_new_tokens,

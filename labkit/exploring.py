@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from labkit.calibration import default_calibration
 from labkit.common.errors import LabError
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.plans.calibrate import input_statistics
 from labkit.plans.quantize import find_places
 from labkit.quantization import Scheme, get_scheme, known_schemes

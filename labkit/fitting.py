@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.anatomy import Anatomy, AnatomyError, PlanLike, dissect
-from labkit.kvcache import keeping_of
+from labkit.engine.kv_cache import keeping_of
 from labkit.models import ModelSpec
 from labkit.plans.plan import RuntimeOptions
 from labkit.quantization import DTYPES
@@ -115,8 +115,8 @@ def activation_bytes(anatomy: Anatomy, tokens: int, image_tokens: int) -> int:
 
 def unpacked_cache_bytes(anatomy: Anatomy, tokens: int) -> int:
     """Keys and values of one layer in the type the model computes in: what the model's own modules make of an int8 cache
-    when they decode, a layer at a time; the captured step (`labkit.static`) reads it as it is. 0 for any other cache that
-    is read as it is."""
+    when they decode, a layer at a time; the captured step (`labkit.engine.step_gpu`) reads it as it is. 0 for any
+    other cache that is read as it is."""
     plan = anatomy.resolved.plan
     if plan.runtime.kv_cache in (None, plan.default):
         return 0

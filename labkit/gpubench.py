@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.engine import Engine
-from labkit.forward import Forward, Row
-from labkit.kvcache import keeping_of, vector_bytes
+from labkit.engine.engine import Engine
+from labkit.engine.forward import Forward, Row
+from labkit.engine.kv_cache import keeping_of, vector_bytes
+from labkit.engine.step_gpu.cache import StaticCache
+from labkit.engine.step_gpu.captured import StaticForward, StaticRow
 from labkit.plans.quantize import weights_bytes
 from labkit.results.gpu import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
-from labkit.static.cache import StaticCache
-from labkit.static.forward import StaticForward, StaticRow
 from labkit.timing import bandwidth
 
 COPY_BYTES = 2**31

@@ -25,8 +25,8 @@ from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_difference, format_rate, format_seconds
 from labkit.common.machine import environment, forget_models, gpus
-from labkit.engine import Engine
-from labkit.generation import Generation
+from labkit.engine.engine import Engine
+from labkit.engine.generation import Generation
 from labkit.loading import load
 from labkit.measurement import peak_memory, start_peak
 from labkit.models import get_spec

@@ -28,7 +28,7 @@ from labkit.checks import (
     staging_device,
 )
 from labkit.common.errors import CheckpointError
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec

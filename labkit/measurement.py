@@ -16,7 +16,7 @@ import torch
 
 from labkit.common.errors import LabError
 from labkit.common.machine import gpus
-from labkit.engine import Engine, Generation
+from labkit.engine.engine import Engine, Generation
 from labkit.plans.quantize import weights_bytes
 
 STANDARD_TEXTS = (
@@ -54,7 +54,7 @@ def measure(
         prompts: how many answers are timed.
         warmup: how many are generated first and not counted.
         max_new_tokens: longest answer.
-        enable_thinking: as in :meth:`labkit.engine.Engine.generate`.
+        enable_thinking: as in :meth:`labkit.engine.engine.Engine.generate`.
 
     Returns:
         Fields of :class:`labkit.results.measurement.Measurement`: ``weights_bytes, predicted_bytes, bytes_by_role,

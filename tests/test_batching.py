@@ -8,13 +8,13 @@ import torch
 from test_engine import ask, picture, pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM
 
-from labkit.batching import Batch
-from labkit.engine import Engine, GenerationError
-from labkit.forward import Forward, Row, find_way
+from labkit.engine.batching import Batch
+from labkit.engine.engine import Engine, GenerationError
+from labkit.engine.forward import Forward, Row, find_way
+from labkit.engine.sampling import SamplingError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.quantize import quantize_
-from labkit.sampling import SamplingError
 
 SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")
 
@@ -40,7 +40,7 @@ def glm4v():
 def even_clock(monkeypatch):
     """Every prefill and every step takes one second, however fast this machine is at either."""
     clock = itertools.count()
-    monkeypatch.setattr("labkit.batching.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("labkit.engine.batching.time.perf_counter", lambda: float(next(clock)))
 
 
 def quantized_pocket(scheme):
@@ -142,7 +142,7 @@ def test_a_new_prompt_joins_while_others_are_being_decoded(llama, even_clock):
 def test_a_stream_of_prompts_never_stops_those_being_decoded(llama, monkeypatch):
     """Prefills that take 100 times a step: decoding still gets its quarter of the time."""
     now, log = [0.0], []
-    monkeypatch.setattr("labkit.batching.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("labkit.engine.batching.time.perf_counter", lambda: now[0])
     prefill, step = Forward.prefill, Forward.step
 
     def slow_prefill(self, inputs):

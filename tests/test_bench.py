@@ -7,7 +7,7 @@ import torch
 from labkit import phonetap
 from labkit.bench import Bench, measurable_linears, measurable_others
 from labkit.divergence import answer_probe, divergence
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.models.families import find_roles
 from labkit.quantization.shorthand import parse_candidates
 

@@ -16,7 +16,7 @@ from labkit.bench_cpu import peer, run
 from labkit.bench_cpu.small_model import PLANS, load_small_model
 from labkit.bench_cpu.streams import bench_streams
 from labkit.common.errors import LabError
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.models.gguf import GGUF, GGUFError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec

@@ -9,9 +9,9 @@ import torch
 from test_engine import pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from labkit.decode_cpu import NativeStep, NotDescribedError, describe
-from labkit.engine import Engine
-from labkit.forward import COMPILED, Forward
+from labkit.engine.engine import Engine
+from labkit.engine.forward import COMPILED, Forward
+from labkit.engine.step_cpu import NativeStep, NotDescribedError, describe
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.quantize import quantize_

@@ -11,7 +11,7 @@ from torch import nn
 from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.divergence import Probe, answer_probe, divergence, text_probe
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.quantization import get_scheme
 from labkit.replay import Replay, blocks_of
 

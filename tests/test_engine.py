@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from labkit.common.errors import LabError
-from labkit.engine import Engine, GenerationError
+from labkit.engine.engine import Engine, GenerationError
+from labkit.engine.sampling import SamplingError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.sampling import SamplingError
 
 
 def picture(width, height, seed=0):

@@ -10,7 +10,7 @@ from labkit.answers import with_answer
 from labkit.calibration import calibration_batches, default_calibration
 from labkit.common.actions import Action
 from labkit.common.errors import LabError
-from labkit.forward import Forward
+from labkit.engine.forward import Forward
 from labkit.models.processors import TemplateProcessor
 
 
@@ -63,7 +63,7 @@ def test_the_right_answer_can_follow_the_prompt(monkeypatch):
 
 
 def test_an_answer_behind_the_prompt_is_seen_as_decoding_sees_it():
-    from labkit.engine import Engine
+    from labkit.engine.engine import Engine
 
     model, processor = tiny_models.pocket()
     engine = Engine(model, processor, spec=None)

@@ -4,8 +4,8 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.detokenize import Detokenizer, StopMatcher
-from labkit.sampling import Sampler, SamplingError, SamplingSettings, distribution
+from labkit.engine.detokenize import Detokenizer, StopMatcher
+from labkit.engine.sampling import Sampler, SamplingError, SamplingSettings, distribution
 
 
 def test_top_k_keeps_the_likeliest():
@@ -51,7 +51,7 @@ def test_answers_that_share_their_texts_read_as_alone(monkeypatch):
     """Also when there is room for a few only, and when another answer was broken off within a character."""
     words = tiny_models.tokenizer()
     ids = words("设a设b", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr("labkit.detokenize.MOST_TEXTS", 5)
+    monkeypatch.setattr("labkit.engine.detokenize.MOST_TEXTS", 5)
     texts = {}
     for tokens in (ids[:2], ids, ids[1:], ids[::-1], ids):
         alone, sharing = Detokenizer(words), Detokenizer(words, texts)

@@ -9,9 +9,10 @@ import torch
 from labkit import _gpu_worker, gpubench
 from labkit.cli import main
 from labkit.common.errors import LabError
-from labkit.forward import Forward
+from labkit.engine.forward import Forward
+from labkit.engine.kv_cache import SINKS, keeping_of
+from labkit.engine.step_gpu.captured import StaticForward
 from labkit.gpu_cli import _numbers
-from labkit.kvcache import SINKS, keeping_of
 from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.results.gpu import (
     CAPTURED,
@@ -24,7 +25,6 @@ from labkit.results.gpu import (
     prompt_table,
     table,
 )
-from labkit.static.forward import StaticForward
 
 
 class FakeEngine:

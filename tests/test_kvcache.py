@@ -7,9 +7,9 @@ from test_engine import ask, picture, pocket_conversations
 from transformers import MistralForCausalLM
 
 from labkit.anatomy import Anatomy
-from labkit.engine import Engine
-from labkit.forward import Forward
-from labkit.kvcache import (
+from labkit.engine.engine import Engine
+from labkit.engine.forward import Forward
+from labkit.engine.kv_cache import (
     GROWTH,
     SINKS,
     Band,
@@ -183,7 +183,7 @@ def test_a_window_without_sinks_is_what_mistral_has(llama, monkeypatch):
 
     mistral = MistralForCausalLM(MistralConfig(**config)).eval()
     mistral.load_state_dict(model.state_dict())
-    for module in ("labkit.kvcache", "test_kvcache"):
+    for module in ("labkit.engine.kv_cache", "test_kvcache"):
         monkeypatch.setattr(f"{module}.SINKS", 0)
     engine = engine_with(model, processor, sliding_window=24)
     inputs = engine.prepare(hello(LONG))

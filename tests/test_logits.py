@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.forward import COMPILED, Forward
+from labkit.engine.forward import COMPILED, Forward
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.quantization.affine import sqnr_db

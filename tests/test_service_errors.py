@@ -22,7 +22,7 @@ from service_tools import (
     tone,
 )
 
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 

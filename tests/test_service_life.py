@@ -19,9 +19,9 @@ import pytest
 import tiny_models
 from service_tools import CHAT, body, image_part, running, screen, streamed
 
-from labkit.batching import Batch
-from labkit.engine import Engine
-from labkit.forward import Forward
+from labkit.engine.batching import Batch
+from labkit.engine.engine import Engine
+from labkit.engine.forward import Forward
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.service.options import ServiceError, ServiceOptions

@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from labkit.common.actions import Action, format_action
-from labkit.engine import Generation
+from labkit.engine.engine import Generation
 from labkit.phonetap import draw_screen, items
 from labkit.results import show
 

@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.quantization import affine, gptq
 from labkit.quantization.gptq_steps import watch
 from labkit.results.charts.layers import (

@@ -9,16 +9,16 @@ import torch
 
 import labkit
 from labkit import quantize_
-from labkit.forward import Forward
+from labkit.engine.forward import Forward
+from labkit.engine.step_gpu import captured as static_forward
+from labkit.engine.step_gpu import step as static_step
+from labkit.engine.step_gpu.captured import StaticForward, StaticRow, forward_of, why_not
+from labkit.engine.step_gpu.decoder import UnknownDecoderError, decoder_of
 from labkit.measurement import standard_conversations
 from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.cuda_products import available
 from labkit.quantization.native import library as native
-from labkit.static import forward as static_forward
-from labkit.static import step as static_step
-from labkit.static.decoder import UnknownDecoderError, decoder_of
-from labkit.static.forward import StaticForward, StaticRow, forward_of, why_not
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLANS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int8-dynamic", "hqq"]

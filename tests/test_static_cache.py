@@ -9,20 +9,20 @@ from test_engine import ask, picture
 from test_static import DEVICE, PROMPTS, along, answer, few_shares, kernels, model_under, together  # noqa: F401
 
 from labkit.anatomy import Anatomy
-from labkit.engine import Engine
-from labkit.forward import Forward
-from labkit.kvcache import PLAIN, SINKS, Keeping, Store, quantize_vectors
+from labkit.engine.engine import Engine
+from labkit.engine.forward import Forward
+from labkit.engine.kv_cache import PLAIN, SINKS, Keeping, Store, quantize_vectors
+from labkit.engine.step_gpu import cache as static_cache
+from labkit.engine.step_gpu import captured as static_forward
+from labkit.engine.step_gpu.cache import StaticCache, Storage
+from labkit.engine.step_gpu.captured import StaticForward, StaticRow
+from labkit.engine.step_gpu.decoder import decoder_of
+from labkit.engine.step_gpu.reference import TorchOperations
+from labkit.engine.step_gpu.step import KernelOperations
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.quantization.affine import sqnr_db
-from labkit.static import cache as static_cache
-from labkit.static import forward as static_forward
-from labkit.static.cache import StaticCache, Storage
-from labkit.static.decoder import decoder_of
-from labkit.static.forward import StaticForward, StaticRow
-from labkit.static.reference import TorchOperations
-from labkit.static.step import KernelOperations
 
 INT8, WINDOW, BOTH = Keeping(int8=True), Keeping(window=24), Keeping(int8=True, window=24)
 KEPT = [INT8, WINDOW, BOTH, Keeping(dtype=torch.bfloat16), Keeping(window=1)]
@@ -266,7 +266,7 @@ def test_captured_rows_of_a_batch_are_those_alone():
 @pytest.mark.gpu
 @pytest.mark.parametrize("runtime", [{"kv_cache": "int8"}, {"sliding_window": 24}])
 def test_a_plans_cache_is_no_reason_against_the_captured_step(runtime):
-    from labkit.kvcache import keeping_of
+    from labkit.engine.kv_cache import keeping_of
 
     model = tiny_models.glm4v().to(DEVICE)
     forward = static_forward.forward_of(model, keeping_of(RuntimeOptions(**runtime)))

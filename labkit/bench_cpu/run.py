@@ -16,8 +16,8 @@ from labkit.bench_cpu.peer import LlamaCpp, require
 from labkit.bench_cpu.small_model import PLANS, load_small_model, weights_bytes
 from labkit.common.files import atomic_path
 from labkit.common.machine import environment
-from labkit.engine import Engine
-from labkit.forward import Forward
+from labkit.engine.engine import Engine
+from labkit.engine.forward import Forward
 from labkit.quantization.native import library as native
 
 LLAMA_CPP = "llama.cpp Q4_1"

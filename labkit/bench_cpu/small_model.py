@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.models.gguf import BLOCK, GGUF, GGUFError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec

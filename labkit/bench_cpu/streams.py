@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from labkit.common.errors import LabError
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 
 QUESTIONS = (
     "你是谁?",

@@ -59,7 +59,7 @@ class GpuRecord:
 
     Attributes:
         weights: ``random`` where they are, else None.
-        route: what `labkit.engine.Engine.route` says.
+        route: what `labkit.engine.engine.Engine.route` says.
         copy_bytes_per_s: what a copy on the device moves, bytes read and written.
         screenshot: ``tokens`` and ``peak_bytes`` of a prompt with one screenshot, and some tokens after it.
         agreement: of the captured step's logits with those of the model's own modules, on the same cache:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from labkit.grammar import Grammars
-from labkit.sampling import TokenLogprobs
+from labkit.engine.grammar import Grammars
+from labkit.engine.sampling import TokenLogprobs
 from labkit.service.reasoning import OPEN, ReasoningSplitter, TagFilter
 from labkit.service.replies import TokenLogprob, ToolCall, TopLogprob
 from labkit.service.scheduler import Event

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from labkit.common.errors import LabError
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.service import log, writing
 from labkit.service.chat import ChatService, Completion
 from labkit.service.errors import ApiError, as_api_error

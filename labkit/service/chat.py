@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from labkit.common.errors import LabError
-from labkit.engine import Engine
-from labkit.generation import RunningAnswer
-from labkit.grammar import Grammar, GrammarError
+from labkit.engine.engine import Engine
+from labkit.engine.generation import RunningAnswer
+from labkit.engine.grammar import Grammar, GrammarError
 from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News
 from labkit.service.conversation import check_media, fetch_images, lab_messages
 from labkit.service.errors import ApiError, as_api_error

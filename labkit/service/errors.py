@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from labkit.common.errors import LabError
-from labkit.generation import PromptTooLongError
+from labkit.engine.generation import PromptTooLongError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 

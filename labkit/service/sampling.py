@@ -10,7 +10,7 @@ from labkit.service.schemas import ChatRequest
 
 
 def settings_of(request: ChatRequest, options: ServiceOptions, count: int) -> list[dict[str, Any]]:
-    """Keyword arguments of `labkit.engine.Engine.request`, ``count`` times; each answer has a seed of its own.
+    """Keyword arguments of `labkit.engine.engine.Engine.request`, ``count`` times; each answer has a seed of its own.
 
     Raises:
         ApiError: a logit_bias whose token is no number.

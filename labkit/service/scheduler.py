@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.common.errors import LabError
-from labkit.engine import Engine
-from labkit.generation import RunningAnswer
-from labkit.sampling import TokenLogprobs
+from labkit.engine.engine import Engine
+from labkit.engine.generation import RunningAnswer
+from labkit.engine.sampling import TokenLogprobs
 from labkit.service import log
 from labkit.service.errors import ApiError, as_api_error
 from labkit.service.options import ServiceOptions

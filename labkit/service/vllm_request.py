@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from labkit.grammar import LONGEST_STRING, action_rules
+from labkit.engine.grammar import LONGEST_STRING, action_rules
 from labkit.service.narrow import narrowed
 from labkit.service.options import ServiceOptions
 from labkit.service.sampling import longest_answer

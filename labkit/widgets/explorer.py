@@ -8,7 +8,7 @@ import ipywidgets
 from labkit import exploring, phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
-from labkit.engine import Engine
+from labkit.engine.engine import Engine
 from labkit.loading import load
 from labkit.results import show
 from labkit.results.charts import weights

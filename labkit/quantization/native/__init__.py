@@ -13,5 +13,5 @@
 | `library.py` | compiles them once, keeps the library in the cache folder, and says how to call it |
 
 Nothing here knows torch. Where there is no compiler the lab computes the same through torch
-(`labkit.forward`), and says so in ``labkit doctor``.
+(`labkit.engine.forward`), and says so in ``labkit doctor``.
 """

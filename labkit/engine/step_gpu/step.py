@@ -1,4 +1,4 @@
-"""One decoding step of a few rows: products, and between them the kernels of `labkit.static.kernels`."""
+"""One decoding step of a few rows: products, and between them the kernels of `labkit.engine.step_gpu.kernels`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.kvcache import PLAIN, SCALE_DTYPE, SINKS, Keeping
+from labkit.engine.kv_cache import PLAIN, SCALE_DTYPE, SINKS, Keeping
+from labkit.engine.step_gpu.cache import Storage
+from labkit.engine.step_gpu.decoder import Decoder, Layer
+from labkit.engine.step_gpu.products import ModuleProduct, Product, product_of
 from labkit.quantization.kernels.cuda_products import interpreted
-from labkit.static.cache import Storage
-from labkit.static.decoder import Decoder, Layer
-from labkit.static.products import ModuleProduct, Product, product_of
 
 SHARES = 64
 """Programs that attend to one row's tokens for one group of heads; each takes at least `TOKENS` of them."""
@@ -48,7 +48,7 @@ class Products:
 def decode(decoder: Decoder, products: Products, operations: Any, tokens: Tensor) -> Tensor:
     """Append one token to each row, ``tokens [M]``; returns the logits after it, fp32 ``[M, vocabulary]``.
 
-    operations: `KernelOperations`, or `labkit.static.reference.TorchOperations`.
+    operations: `KernelOperations`, or `labkit.engine.step_gpu.reference.TorchOperations`.
     """
     hidden = decoder.embed(tokens)
     layers = decoder.layers
@@ -69,7 +69,7 @@ class KernelOperations:
     """The kernels over static buffers for ``rows`` rows.
 
     Attributes:
-        state: int64 [5, rows], what the kernels know of the rows: see `labkit.static.kernels`.
+        state: int64 [5, rows], what the kernels know of the rows: see `labkit.engine.step_gpu.kernels`.
     """
 
     def __init__(self, decoder: Decoder, rows: int, keeping: Keeping = PLAIN):
@@ -104,7 +104,7 @@ class KernelOperations:
     def _add_norm(
         self, parts: Tensor, residual: Tensor, post: Tensor, following: Tensor, first: bool
     ) -> tuple[Tensor, Tensor]:
-        from labkit.static import kernels
+        from labkit.engine.step_gpu import kernels
 
         rows, size = residual.shape
         block = _power(size)
@@ -117,7 +117,7 @@ class KernelOperations:
 
     def rotate(self, parts: Tensor, bias: Tensor | None, layer: int) -> Tensor:
         """parts [splits, M, ...] of q, k and v -> queries [M, heads, D]; keys and values go into the caches."""
-        from labkit.static import kernels
+        from labkit.engine.step_gpu import kernels
 
         one, rows = self._decoder, self._rows
         query = torch.empty(rows, one.heads, one.head_dim, dtype=one.dtype, device=one.device)
@@ -131,7 +131,7 @@ class KernelOperations:
 
     def attend(self, query: Tensor, layer: int) -> Tensor:
         """query [M, heads, D] -> [M, heads * D]."""
-        from labkit.static import kernels
+        from labkit.engine.step_gpu import kernels
 
         one, rows = self._decoder, self._rows
         sizes: dict[str, Any] = {
@@ -152,7 +152,7 @@ class KernelOperations:
 
     def finish(self) -> None:
         """After the last layer: rows that live have one token more."""
-        from labkit.static import kernels
+        from labkit.engine.step_gpu import kernels
 
         kernels.advance[(1,)](self.state, self._rows, BM=_power(self._rows))
 

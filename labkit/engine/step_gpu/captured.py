@@ -1,4 +1,4 @@
-"""A model's passes with a captured decoding step: `labkit.forward.Forward` for models and devices that have one."""
+"""A model's passes with a captured decoding step: `labkit.engine.forward.Forward` for models and devices that have one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.forward import PADDED_ROWS, Forward, Row
-from labkit.kvcache import Keeping
+from labkit.engine.forward import PADDED_ROWS, Forward, Row
+from labkit.engine.kv_cache import Keeping
+from labkit.engine.row_cache import PLAIN
+from labkit.engine.step_gpu.cache import StaticCache, Storage
+from labkit.engine.step_gpu.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
+from labkit.engine.step_gpu.products import KernelProduct
+from labkit.engine.step_gpu.reference import TorchOperations
+from labkit.engine.step_gpu.step import KernelOperations, Products, capture, decode
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.kernels.cuda_products import available, on
 from labkit.quantization.nf4 import NF4Linear
-from labkit.rows import PLAIN
-from labkit.static.cache import StaticCache, Storage
-from labkit.static.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
-from labkit.static.products import KernelProduct
-from labkit.static.reference import TorchOperations
-from labkit.static.step import KernelOperations, Products, capture, decode
 
 CAPTURED = (nn.Linear, nn.Embedding, Int4Linear, Int8Linear, NF4Linear)
 """Modules whose products never look at a value on the host, so that a graph can hold them."""

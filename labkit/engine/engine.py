@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from labkit.batching import DECODE_SHARE, Batch, TextStream
 from labkit.common.messages import normalise_messages
-from labkit.detokenize import Detokenizer
-from labkit.forward import Forward
-from labkit.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
-from labkit.grammar import Grammar, Grammars
-from labkit.kvcache import keeping_of
+from labkit.engine.batching import DECODE_SHARE, Batch, TextStream
+from labkit.engine.detokenize import Detokenizer
+from labkit.engine.forward import Forward
+from labkit.engine.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
+from labkit.engine.grammar import Grammar, Grammars
+from labkit.engine.kv_cache import keeping_of
+from labkit.engine.sampling import Sampler, SamplingSettings
+from labkit.engine.step_gpu.captured import forward_of
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.quantization.logits import keep_logits_
-from labkit.sampling import Sampler, SamplingSettings
-from labkit.static.forward import forward_of
 
 __all__ = ["Engine", "Generation", "GenerationError", "Messages"]
 
@@ -83,8 +83,8 @@ class Engine:
             messages: ``[{"role", "content"}]``; content is text or a list of text, image and audio parts.
             enable_thinking: let the model think aloud before it answers, where its template knows how.
             settings: ``max_new_tokens=256, temperature=0.0, top_p=1.0, top_k=0, seed=None, stop=()`` and
-                more; see :class:`labkit.sampling.SamplingSettings`. ``grammar`` keeps the answer to one of
-                ``engine.grammars`` (:mod:`labkit.grammar`).
+                more; see :class:`labkit.engine.sampling.SamplingSettings`. ``grammar`` keeps the answer to one of
+                ``engine.grammars`` (:mod:`labkit.engine.grammar`).
 
         Raises:
             LabError: a setting, message, image or recording that cannot be used, before anything is computed.

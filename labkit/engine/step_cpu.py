@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LabError
+from labkit.engine.row_cache import RowCache, RowLayer
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
@@ -31,7 +32,6 @@ from labkit.quantization.int8_storage import StoredEmbedding
 from labkit.quantization.kernels.cpu_int4 import block_of
 from labkit.quantization.logits import DenseLogitsLinear, LogitsLinear, gives_logits
 from labkit.quantization.native import library as native
-from labkit.rows import RowCache, RowLayer
 
 TYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16, torch.float16: native.F16}
 MODELS = {
@@ -73,7 +73,7 @@ class NativeStep:
     """A decoder on the CPU, described for the compiled library.
 
     Args:
-        model: as `labkit.forward.Forward` takes it.
+        model: as `labkit.engine.forward.Forward` takes it.
 
     Raises:
         NotDescribedError: the decoder, a Linear or a device that the library does not know; says which.
@@ -123,7 +123,7 @@ class NativeStep:
         return logits
 
     def likeliest(self, logits: Tensor) -> tuple[list[float], Tensor]:
-        """As `labkit.forward.Forward.likeliest`, of fp32 logits on the CPU."""
+        """As `labkit.engine.forward.Forward.likeliest`, of fp32 logits on the CPU."""
         logits = logits.contiguous()
         count, vocabulary = logits.shape
         largest, tokens = (ctypes.c_float * count)(), torch.empty(count, dtype=torch.int64)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from labkit.common.errors import LabError
-from labkit.detokenize import Detokenizer, StopMatcher
-from labkit.sampling import Sampler, TokenLogprobs
+from labkit.engine.detokenize import Detokenizer, StopMatcher
+from labkit.engine.sampling import Sampler, TokenLogprobs
 
 if TYPE_CHECKING:
-    from labkit.forward import Row
+    from labkit.engine.forward import Row
 
 
 class GenerationError(LabError):
@@ -59,7 +59,7 @@ class Generation:
 
 
 class RunningAnswer:
-    """One answer from the prepared prompt to the last token: what a `labkit.batching.Batch` works on.
+    """One answer from the prepared prompt to the last token: what a `labkit.engine.batching.Batch` works on.
 
     Attributes:
         inputs: the prompt's tensors on the CPU, until it is prefilled.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.common.actions import ACTIONS, POINTS
 from labkit.common.errors import LabError
-from labkit.jsontail import JsonTail
+from labkit.engine.json_closing import JsonTail
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,7 +158,7 @@ class Grammar:
 
 
 class Matcher:
-    """Keeps one answer to a grammar: `labkit.sampling.Constraint`.
+    """Keeps one answer to a grammar: `labkit.engine.sampling.Constraint`.
 
     Args:
         grammar, lark: the grammar, and its text.

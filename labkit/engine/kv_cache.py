@@ -39,7 +39,8 @@ SMALLEST = 1e-20  # the scale of a vector of zeros
 def quantize_vectors(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """vectors [..., D] -> codes [..., D] int8, symmetric, and scale [..., 1] bf16.
 
-    To the last bit the same on every device, and in `labkit.static.kernels`: a division by a number is a product on GPUs.
+    The same to the last bit on every device, and in `labkit.engine.step_gpu.kernels`:
+    a division by a number is a product on GPUs.
     """
     largest = vectors.abs().amax(-1, keepdim=True).float()
     scale = largest.mul_(1 / 127).clamp_(min=SMALLEST).to(SCALE_DTYPE)

@@ -9,7 +9,7 @@ class JsonTail:
     """Reads the beginning of a JSON object, piece by piece; `closing` is what makes it whole.
 
     What comes must be well-formed as far as it goes, with ``": "`` and ``", "`` between things, as
-    `labkit.grammar` writes them.
+    `labkit.engine.grammar` writes them.
     """
 
     def __init__(self) -> None:

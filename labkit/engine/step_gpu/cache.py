@@ -9,7 +9,15 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from labkit.kvcache import PLAIN, SCALE_DTYPE, Band, Keeping, dequantize_vectors, of_prompt, quantize_vectors
+from labkit.engine.kv_cache import (
+    PLAIN,
+    SCALE_DTYPE,
+    Band,
+    Keeping,
+    dequantize_vectors,
+    of_prompt,
+    quantize_vectors,
+)
 
 ROOM = 256
 """Tokens a cache has room for beyond those it gets at first, and the least by which it grows."""
@@ -118,7 +126,7 @@ class StaticLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor] | tuple[Band, Band]:
-        """Append ``[1, groups, n, D]``; returns what they may attend to, as `labkit.rows.RowLayer` does.
+        """Append ``[1, groups, n, D]``; returns what they may attend to, as `labkit.engine.row_cache.RowLayer` does.
 
         The tokens count after the last layer.
         """

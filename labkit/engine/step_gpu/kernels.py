@@ -6,8 +6,8 @@ captured step serves any rows: `state` is int64 ``[5, B]``, where the buffers be
 of 16), their capacities, the tokens that have come, the positions of the tokens to come, and where the scales of int8
 buffers begin (in values from `scales`, the anchor of theirs).
 
-`anchor` has the type that is kept. int8 is written and read as `labkit.kvcache` does it, to the last bit: dequantized in
-the product, a tile at a time. WINDOW: tokens lie in a ring of so many behind the first SINKS; 0: all are kept.
+`anchor` has the type that is kept. int8 is written and read as `labkit.engine.kv_cache` does it, to the last bit:
+dequantized in the product, a tile at a time. WINDOW: tokens lie in a ring of so many behind the first SINKS; 0: all are kept.
 
 Imports triton: import this module only where that is (`labkit.quantization.kernels.cuda_products.available`).
 """
@@ -61,7 +61,7 @@ def _head(
 
 @triton.jit
 def _slot(token, WINDOW: tl.constexpr, SINKS: tl.constexpr):
-    """Where a token lies: `labkit.kvcache.Keeping.slots`."""
+    """Where a token lies: `labkit.engine.kv_cache.Keeping.slots`."""
     if WINDOW == 0:
         return token
     return tl.where(token < SINKS, token, SINKS + (token - SINKS) % WINDOW)
@@ -78,7 +78,7 @@ def _kept(state_ptr, M, m, WINDOW: tl.constexpr, SINKS: tl.constexpr):
 
 @triton.jit
 def _quantized(x):
-    """x [D] fp32 -> codes, whole numbers, and their scale, both fp32: `labkit.kvcache.quantize_vectors`."""
+    """x [D] fp32 -> codes, whole numbers, and their scale, both fp32: `labkit.engine.kv_cache.quantize_vectors`."""
     scale = tl.maximum(tl.max(tl.abs(x)) * (1 / 127), 1e-20)
     bits = scale.to(
         tl.int32, bitcast=True
@@ -149,7 +149,7 @@ def _share(length, SHARES: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def _dequantized(codes, scale, dtype: tl.constexpr):
-    """int8 codes by their scales, rounded as `labkit.kvcache.dequantize_vectors` rounds."""
+    """int8 codes by their scales, rounded as `labkit.engine.kv_cache.dequantize_vectors` rounds."""
     return (codes.to(tl.float32) * scale.to(dtype).to(tl.float32)).to(dtype)
 
 

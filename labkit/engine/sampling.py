@@ -121,7 +121,7 @@ _RULES = (
 
 
 class Constraint(Protocol):
-    """What keeps an answer to a grammar (`labkit.grammar`)."""
+    """What keeps an answer to a grammar (`labkit.engine.grammar`)."""
 
     done: bool
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from labkit.common.errors import LabError
-from labkit.forward import Forward
-from labkit.generation import Generation, GenerationError, RunningAnswer
+from labkit.engine.forward import Forward
+from labkit.engine.generation import Generation, GenerationError, RunningAnswer
 
 DECODE_SHARE = 0.25
 """The least share of the time that goes to rows which are being decoded while prompts wait."""

@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from labkit.kvcache import PLAIN, Band, Keeping, Store, attend_band, of_prompt
+from labkit.engine.kv_cache import PLAIN, Band, Keeping, Store, attend_band, of_prompt
 
 ATTENTION = "labkit_rows"
 _PLAIN = {
@@ -33,7 +33,7 @@ _PLAIN = {
 
 
 class RowLayer(DynamicLayer):
-    """One layer's keys and values ``[1, H, L, D]`` of one conversation, kept as `labkit.kvcache` says.
+    """One layer's keys and values ``[1, H, L, D]`` of one conversation, kept as `labkit.engine.kv_cache` says.
 
     Attributes:
         length: tokens so far, whether they are kept or not.

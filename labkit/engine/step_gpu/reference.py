@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers.models.glm4v.modeling_glm4v import apply_rotary_pos_emb
 
-from labkit.static.cache import Storage
-from labkit.static.decoder import Decoder
+from labkit.engine.step_gpu.cache import Storage
+from labkit.engine.step_gpu.decoder import Decoder
 
 
 class TorchOperations:
-    """What `labkit.static.step.KernelOperations` does, for some rows: their caches and next positions."""
+    """What `labkit.engine.step_gpu.step.KernelOperations` does, for some rows: their caches and next positions."""
 
     def __init__(self, decoder: Decoder, caches: Sequence[Storage], positions: Sequence[int]):
         self._decoder, self._caches = decoder, caches

@@ -5,7 +5,7 @@ mask - lives in its `Row`; the model itself keeps no state that the next request
 stores the positions' offset of its last image on the module; here they are passed explicitly at every step).
 
 A row's logits do not depend on the rows beside it, to the last bit: prompts are prefilled alone, attention is
-computed row by row (`labkit.rows`), and products with weights are taken in a way that was tried on this model
+computed row by row (`labkit.engine.row_cache`), and products with weights are taken in a way that was tried on this model
 and device (`find_way`). So an answer at temperature 0 is the same alone and in any company.
 """
 
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LabError
-from labkit.decode_cpu import NativeStep, describe
-from labkit.kvcache import PLAIN, Keeping
+from labkit.engine.kv_cache import PLAIN, Keeping
+from labkit.engine.row_cache import JoinedCache, RowCache, use_rows
+from labkit.engine.step_cpu import NativeStep, describe
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.logits import keep_logits_
-from labkit.rows import JoinedCache, RowCache, use_rows
 
 PADDED_ROWS = 8
 """Rows that are always multiplied together where a product's rounding depends on their number."""
@@ -75,7 +75,7 @@ class Forward:
     rows) or ``single`` (one after another: caches that are not plain, or a scheme such as llm-int8 whose rows see
     each other).
 
-    On the CPU the compiled step (`labkit.decode_cpu`) takes the place of the model's modules, where it knows them all
+    On the CPU the compiled step (`labkit.engine.step_cpu`) takes the place of the model's modules, where it knows them all
     and the cache keeps numbers as they come; ``native`` is that step or None, and ``not_native`` says why there is none.
     """
 

@@ -1,0 +1,1 @@
+"""The one generation loop: prefill, decoding, streaming, batching; everything that answers goes through it."""
