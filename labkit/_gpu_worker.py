@@ -30,7 +30,7 @@ def run(request: dict) -> None:
     `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
     from labkit.common.machine import environment, gpus
     from labkit.gpubench import GpuBench
-    from labkit.loading import load
+    from labkit.loading.load import load
     from labkit.plans.plan import as_plan
 
     record = GpuRecord(**request["record"])

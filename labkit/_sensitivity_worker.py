@@ -1,7 +1,7 @@
 """Measures sensitivities in a process of its own: ``python -m labkit._sensitivity_worker``.
 
 A request (one JSON object) comes in on standard input: ``folder, stream, model_source, device, threads, dtype,
-candidates, material, linears, parts``. Records go to the folder one by one (`labkit.results.folders`), and an event
+candidates, datasets, linears, parts``. Records go to the folder one by one (`labkit.results.folders`), and an event
 ``{"event": "record"}`` for each to standard output; then ``{"event": "finished"}``, or ``{"event": "error",
 "message": str, "known": bool}``. Records that are there already are not made again.
 """
@@ -18,13 +18,13 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
     """Measure the Linears and the parts that the request names."""
     from labkit.common.machine import forget_models
     from labkit.divergence import Probe
-    from labkit.loading import load
-    from labkit.material import Material
+    from labkit.loading.datasets import Datasets
+    from labkit.loading.load import load
     from labkit.quantization.shorthand import parse_candidates
 
     folder = RecordFolder(request["folder"], "sensitivities")
     candidates = parse_candidates(request["candidates"])
-    material = Material(**request["material"])
+    datasets = Datasets(**request["material"])
     probe = Probe.load(folder.path / "probe.safetensors")
     done = {tuple(key) for key in request["done"]}
 
@@ -36,24 +36,24 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
         from labkit.bench import Bench
 
         engine = load(request["model_source"], request["dtype"], request["device"], progress=False)
-        batches = material.calibration_batches(engine.processor, engine.modalities, engine.model)
+        batches = datasets.calibration_batches(engine.processor, engine.modalities, engine.model)
         bench = Bench(engine.model, engine.roles, probe, batches, request["linears"])
         for record in bench.measure(candidates, done):
             keep(record)
         del engine, bench
     for role, label in request["parts"]:
         forget_models()
-        keep(measure_part(request, role, label, candidates[label], material, probe))
+        keep(measure_part(request, role, label, candidates[label], datasets, probe))
 
 
 def measure_part(
-    request: Mapping[str, Any], role: str, label: str, scheme: Any, material: Any, probe: Any
+    request: Mapping[str, Any], role: str, label: str, scheme: Any, datasets: Any, probe: Any
 ) -> dict[str, Any]:
     """A record of one whole part under one scheme: ``role, scheme, bytes, kl, agreement`` and, for models that
     see, ``items, click_accuracy, step_success_rate, parse_rate``."""
     from labkit.divergence import divergence
     from labkit.evaluation import evaluate
-    from labkit.loading import load
+    from labkit.loading.load import load
     from labkit.plans.plan import QuantizationPlan, Rule
     from labkit.quantization import get_scheme
     from labkit.results.summary import summarize
@@ -68,13 +68,13 @@ def measure_part(
         checkpoint = Checkpoint(get_spec(request["model_source"]))
         processor = checkpoint.processor()
         senses = getattr(processor, "modalities", checkpoint.family.modalities)
-        calibration = material.calibration_batches(processor, senses, checkpoint.model_class)
+        calibration = datasets.calibration_batches(processor, senses, checkpoint.model_class)
     engine = load(request["model_source"], plan, request["device"], calibration=calibration, progress=False)
     found = divergence(engine.model, probe)
     size = sum(part.bytes for part in engine.resolved.parts if part.role == role and part.is_linear)
     record = {"part": role, "scheme": label, "bytes": size, "kl": found.kl, "agreement": found.agreement}
-    if material.text is None and material.validation:
-        records = evaluate(engine, material.items("validation", engine.modalities))
+    if datasets.text is None and datasets.validation:
+        records = evaluate(engine, datasets.items("validation", engine.modalities))
         summary = summarize(records)
         names = ("items", "click_accuracy", "step_success_rate", "parse_rate")
         record |= {name: summary[name] for name in names}

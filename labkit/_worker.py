@@ -111,7 +111,7 @@ def _real_parts(request: Mapping[str, Any]) -> dict[str, Callable]:
     import torch
 
     from labkit import phonetap
-    from labkit.loading import load
+    from labkit.loading.load import load
     from labkit.measurement import measure
 
     torch.set_num_threads(request["threads"])

@@ -91,7 +91,7 @@ def quantize(options: argparse.Namespace) -> None:
     """``labkit quantize``: everything that can be refused is refused before the model is read."""
     import torch
 
-    from labkit.making import CalibrationSettings, quantize_to
+    from labkit.loading.quantize_to import CalibrationSettings, quantize_to
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -116,7 +116,7 @@ def quantize(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """``labkit export``."""
-    from labkit.interchange import export as write
+    from labkit.loading.export import export as write
 
     done = write(
         options.folder,
@@ -155,7 +155,7 @@ def ask(options: argparse.Namespace) -> None:
     import torch
 
     from labkit.engine.sampling import SamplingSettings
-    from labkit.loading import load
+    from labkit.loading.load import load
     from labkit.preflight import check_senses
 
     settings = {
@@ -239,7 +239,7 @@ def serve(options: argparse.Namespace) -> None:
 
 def _describe_checkpoint(folder: Path) -> None:
     """What a quantized folder holds, once its files are found to be as they were written."""
-    from labkit.checkpoint import Manifest
+    from labkit.loading.manifest import Manifest
     from labkit.models.spec import get_spec
 
     spec = get_spec(folder)

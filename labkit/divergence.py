@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from labkit.answers import keeps_logits, with_answer
-from labkit.collate import collate
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.evaluation import MAX_NEW_TOKENS
+from labkit.loading.calibration import collate, keeps_logits, with_answer
+from labkit.loading.datasets import Datasets
 from labkit.plans.sequential import run_model, to_device
 
 
@@ -152,6 +152,13 @@ def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Prob
         inputs.append(collate(prompts, engine.tokenizer.pad_token_id or 0))
         lengths.append([len(answer.token_ids) for answer in answers])
     return Probe(inputs, lengths).remember(engine.model)
+
+
+def probe_of(engine: Any, datasets: Datasets) -> Probe:
+    """The probe of the unquantized ``engine``: of a text if ``datasets`` has one, else of PhoneTap's items."""
+    if datasets.text is not None:
+        return text_probe(engine.model, datasets.sequences(engine.tokenizer, "probe").split(4))
+    return answer_probe(engine, datasets.items("probe", engine.modalities))
 
 
 def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.calibration import default_calibration
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
+from labkit.loading.calibration import default_calibration
 from labkit.plans.calibrate import input_statistics
 from labkit.plans.quantize import find_places
 from labkit.quantization import Scheme, get_scheme, known_schemes

@@ -49,7 +49,7 @@ def check_plan(
 
     from labkit.fitting import LIBRARY_BYTES, needs
     from labkit.livebytes import LiveBytes
-    from labkit.loading import load
+    from labkit.loading.load import load
     from labkit.plans.quantize import weights_bytes
 
     engine = load(model, plan, device, weights="random", progress=False)

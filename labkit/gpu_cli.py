@@ -58,8 +58,8 @@ def add_bench_gpu(commands: argparse._SubParsersAction) -> None:
 
 def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
-    from labkit.checks import choose_device
     from labkit.common.process import worker_environment
+    from labkit.loading.prepare import choose_device
     from labkit.models.spec import get_spec
     from labkit.plans.plan import as_plan
     from labkit.results.gpu import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table

@@ -27,7 +27,7 @@ from labkit.common.formats import format_bytes, format_difference, format_rate, 
 from labkit.common.machine import environment, forget_models, gpus
 from labkit.engine.engine import Engine
 from labkit.engine.generation import Generation
-from labkit.loading import load
+from labkit.loading.load import load
 from labkit.measurement import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint

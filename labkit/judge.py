@@ -8,13 +8,13 @@ import shutil
 from functools import cached_property
 from typing import Any
 
-from labkit.checks import choose_device
 from labkit.common.errors import LabError
 from labkit.common.machine import environment_on, forget_models
 from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
 from labkit.evaluation import evaluate
-from labkit.loading import load
-from labkit.material import Material
+from labkit.loading.datasets import Datasets
+from labkit.loading.load import load
+from labkit.loading.prepare import choose_device
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.plan import QuantizationPlan
@@ -30,7 +30,7 @@ class Judge:
 
     Args:
         spec: the model.
-        material: what it is calibrated on and judged by.
+        datasets: what it is calibrated on and judged by.
         probe: the file of the unquantized model's distributions.
         device: where.
         folder: where records are kept, and taken from.
@@ -38,9 +38,9 @@ class Judge:
     """
 
     def __init__(
-        self, spec: ModelSpec, material: Material, probe: str, device: str, folder: RecordFolder, dtype: str
+        self, spec: ModelSpec, datasets: Datasets, probe: str, device: str, folder: RecordFolder, dtype: str
     ) -> None:
-        self.spec, self.material, self.folder, self.dtype = spec, material, folder, dtype
+        self.spec, self.datasets, self.folder, self.dtype = spec, datasets, folder, dtype
         self._begun = False  # to make records
         self.device = choose_device(device)
         self.checkpoint = Checkpoint(spec)
@@ -57,7 +57,7 @@ class Judge:
         """What plans are calibrated on."""
         processor = self.checkpoint.processor()
         senses = getattr(processor, "modalities", self.checkpoint.family.modalities)
-        return self.material.calibration_batches(processor, senses, self.checkpoint.model_class)
+        return self.datasets.calibration_batches(processor, senses, self.checkpoint.model_class)
 
     def predicted_bytes(self, plan: QuantizationPlan) -> int:
         """Bytes of the whole model under a plan, from its skeleton."""
@@ -128,11 +128,11 @@ class Judge:
         return record
 
     def _judge(self, engine: Any) -> dict[str, Any]:
-        if self.material.text is not None:
-            sequences = self.material.sequences(engine.tokenizer, "validation")
+        if self.datasets.text is not None:
+            sequences = self.datasets.sequences(engine.tokenizer, "validation")
             losses = sequence_losses(engine.model, sequences)
             return {"perplexity": perplexity_of(losses), "losses": losses}
-        items = self.material.items("validation", engine.modalities)
+        items = self.datasets.items("validation", engine.modalities)
         if not items:
             return {}
         records = evaluate(engine, items)

@@ -1,6 +1,6 @@
 """Plans beside each other on a language model: perplexity of text, and divergence from the unquantized model.
 
-``labkit.compare_perplexity("./my-llama", "int4,gptq,awq", material=Material(text="book.txt"))`` calibrates each plan
+``labkit.compare_perplexity("./my-llama", "int4,gptq,awq", datasets=Datasets(text="book.txt"))`` calibrates each plan
 on the first part of the text, and judges it on the last, which no plan has seen. Losses are compared sequence by
 sequence, so that what is hard for every plan falls out. Each record is kept as soon as it exists: the same call
 continues, and further plans are added to what is there.
@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.amounts import PERPLEXITY_PLANS
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.intervals import paired_difference
 from labkit.common.machine import environment
+from labkit.divergence import probe_of
 from labkit.judge import Judge
-from labkit.material import Material
+from labkit.loading.datasets import PERPLEXITY_PLANS, Datasets
 from labkit.models import find_roles, get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.preflight import check_count, lab_version
@@ -91,7 +91,7 @@ def compare_perplexity(
     model: str | os.PathLike,
     plans: str | Sequence[str | os.PathLike] = PERPLEXITY_PLANS,
     *,
-    material: Material,
+    datasets: Datasets,
     dtype: str = "fp32",
     device: str = "auto",
     threads: int | None = None,
@@ -104,7 +104,8 @@ def compare_perplexity(
         model: a checkpoint's folder, or a hub id: any language model.
         plans: names of presets, plan files, or candidates as ``gptq-3bit`` or ``gptq:dampening_frac=0.05``, which are
             laid on every Linear; a text with commas between them, or a list.
-        material: the text and how much of it (`labkit.material`); its ``seed`` draws other sequences to calibrate on.
+        datasets: the text and how much of it (`labkit.loading.datasets`); its ``seed`` draws other
+            sequences to calibrate on.
         dtype: of what is not quantized, and of the unquantized model.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads (default: as torch has them).
@@ -117,12 +118,12 @@ def compare_perplexity(
     """
     import torch
 
-    from labkit.loading import choose_device, load
+    from labkit.loading.load import choose_device, load
 
     if threads is not None:
         check_count("threads", threads)
         torch.set_num_threads(threads)
-    if material.text is None:
+    if datasets.text is None:
         raise LabError("perplexity is measured on text: give a file of plain text (--text)")
     if dtype not in DTYPES:
         raise LabError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -134,12 +135,12 @@ def compare_perplexity(
     settings = {
         "version": lab_version(),
         "model": Path(spec.name).name,
-        "material": material.settings(),
+        "material": datasets.settings(),
         "dtype": dtype,
         "device": str(choose_device(device)).partition(":")[0],
     }
     probe = folder.path / "probe.safetensors"
-    judge = Judge(spec, material, str(probe), device, folder, dtype)
+    judge = Judge(spec, datasets, str(probe), device, folder, dtype)
     skeleton = judge.checkpoint.skeleton()
     roles = find_roles(skeleton)
     resolved = [
@@ -148,7 +149,7 @@ def compare_perplexity(
     folder.open(settings)
     if not probe.is_file():
         _say("the unquantized model answers", progress)
-        material.make_probe(load(spec, dtype, device, progress=False)).save(probe)
+        probe_of(load(spec, dtype, device, progress=False), datasets).save(probe)
     records = [{**judge.reference(), "bits": 8.0 * DTYPES[dtype].itemsize}]
     for plan, laid in zip(chosen, resolved):
         _say(plan.name, progress)

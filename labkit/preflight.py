@@ -196,7 +196,7 @@ def _source_of(spec: Any) -> str:
 
 def _base_of(spec: Any) -> Any:
     """The unquantized model that a quantized folder was made of; every table needs its row."""
-    from labkit.checkpoint import Manifest
+    from labkit.loading.manifest import Manifest
     from labkit.models.checkpoint import folder_fingerprint
 
     facts = Manifest.read(spec.folder).base
@@ -212,8 +212,8 @@ def _base_of(spec: Any) -> Any:
 
 def _stored_plan(spec: Any, asked: Sequence[tuple[Any, Any]]) -> Any:
     """The plan of a quantized folder; refuses others than it and the unquantized ones."""
-    from labkit.checkpoint import Manifest
-    from labkit.loading import check_stored_plan
+    from labkit.loading.manifest import Manifest
+    from labkit.loading.restore import check_stored_plan
 
     manifest = Manifest.read(spec.folder)
     for plan, _ in asked:
@@ -224,10 +224,10 @@ def _stored_plan(spec: Any, asked: Sequence[tuple[Any, Any]]) -> Any:
 
 def _check_stored(checkpoint: Any, device: str) -> None:
     """Look at the files of a quantized folder, and whether its schemes run on the device."""
-    from labkit.checkpoint import Manifest
-    from labkit.checkpoint.restore import resolve_stored
-    from labkit.checks import check_placed_memory, choose_devices
-    from labkit.placement import placed_on
+    from labkit.loading.manifest import Manifest
+    from labkit.loading.placement import check_placed_memory, placed_on
+    from labkit.loading.prepare import choose_devices
+    from labkit.loading.restore import resolve_stored
 
     spec = checkpoint.spec
     manifest = Manifest.read(spec.folder)
@@ -238,7 +238,7 @@ def _check_stored(checkpoint: Any, device: str) -> None:
 
 
 def _settle_device(device: str) -> str:
-    from labkit.checks import choose_devices
+    from labkit.loading.prepare import choose_devices
 
     return ",".join(map(str, choose_devices(device)))
 
@@ -268,9 +268,9 @@ def _unquantized_for(spec: Any, device: str) -> str:
 
 def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str, weights: str | None) -> None:
     """Resolve every plan on the model's skeleton (meta device) for this device; look at the files."""
-    from labkit.checks import check_calibration, check_placed_memory, check_runtime, choose_devices
+    from labkit.loading.placement import check_placed_memory, placed_on
+    from labkit.loading.prepare import check_calibration, check_runtime, choose_devices
     from labkit.models import find_roles
-    from labkit.placement import placed_on
 
     if weights is None:
         checkpoint.check_weights()

@@ -2,8 +2,8 @@
 
 import argparse
 
-from labkit.amounts import Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
+from labkit.loading.datasets import Datasets
 
 EXPORT_FORMATS = ("compressed-tensors", "gptq")
 
@@ -33,9 +33,9 @@ def add_quantize(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--calibration-items",
         type=count,
-        default=Amounts.calibration,
+        default=Datasets.calibration,
         metavar="N",
-        help=f"how many calibration items plans are shown that look at activations ({Amounts.calibration})",
+        help=f"how many calibration items plans are shown that look at activations ({Datasets.calibration})",
     )
     command.add_argument(
         "--calibration-text", metavar="FILE", help="show them a text instead, for models that see no screens"

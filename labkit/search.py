@@ -15,11 +15,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.amounts import AGAINST, CANDIDATES, KEPT_DTYPES, ROUNDS
 from labkit.common.errors import LabError
 from labkit.goal import Goal
 from labkit.judge import Judge
-from labkit.material import Material
+from labkit.loading.datasets import AGAINST, CANDIDATES, KEPT_DTYPES, ROUNDS, Datasets
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
 from labkit.preflight import check_count, lab_version
@@ -41,7 +40,7 @@ def search_plan(
     max_loss: float | None = None,
     schemes: str | Sequence[str] = CANDIDATES,
     against: Sequence[str | os.PathLike] = AGAINST,
-    material: Material | None = None,
+    datasets: Datasets | None = None,
     test_items: int = 200,
     name: str | None = None,
     device: str = "auto",
@@ -64,7 +63,7 @@ def search_plan(
         max_loss: or the largest loss: points of right steps; of a model without eyes per cent of perplexity.
         schemes: candidates for each Linear, as `labkit.quantization.shorthand` reads them.
         against: uniform plans to judge beside it, names or files.
-        material: how many items, or which text (`labkit.material`).
+        datasets: how many items, or which text (`labkit.loading.datasets`).
         test_items: how many test items the plan is reported on (0: none).
         name: the plan's name (default: from the goal).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -85,7 +84,7 @@ def search_plan(
     """
     goal = Goal.of(memory, bits, max_loss)
     spec = get_spec(model)
-    material = material or Material()
+    datasets = datasets or Datasets()
     short = Path(spec.name).name
     name = name or f"searched-{goal.label}"
     check_count("rounds", rounds)
@@ -99,7 +98,7 @@ def search_plan(
     say = _say if progress else lambda text: None
     try:
         found = measure_sensitivity(
-            model, schemes, material=material, parts=parts, device=device, jobs=jobs, threads=threads,
+            model, schemes, datasets=datasets, parts=parts, device=device, jobs=jobs, threads=threads,
             output=sensitivities, progress=progress,
         )  # fmt: skip
         folder = RecordFolder(output, "a search")
@@ -114,7 +113,7 @@ def search_plan(
         }
         folder.open(settings)
         probe = str(sensitivities / "probe.safetensors")
-        judge = Judge(spec, material, probe, device, folder, found.settings["dtype"])
+        judge = Judge(spec, datasets, probe, device, folder, found.settings["dtype"])
         solver = Solver(judge, found, name, say, rounds, linears_only=goal.bits is not None, apart=apart)
         room = solver.room(goal)
         say("judging the unquantized model")

@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import fields
 
-from labkit.amounts import AGAINST, CANDIDATES, KEPT_DTYPES, PERPLEXITY_PLANS, ROUNDS, Amounts
 from labkit.arguments import add_machine, count, count_or_none, later
+from labkit.loading.datasets import AGAINST, CANDIDATES, KEPT_DTYPES, PERPLEXITY_PLANS, ROUNDS, Datasets
 
 COMMANDS = "labkit.search_commands"
 SCHEMES = ",".join(CANDIDATES)
@@ -139,7 +139,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def _add_amounts(command: argparse.ArgumentParser) -> None:
-    for item in fields(Amounts):
+    for item in fields(Datasets):
         kind = {"validation": count_or_none, "seed": count_or_none, "text": str}.get(item.name, count)
         usual = "" if item.default is None else f" ({item.default})"
         command.add_argument(

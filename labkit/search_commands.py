@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from labkit.amounts import Amounts
 from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_rate
+from labkit.loading.datasets import Datasets
 from labkit.terminal import console, make_table
 
 SHOWN_LINEARS = 12
@@ -22,7 +22,7 @@ def sensitivity(options: argparse.Namespace) -> None:
     found = measure_sensitivity(
         options.model,
         options.schemes,
-        material=_material(options),
+        datasets=_datasets(options),
         parts=not options.no_parts,
         device=options.device,
         jobs=options.jobs,
@@ -68,7 +68,7 @@ def search(options: argparse.Namespace) -> None:
         max_loss=options.max_loss,
         schemes=options.schemes,
         against=[one.strip() for one in options.against.split(",") if one.strip()],
-        material=_material(options),
+        datasets=_datasets(options),
         test_items=options.test_items,
         name=options.name,
         device=options.device,
@@ -116,7 +116,7 @@ def perplexity(options: argparse.Namespace) -> None:
     found = compare_perplexity(
         options.model,
         options.plans,
-        material=_material(options),
+        datasets=_datasets(options),
         dtype=options.dtype,
         device=options.device,
         threads=options.threads,
@@ -146,10 +146,9 @@ def _change(change: float, low: float, high: float) -> str:
     return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]".replace("-", "−")
 
 
-def _material(options: argparse.Namespace) -> Any:
-    from labkit.material import Material
+def _datasets(options: argparse.Namespace) -> Any:
 
-    return Material(**{item.name: getattr(options, item.name) for item in fields(Amounts)})
+    return Datasets(**{item.name: getattr(options, item.name) for item in fields(Datasets)})
 
 
 def _write_chart(path: Path, chart: Any) -> None:

@@ -148,7 +148,7 @@ def finish(
         str(path), settings, found, reference, others, front, rounds=rounds, environments=environments
     )
     result.save(folder)
-    if test_items and judge.material.text is None:
+    if test_items and judge.datasets.text is None:
         from labkit.comparison import compare
 
         comparison = compare(

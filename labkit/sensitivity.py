@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.amounts import CANDIDATES
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.machine import usable_cores
 from labkit.common.process import run_workers
-from labkit.material import Material
+from labkit.divergence import probe_of
+from labkit.loading.datasets import CANDIDATES, Datasets
 from labkit.preflight import check_count, lab_version
 from labkit.quantization.shorthand import parse_candidates
 from labkit.results.folders import RecordFolder
@@ -97,7 +97,7 @@ def measure_sensitivity(
     model: str | os.PathLike = "pocket",
     schemes: str | Sequence[str] = CANDIDATES,
     *,
-    material: Material | None = None,
+    datasets: Datasets | None = None,
     parts: bool = True,
     device: str = "auto",
     jobs: int | None = None,
@@ -110,7 +110,7 @@ def measure_sensitivity(
     Args:
         model: a name from ``labkit models``, a checkpoint folder, or a hub id.
         schemes: candidates, as `labkit.quantization.shorthand` reads them.
-        material: how many items, or which text (`labkit.material`).
+        datasets: how many items, or which text (`labkit.loading.datasets`).
         parts: measure whole parts too, with their taps.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         jobs: processes side by side (default: one for every two cores; one on a GPU).
@@ -123,7 +123,7 @@ def measure_sensitivity(
         LabError: whatever cannot work, before anything is measured.
         SensitivityInterrupted: Ctrl-C; the same call again continues.
     """
-    job = _prepare(model, schemes, material or Material(), parts, device)
+    job = _prepare(model, schemes, datasets or Datasets(), parts, device)
     output = Path(output or Path("results") / f"sensitivity-{Path(job.spec.name).name}")
     folder = RecordFolder(output, "sensitivities")
     folder.open(job.settings, grows="schemes")
@@ -150,16 +150,16 @@ class _Job:
     settings: dict[str, Any]
     device: str
     dtype: str
-    material: Material
+    datasets: Datasets
     tasks: list[tuple[str, str]]
     parts: list[tuple[str, str]]
 
 
 def _prepare(
-    model: str | os.PathLike, schemes: str | Sequence[str], material: Material, parts: bool, device: str
+    model: str | os.PathLike, schemes: str | Sequence[str], datasets: Datasets, parts: bool, device: str
 ) -> _Job:
     from labkit.bench import can_store, measurable_linears, measurable_others
-    from labkit.checks import choose_device
+    from labkit.loading.prepare import choose_device
     from labkit.models import find_roles, get_spec
     from labkit.models.checkpoint import Checkpoint, folder_fingerprint
 
@@ -171,7 +171,7 @@ def _prepare(
     for scheme in candidates.values():
         scheme.validate_environment(chosen)
     checkpoint = Checkpoint(spec)
-    material.check(spec.name, checkpoint.family.modalities)
+    datasets.check(spec.name, checkpoint.family.modalities)
     checkpoint.check_weights()
     skeleton = checkpoint.skeleton()
     size = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -182,7 +182,7 @@ def _prepare(
         "model": spec.name,
         "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
         "schemes": list(candidates),
-        "material": material.settings(),
+        "material": datasets.settings(),
         "dtype": dtype,
         "device": chosen.partition(":")[0],
     }
@@ -198,7 +198,7 @@ def _prepare(
         settings,
         chosen,
         dtype,
-        material,
+        datasets,
         [(name, label) for name in linears for label in candidates] + stored,
         [(role, label) for role in wanted for label in candidates],
     )
@@ -241,7 +241,7 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
                     "threads": threads,
                     "dtype": job.dtype,
                     "candidates": job.settings["schemes"],
-                    "material": asdict(job.material),
+                    "material": asdict(job.datasets),
                     "linears": _share(linears, number, jobs),
                     "parts": _share(parts, number, jobs),
                     "done": sorted(done),
@@ -264,10 +264,10 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
 
 
 def _make_probe(job: _Job, folder: RecordFolder) -> None:
-    from labkit.loading import load
+    from labkit.loading.load import load
 
     engine = load(job.spec, job.dtype, job.device, progress=False)
-    job.material.make_probe(engine).save(folder.path / "probe.safetensors")
+    probe_of(engine, job.datasets).save(folder.path / "probe.safetensors")
 
 
 def _share(tasks: Sequence[Any], number: int, jobs: int) -> list[Any]:

@@ -14,11 +14,11 @@ from typing import Any
 
 from labkit import allocation
 from labkit.allocation import TOGETHER, Allocation, AllocationError, Unit
-from labkit.amounts import KEPT_DTYPES
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.goal import Goal
 from labkit.judge import Judge
+from labkit.loading.datasets import KEPT_DTYPES
 from labkit.plans.plan import QuantizationPlan
 from labkit.planwriter import plan_of
 from labkit.quantization.int8_storage import KINDS

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from labkit.calibration import default_calibration
 from labkit.common.errors import LabError
+from labkit.loading.calibration import default_calibration
 from labkit.plans.sequential import run_model, to_device
 from labkit.quantization import Scheme, affine, gptq
 from labkit.quantization.affine import sqnr_db

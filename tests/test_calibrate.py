@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from torch import nn
 
-from labkit.calibration import default_calibration
+from labkit.loading.calibration import default_calibration
 from labkit.models.families import find_roles
 from labkit.plans import calibrate
 from labkit.plans.calibrate import input_statistics

@@ -19,10 +19,11 @@ from checkpoint_models import (
 from safetensors.torch import load_file
 
 import labkit
-from labkit.checkpoint import CheckpointError, Manifest
-from labkit.checkpoint.save import save
+from labkit.common.errors import CheckpointError
 from labkit.common.files import sha256_of
-from labkit.loading import load
+from labkit.loading.load import load
+from labkit.loading.manifest import Manifest
+from labkit.loading.save import save
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import weights_bytes
@@ -76,7 +77,9 @@ def test_nothing_but_the_folder_is_needed(tmp_path, monkeypatch):
     moved = folder.rename(tmp_path / "elsewhere")
     shutil.rmtree(original)
     monkeypatch.setattr(Checkpoint, "weights", lambda *_: pytest.fail("original weights were read"))
-    monkeypatch.setattr("labkit.loading.fill_", lambda *_, **__: pytest.fail("the model was quantized anew"))
+    monkeypatch.setattr(
+        "labkit.loading.load.fill_", lambda *_, **__: pytest.fail("the model was quantized anew")
+    )
     assert torch.equal(logits(labkit.load(moved, device="cpu", progress=False)), logits(engine))
 
 
@@ -208,7 +211,7 @@ def test_an_error_while_writing_leaves_what_was_there(folders, tmp_path, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("labkit.checkpoint.tensors.save_file", full)
+    monkeypatch.setattr("labkit.loading.tensors.save_file", full)
     with pytest.raises(CheckpointError, match="target cannot be written: No space left on device"):
         save(engine, folder, force=True, progress=False)
     now = {path.name: sha256_of(path) for path in folder.iterdir()} if folder.exists() else None

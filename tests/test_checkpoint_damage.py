@@ -7,12 +7,11 @@ import pytest
 from checkpoint_models import save_llama
 from safetensors.torch import load_file, save_file
 
-from labkit.checkpoint import CheckpointError, Manifest
-from labkit.checkpoint.manifest import _digest
-from labkit.checkpoint.save import save
-from labkit.common.errors import LabError
+from labkit.common.errors import CheckpointError, LabError
 from labkit.common.files import sha256_of
-from labkit.loading import load
+from labkit.loading.load import load
+from labkit.loading.manifest import Manifest, _digest
+from labkit.loading.save import save
 
 
 @pytest.fixture(scope="module")

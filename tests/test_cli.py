@@ -253,7 +253,7 @@ def test_ask_sends_image_recording_and_text_in_this_order(capsys, monkeypatch, t
             return FakeStream()
 
     monkeypatch.setattr("labkit.preflight.check_senses", lambda model, kinds: sent.update(senses=kinds))
-    monkeypatch.setattr("labkit.loading.load", lambda *a, **k: sent.update(loaded=a) or FakeEngine())
+    monkeypatch.setattr("labkit.loading.load.load", lambda *a, **k: sent.update(loaded=a) or FakeEngine())
     code, out, err = run(
         capsys, "ask", "pocket", "--image", picture, "--audio", tmp_path / "said.wav", "open it", "--thinking"
     )

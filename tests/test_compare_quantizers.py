@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from labkit.material import Material
+from labkit.loading.datasets import Datasets
 from labkit.perplexity import compare_perplexity
 from labkit.quantization import affine
 
@@ -80,9 +80,9 @@ def test_a_library_is_given_the_labs_calibration_and_judged_as_the_lab_is(
     tool, call, tmp_path, monkeypatch, capsys
 ):
     model, text = save_tiny(tmp_path / "tiny"), ROOT / "LICENSE"
-    material = Material(calibration=6, probe=3, validation=12, text=str(text), length=64)
+    datasets = Datasets(calibration=6, probe=3, validation=12, text=str(text), length=64)
     beside = compare_perplexity(
-        model, "int4:group_size=32", material=material, output=tmp_path / "ours", progress=False
+        model, "int4:group_size=32", datasets=datasets, output=tmp_path / "ours", progress=False
     )
     given = {}
 
@@ -101,7 +101,7 @@ def test_a_library_is_given_the_labs_calibration_and_judged_as_the_lab_is(
     found = json.loads((tmp_path / "ours" / "peers.json").read_text())
     [record] = found["records"]
     assert torch.tensor(given["ids"]).shape == (6, 64)
-    assert given["ids"] == material.sequences(tiny_models.tokenizer(), "calibration").tolist()
+    assert given["ids"] == datasets.sequences(tiny_models.tokenizer(), "calibration").tolist()
     assert record["plan"] == "theirs"
     assert record["bits"] == 4 + (16 + 4) / 32
     assert record["options"] == {"bits": 4, "group_size": 32}
@@ -117,8 +117,8 @@ def test_a_library_is_given_the_labs_calibration_and_judged_as_the_lab_is(
 
 def test_what_a_library_folds_into_norms_is_laid_in_and_taken_out_again(tool, call, tmp_path, monkeypatch):
     model, text = save_tiny(tmp_path / "tiny"), ROOT / "LICENSE"
-    material = Material(calibration=4, probe=2, validation=6, text=str(text), length=64)
-    compare_perplexity(model, "int8", material=material, output=tmp_path / "ours", progress=False)
+    datasets = Datasets(calibration=4, probe=2, validation=6, text=str(text), length=64)
+    compare_perplexity(model, "int8", datasets=datasets, output=tmp_path / "ours", progress=False)
 
     def run(options, ids):
         """Powers of two change no code: with the norms halved, the model means the same."""

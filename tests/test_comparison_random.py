@@ -66,7 +66,7 @@ def test_a_finished_one_is_not_measured_again_and_another_kind_is_refused(made):
 
 def test_the_registered_9b_needs_no_hub(monkeypatch):
     monkeypatch.setattr("labkit.models.hub._ask_for", lambda *_: pytest.fail("the hub was asked"))
-    monkeypatch.setattr("labkit.checks.free_bytes", lambda device: 10**12)
+    monkeypatch.setattr("labkit.loading.placement.free_bytes", lambda device: 10**12)
     monkeypatch.setattr(ModelSpec, "availability", lambda self: "on the hub")
     options = {"seed": None, "split": "typed", "device": "cpu", "threads": 1, "enable_thinking": False}
     job = prepare("autoglm-phone-9b", ["bf16", "int4"], 200, batch_size=1, weights="random", **options)

@@ -6,11 +6,10 @@ import torch
 from PIL import Image
 
 from labkit import phonetap
-from labkit.answers import with_answer
-from labkit.calibration import calibration_batches, default_calibration
 from labkit.common.actions import Action
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward
+from labkit.loading.calibration import calibration_batches, default_calibration, with_answer
 from labkit.models.processors import TemplateProcessor
 
 

@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import labkit
-from labkit.checks import choose_devices
 from labkit.livebytes import LiveBytes
-from labkit.loading import load
+from labkit.loading.load import load
+from labkit.loading.placement import PlacementError, check_map, connect_, split_by_layers
+from labkit.loading.prepare import choose_devices
 from labkit.measurement import measure
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.spec import ModelSpec
 from labkit.models.token_ids import IdPromptError
 from labkit.models.weights import RandomSource
-from labkit.placement import PlacementError, check_map, connect_, split_by_layers
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.quantization import get_scheme
@@ -137,7 +137,7 @@ def test_the_model_is_the_one_that_reading_it_whole_gives(which, plan, request):
 @pytest.mark.parametrize("plan", ["gptq", "awq", "article"])
 def test_calibrated_too(pocket_folder, plan):
     engine = load(pocket_folder, plan, "cpu", calibration=3, progress=False)
-    from labkit.calibration import default_calibration
+    from labkit.loading.calibration import default_calibration
 
     batches = default_calibration(engine.processor, engine.modalities, 3, model=engine.model)
     assert_same(engine.model, loaded_whole(pocket_folder, plan, batches))
@@ -176,7 +176,7 @@ def test_a_run_that_was_stopped_reads_only_what_is_missing(glm4v_folder, tmp_pat
 
 
 def test_architectures_that_transformers_puts_together_are_read_whole(deep_folder, monkeypatch):
-    monkeypatch.setattr("labkit.loading.has_plain_names", lambda _: False)
+    monkeypatch.setattr("labkit.loading.load.has_plain_names", lambda _: False)
     engine = load(deep_folder, "int4", "cpu", progress=False)
     monkeypatch.undo()
     assert_same(engine.model, load(deep_folder, "int4", "cpu", progress=False).model)
@@ -244,7 +244,7 @@ def test_what_making_takes_must_fit_beside_the_model(deep_folder, monkeypatch):
     size = load(deep_folder, "int4", "cpu", progress=False).resolved.predicted_bytes
     largest = max(one.numel() for one in Checkpoint(get_spec(deep_folder)).skeleton().parameters())
     for free, fits in ((size + 3 * largest + 1, True), (size + 3 * largest - 1, False)):
-        monkeypatch.setattr("labkit.checks.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("labkit.loading.placement.free_bytes", lambda device, free=free: free)
         if fits:
             load(deep_folder, "int4", "cpu", progress=False)
         else:

@@ -9,12 +9,12 @@ import torch
 from checkpoint_models import PLANS, calibration_for, save_glm4v, save_llama, save_pocket
 from safetensors.torch import load_file
 
-from labkit.checkpoint import CheckpointError
-from labkit.checkpoint.save import save
 from labkit.cli import main
-from labkit.interchange import ExportError, export
-from labkit.interchange.packing import pack_words, unpack_words
-from labkit.loading import load
+from labkit.common.errors import CheckpointError
+from labkit.loading.export import ExportError, export
+from labkit.loading.export.packing import pack_words, unpack_words
+from labkit.loading.load import load
+from labkit.loading.save import save
 from labkit.plans.plan import QuantizationPlan
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -258,7 +258,7 @@ def test_all_refusals_come_at_once_and_parts_can_be_written_unquantized(made, tm
 
 def test_a_module_that_does_more_than_multiply_is_refused(tmp_path):
     """Such as one that scales its inputs first."""
-    from labkit.interchange.integers import cannot_be_integers
+    from labkit.loading.export.integers import cannot_be_integers
     from labkit.quantization.int4 import Int4Linear
 
     class Scaled(Int4Linear):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from checkpoint_models import HELLO, logits, picture, question, save_glm4v, save_llama, save_pocket
 
-from labkit.checkpoint.save import save
-from labkit.interchange import export
-from labkit.loading import load
+from labkit.loading.export import export
+from labkit.loading.load import load
+from labkit.loading.save import save
 from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.affine import sqnr_db

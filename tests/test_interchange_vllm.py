@@ -16,9 +16,9 @@ import tiny_models
 import torch
 from checkpoint_models import picture
 
-from labkit.checkpoint.save import save
-from labkit.interchange import export
-from labkit.loading import load
+from labkit.loading.export import export
+from labkit.loading.load import load
+from labkit.loading.save import save
 from labkit.plans.plan import QuantizationPlan
 
 VLLM = os.environ.get("LABKIT_VLLM")

@@ -19,7 +19,7 @@ from labkit.engine.kv_cache import (
     dequantize_vectors,
     quantize_vectors,
 )
-from labkit.loading import load
+from labkit.loading.load import load
 from labkit.models.checkpoint import LoadError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec

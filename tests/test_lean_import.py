@@ -11,7 +11,7 @@ HEAVY = ("torch", "transformers", "bitsandbytes", "pandas", "plotly", "rich", "g
 NO_TORCH = (
     "labkit.chat",
     "labkit.chat.window",
-    "labkit.checkpoint",
+    "labkit.loading",
     "labkit.cli",
     "labkit.client",
     "labkit.evaluation",
@@ -74,7 +74,7 @@ def test_only_public_names_are_listed():
         "Engine",
         "Generation",
         "LabError",
-        "Material",
+        "Datasets",
         "Measurement",
         "ModelSpec",
         "QuantizationPlan",

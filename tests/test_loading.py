@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 import labkit
-from labkit.checks import check_memory, choose_device, staging_device
 from labkit.common.errors import LabError
-from labkit.loading import load
+from labkit.loading.load import load
+from labkit.loading.placement import check_memory, staging_device
+from labkit.loading.prepare import choose_device
 from labkit.measurement import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
@@ -195,7 +196,9 @@ def test_what_cannot_fit_is_refused_with_both_figures():
 
 def test_weights_are_read_where_there_is_room(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
-    monkeypatch.setattr("labkit.checks.free_bytes", lambda device: {"cpu": 30, "cuda": 20}[device.type])
+    monkeypatch.setattr(
+        "labkit.loading.placement.free_bytes", lambda device: {"cpu": 30, "cuda": 20}[device.type]
+    )
     assert staging_device(19, gpu, "m") == gpu
     assert staging_device(25, gpu, "m") == cpu
     assert staging_device(25, cpu, "m") == cpu

@@ -13,12 +13,12 @@ import torch
 from checkpoint_models import HELLO, logits, save_glm4v, save_llama
 
 from labkit.anatomy import AnatomyError, dissect
-from labkit.checkpoint import CheckpointError, Manifest
 from labkit.cli import main
-from labkit.common.errors import LabError
+from labkit.common.errors import CheckpointError, LabError
 from labkit.common.files import sha256_of
-from labkit.loading import load
-from labkit.making import CalibrationSettings, QuantizeInterrupted, quantize_to
+from labkit.loading.load import load
+from labkit.loading.manifest import Manifest
+from labkit.loading.quantize_to import CalibrationSettings, QuantizeInterrupted, quantize_to
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.finished import Steps
 from labkit.quantization.int4 import Int4
@@ -167,8 +167,8 @@ def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkey
 
 KILLER = """
 import os, signal, sys
-import labkit.plans.finished, labkit.checkpoint.tensors, labkit.common.files
-from labkit.making import quantize_to
+import labkit.plans.finished, labkit.loading.tensors, labkit.common.files
+from labkit.loading.quantize_to import quantize_to
 
 where, number, model, target = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 calls = 0
@@ -191,9 +191,9 @@ def die_at(holder, name, half=False):
 if where == "module":
     die_at(labkit.plans.finished, "save_file", half=True)
 elif where == "tensors":
-    die_at(labkit.checkpoint.tensors, "save_file", half=True)
+    die_at(labkit.loading.tensors, "save_file", half=True)
 elif where == "hashes":
-    die_at(labkit.checkpoint.save, "file_facts")
+    die_at(labkit.loading.save, "file_facts")
 elif where == "exchange":
     die_at(labkit.common.files, "_exchange")
 elif where == "remove":

@@ -13,7 +13,7 @@ from labkit.cli import main
 from labkit.common.errors import LabError
 from labkit.divergence import perplexity_of, sequence_losses
 from labkit.judge import Judge
-from labkit.material import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Material
+from labkit.loading.datasets import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Datasets
 from labkit.perplexity import Perplexities, compare_perplexity
 from labkit.plans.plan import PlanError
 from labkit.results.folders import RecordFolderError
@@ -32,14 +32,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def material():
-    return Material(calibration=6, probe=3, validation=12, text=str(ROOT / "LICENSE"), length=64)
+def datasets():
+    return Datasets(calibration=6, probe=3, validation=12, text=str(ROOT / "LICENSE"), length=64)
 
 
 @pytest.fixture(scope="module")
-def measured(folder, material, tmp_path_factory):
+def measured(folder, datasets, tmp_path_factory):
     output = tmp_path_factory.mktemp("perplexity")
-    return output, compare_perplexity(folder, PLANS, material=material, output=output, progress=False)
+    return output, compare_perplexity(folder, PLANS, datasets=datasets, output=output, progress=False)
 
 
 def test_losses_are_those_of_the_next_tokens():
@@ -68,7 +68,7 @@ def test_plans_are_judged_beside_the_unquantized_model(measured):
     assert found.records[1]["definition"]["default"] == "fp32"
 
 
-def test_further_plans_are_added_and_nothing_is_measured_again(measured, folder, material, monkeypatch):
+def test_further_plans_are_added_and_nothing_is_measured_again(measured, folder, datasets, monkeypatch):
     output, found = measured
     measure, names = Judge._measure, []
 
@@ -77,26 +77,26 @@ def test_further_plans_are_added_and_nothing_is_measured_again(measured, folder,
         return measure(self, plan, *arguments)
 
     monkeypatch.setattr(Judge, "_measure", spy)
-    more = compare_perplexity(folder, ["int8", *PLANS.split(",")], material=material, output=output)
+    more = compare_perplexity(folder, ["int8", *PLANS.split(",")], datasets=datasets, output=output)
     assert names == ["int8"]
     assert more.records[2:] == found.records[1:]
     with pytest.raises(RecordFolderError, match="dtype was fp32, now bf16"):
-        compare_perplexity(folder, PLANS, material=material, output=output, dtype="bf16")
+        compare_perplexity(folder, PLANS, datasets=datasets, output=output, dtype="bf16")
 
 
-def test_other_seeds_calibrate_on_other_sequences(material, measured, folder, tmp_path):
+def test_other_seeds_calibrate_on_other_sequences(datasets, measured, folder, tmp_path):
     words = tiny_models.tokenizer()
-    first, other, again = (replace(material, seed=seed).sequences(words, "calibration") for seed in (0, 1, 1))
+    first, other, again = (replace(datasets, seed=seed).sequences(words, "calibration") for seed in (0, 1, 1))
     assert first.shape == other.shape
     assert not torch.equal(first, other)
     assert torch.equal(other, again)
     assert len({tuple(row.tolist()) for row in other}) == len(other)
     for purpose in ("probe", "validation"):
         assert torch.equal(
-            replace(material, seed=1).sequences(words, purpose), material.sequences(words, purpose)
+            replace(datasets, seed=1).sequences(words, purpose), datasets.sequences(words, purpose)
         )
     found = compare_perplexity(
-        folder, PLANS.split(",")[1:], material=replace(material, seed=1), output=tmp_path, progress=False
+        folder, PLANS.split(",")[1:], datasets=replace(datasets, seed=1), output=tmp_path, progress=False
     )
     rounded, solved = found.records[1:]
     assert rounded["losses"] == pytest.approx(measured[1].records[2]["losses"], rel=1e-6)
@@ -105,20 +105,22 @@ def test_other_seeds_calibrate_on_other_sequences(material, measured, folder, tm
 
 def test_items_drawn_to_calibrate_are_never_those_that_compare_or_judge(monkeypatch):
     seeds = []
-    monkeypatch.setattr("labkit.material.default_calibration", lambda *_, seed, **options: seeds.append(seed))
+    monkeypatch.setattr(
+        "labkit.loading.datasets.default_calibration", lambda *_, seed, **options: seeds.append(seed)
+    )
     for seed in (0, 1, 2):
-        Material(seed=seed).calibration_batches(None, ("image",), None)
+        Datasets(seed=seed).calibration_batches(None, ("image",), None)
     assert seeds == [None, DRAWN_FROM + 1, DRAWN_FROM + 2]
     assert max(PROBE_SEED, VALIDATION_SEED) <= DRAWN_FROM
 
 
-def test_what_cannot_work_is_refused_before_anything_is_measured(folder, material, tmp_path):
+def test_what_cannot_work_is_refused_before_anything_is_measured(folder, datasets, tmp_path):
     with pytest.raises(LabError, match=r"give a file of plain text \(--text\)"):
-        compare_perplexity(folder, "int8", material=Material(), output=tmp_path / "a")
+        compare_perplexity(folder, "int8", datasets=Datasets(), output=tmp_path / "a")
     with pytest.raises(PlanError, match=r"'int5' is no preset \(.*\), no plan file, and 'int5': unknown"):
-        compare_perplexity(folder, "int8,int5", material=material, output=tmp_path / "a")
+        compare_perplexity(folder, "int8,int5", datasets=datasets, output=tmp_path / "a")
     with pytest.raises(LabError, match="dtype must be one of fp32, fp16, bf16"):
-        compare_perplexity(folder, "int8", material=material, output=tmp_path / "a", dtype="int8")
+        compare_perplexity(folder, "int8", datasets=datasets, output=tmp_path / "a", dtype="int8")
     assert not (tmp_path / "a").exists()
     with pytest.raises(LabError, match="measure with `labkit perplexity` first"):
         Perplexities.load(tmp_path)
@@ -153,8 +155,8 @@ def test_a_change_is_told_in_per_cent_and_of_a_broken_model_in_times():
     assert _change(26562.9, 20000.0, 30000.0) == "26,564 times"
 
 
-def test_the_command_prints_and_writes(folder, material, tmp_path, capsys):
-    words = ["perplexity", str(folder), "--text", material.text, "--plans", "int8", "--length", "64"]
+def test_the_command_prints_and_writes(folder, datasets, tmp_path, capsys):
+    words = ["perplexity", str(folder), "--text", datasets.text, "--plans", "int8", "--length", "64"]
     words += ["--calibration", "2", "--probe", "2", "--validation", "4", "--device", "cpu"]
     assert main([*words, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out

@@ -74,7 +74,7 @@ EVERYTHING = (
 
 def test_the_pocket_model_with_all_its_weights_in_8_bits():
     model, processor = tiny_models.pocket()
-    from labkit.calibration import default_calibration
+    from labkit.loading.calibration import default_calibration
 
     batch = default_calibration(processor, ("image", "audio"), 2)[1]
     with torch.inference_mode():

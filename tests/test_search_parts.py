@@ -1,4 +1,4 @@
-"""The small parts of sensitivity and search: goals, candidates, record folders, material, charts."""
+"""The small parts of sensitivity and search: goals, candidates, record folders, datasets, charts."""
 
 import json
 
@@ -6,11 +6,10 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.amounts import Amounts, MaterialError
 from labkit.common.errors import GoalError
 from labkit.common.formats import bytes_of
 from labkit.goal import Goal
-from labkit.material import PROBE_SEED, VALIDATION_SEED, Material
+from labkit.loading.datasets import PROBE_SEED, VALIDATION_SEED, DatasetError, Datasets
 from labkit.plans.rule import kind_of, layer_of
 from labkit.quantization import get_scheme
 from labkit.quantization.shorthand import CandidateError, label_of, parse_candidate, parse_candidates
@@ -147,8 +146,8 @@ def test_a_texts_parts_do_not_overlap(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{number:05d} " for number in range(2000)))
     words = tiny_models.tokenizer()
-    material = Material(calibration=4, probe=3, validation=2, text=str(text), length=30)
-    found = {name: material.sequences(words, name) for name in ("calibration", "probe", "validation")}
+    datasets = Datasets(calibration=4, probe=3, validation=2, text=str(text), length=30)
+    found = {name: datasets.sequences(words, name) for name in ("calibration", "probe", "validation")}
     assert {name: tuple(ids.shape) for name, ids in found.items()} == {
         "calibration": (4, 30), "probe": (3, 30), "validation": (2, 30),
     }  # fmt: skip
@@ -156,29 +155,29 @@ def test_a_texts_parts_do_not_overlap(tmp_path):
     assert all(seen)
     assert not seen[0] & seen[1]
     assert not seen[1] & seen[2]
-    short = Material(text=str(text), length=5000)
-    with pytest.raises(MaterialError, match=r"its part for probe has .* tokens, and a sequence takes 5000"):
+    short = Datasets(text=str(text), length=5000)
+    with pytest.raises(DatasetError, match=r"its part for probe has .* tokens, and a sequence takes 5000"):
         short.sequences(words, "probe")
 
 
 def test_items_for_different_purposes_are_different_and_never_test_items():
-    material = Material(probe=6, validation=6)
-    probe, validation = (material.items(name, ("image", "audio")) for name in ("probe", "validation"))
+    datasets = Datasets(probe=6, validation=6)
+    probe, validation = (datasets.items(name, ("image", "audio")) for name in ("probe", "validation"))
     assert PROBE_SEED != VALIDATION_SEED
     assert not {item.id for item in probe} & {item.id for item in validation}
     assert all(item.id.startswith("calibration-") for item in (*probe, *validation))
-    assert Material(validation=0).items("validation", ("image",)) == []
+    assert Datasets(validation=0).items("validation", ("image",)) == []
 
 
-def test_material_that_is_not_there_is_refused(tmp_path):
+def test_data_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(
-        MaterialError, match="takes no images, so PhoneTap cannot judge it: give a file of plain"
+        DatasetError, match="takes no images, so PhoneTap cannot judge it: give a file of plain"
     ):
-        Material().check("tiny", ())
-    with pytest.raises(MaterialError, match=r"nowhere\.txt cannot be read"):
-        Material(text=str(tmp_path / "nowhere.txt")).check("tiny", ())
-    with pytest.raises(MaterialError, match="probe must be a whole number of at least 1, not 0"):
-        Amounts(probe=0)
+        Datasets().check("tiny", ())
+    with pytest.raises(DatasetError, match=r"nowhere\.txt cannot be read"):
+        Datasets(text=str(tmp_path / "nowhere.txt")).check("tiny", ())
+    with pytest.raises(DatasetError, match="probe must be a whole number of at least 1, not 0"):
+        Datasets(probe=0)
 
 
 def linears():

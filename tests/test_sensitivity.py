@@ -20,7 +20,7 @@ from labkit import search as search_module
 from labkit import solver
 from labkit.common.errors import LabError
 from labkit.judge import Judge
-from labkit.material import Material
+from labkit.loading.datasets import Datasets
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.quantization.shorthand import parse_candidates
@@ -42,21 +42,21 @@ def llama_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
+def datasets(tmp_path_factory):
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text((ROOT / "LICENSE").read_text(encoding="utf-8"), encoding="utf-8")
-    return Material(calibration=6, probe=4, validation=4, text=str(text), length=64)
+    return Datasets(calibration=6, probe=4, validation=4, text=str(text), length=64)
 
 
-def measured(folder, material, output, schemes=SCHEMES, **options):
+def measured(folder, datasets, output, schemes=SCHEMES, **options):
     options = {"jobs": 1, "threads": 1, "progress": False, **options}
-    return measure_sensitivity(folder, schemes, material=material, output=output, **options)
+    return measure_sensitivity(folder, schemes, datasets=datasets, output=output, **options)
 
 
 @pytest.fixture(scope="module")
-def sensitivity(llama_folder, material, tmp_path_factory):
+def sensitivity(llama_folder, datasets, tmp_path_factory):
     output = tmp_path_factory.mktemp("sensitivity")
-    return output, measured(llama_folder, material, output)
+    return output, measured(llama_folder, datasets, output)
 
 
 def test_every_linear_is_measured_under_every_candidate(sensitivity):
@@ -76,56 +76,56 @@ def test_every_linear_is_measured_under_every_candidate(sensitivity):
     assert Sensitivity.load(output) == found
 
 
-def test_measuring_again_measures_nothing(sensitivity, llama_folder, material):
+def test_measuring_again_measures_nothing(sensitivity, llama_folder, datasets):
     output, found = sensitivity
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("records*.jsonl")}
-    assert measured(llama_folder, material, output) == found
+    assert measured(llama_folder, datasets, output) == found
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("records*.jsonl")} == before
 
 
-def test_records_without_the_probe_get_one(sensitivity, llama_folder, material, tmp_path):
+def test_records_without_the_probe_get_one(sensitivity, llama_folder, datasets, tmp_path):
     """As where the table alone was kept, and a search wants to go on from it."""
     output = shutil.copytree(sensitivity[0], tmp_path / "copied")
     probe = output / "probe.safetensors"
     before, records = load_file(probe), (output / "records.jsonl").read_bytes()
     probe.unlink()
-    assert measured(llama_folder, material, output) == sensitivity[1]
+    assert measured(llama_folder, datasets, output) == sensitivity[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(probe).items())
     assert (output / "records.jsonl").read_bytes() == records
 
 
-def test_parts_come_after_linears_of_the_same_name(sensitivity, llama_folder, material, tmp_path):
+def test_parts_come_after_linears_of_the_same_name(sensitivity, llama_folder, datasets, tmp_path):
     """lm_head is both."""
-    assert measured(llama_folder, material, tmp_path, parts=False).parts == []
-    found = measured(llama_folder, material, tmp_path)
+    assert measured(llama_folder, datasets, tmp_path, parts=False).parts == []
+    found = measured(llama_folder, datasets, tmp_path)
     assert [(one["part"], one["scheme"]) for one in found.parts] == [
         (one["part"], one["scheme"]) for one in sensitivity[1].parts
     ]
 
 
-def test_two_processes_find_what_one_finds(sensitivity, llama_folder, material, tmp_path):
-    both = measured(llama_folder, material, tmp_path, jobs=2, parts=False)
+def test_two_processes_find_what_one_finds(sensitivity, llama_folder, datasets, tmp_path):
+    both = measured(llama_folder, datasets, tmp_path, jobs=2, parts=False)
     assert len(list(tmp_path.glob("worker-*.log"))) == 2
     for one, other in zip(both.linears, sensitivity[1].linears, strict=True):
         assert one["linear"] == other["linear"]
         assert one.get("kl", 0) == pytest.approx(other.get("kl", 0), rel=1e-3, abs=1e-8)
 
 
-def test_further_candidates_are_added_to_what_is_there(sensitivity, llama_folder, material, tmp_path):
+def test_further_candidates_are_added_to_what_is_there(sensitivity, llama_folder, datasets, tmp_path):
     output = shutil.copytree(sensitivity[0], tmp_path / "grown")
     before = (output / "records.jsonl").read_text()
-    found = measured(llama_folder, material, output, schemes=f"{SCHEMES},int8", parts=False)
+    found = measured(llama_folder, datasets, output, schemes=f"{SCHEMES},int8", parts=False)
     added = (output / "records.jsonl").read_text().removeprefix(before).splitlines()
     assert {json.loads(line)["scheme"] for line in added} == {"int8"}
     assert len(found.linears) == len(sensitivity[1].linears) + len(added)
-    fewer = measured(llama_folder, material, output, schemes="int8", parts=False)
+    fewer = measured(llama_folder, datasets, output, schemes="int8", parts=False)
     assert fewer.linears == [one for one in found.linears if one["scheme"] == "int8"]
-    assert measured(llama_folder, material, output).linears == sensitivity[1].linears
+    assert measured(llama_folder, datasets, output).linears == sensitivity[1].linears
 
 
-def test_other_settings_need_another_folder(sensitivity, llama_folder, material):
-    other = replace(material, probe=material.probe + 1)
-    with pytest.raises(RecordFolderError, match="sensitivities of another kind: material was"):
+def test_other_settings_need_another_folder(sensitivity, llama_folder, datasets):
+    other = replace(datasets, probe=datasets.probe + 1)
+    with pytest.raises(RecordFolderError, match="sensitivities of another kind: datasets was"):
         measured(llama_folder, other, sensitivity[0])
 
 
@@ -135,27 +135,27 @@ def test_a_text_model_without_text_is_refused_at_once(llama_folder, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def command(folder, material, output):
+def command(folder, datasets, output):
     words = [
         "sensitivity",
         str(folder),
         "--schemes",
         SCHEMES,
         "--text",
-        material.text,
+        datasets.text,
         "--output",
         str(output),
     ]
     for name in ("calibration", "probe", "validation", "length"):
-        words += [f"--{name}", str(getattr(material, name))]
+        words += [f"--{name}", str(getattr(datasets, name))]
     return [sys.executable, "-m", "labkit", *words, "--jobs", "1", "--threads", "1"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_ended_continues_where_it_was(blow, sensitivity, llama_folder, material, tmp_path):
+def test_a_run_that_is_ended_continues_where_it_was(blow, sensitivity, llama_folder, datasets, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    words = command(llama_folder, material, tmp_path)
+    words = command(llama_folder, datasets, tmp_path)
     process = subprocess.Popen(
         words,
         env=environment,
@@ -190,17 +190,17 @@ def test_a_run_that_is_ended_continues_where_it_was(blow, sensitivity, llama_fol
     assert len(found.parts) == 6
 
 
-def searched(folder, material, sensitivity, output, **options):
+def searched(folder, datasets, sensitivity, output, **options):
     options = {"bits": 5.0, "against": ["int8"], "jobs": 1, "threads": 1, "progress": False, **options}
     return search_plan(
-        folder, schemes=SCHEMES, material=material, sensitivities=sensitivity[0], output=output, **options
+        folder, schemes=SCHEMES, datasets=datasets, sensitivities=sensitivity[0], output=output, **options
     )
 
 
 @pytest.fixture(scope="module")
-def search(sensitivity, llama_folder, material, tmp_path_factory):
+def search(sensitivity, llama_folder, datasets, tmp_path_factory):
     output = tmp_path_factory.mktemp("search")
-    return output, searched(llama_folder, material, sensitivity, output)
+    return output, searched(llama_folder, datasets, sensitivity, output)
 
 
 def test_the_plan_found_keeps_to_the_budget_and_the_first_choice_beats_guessing(search, sensitivity):
@@ -235,9 +235,9 @@ def test_the_plan_found_keeps_to_the_budget_and_the_first_choice_beats_guessing(
 
 
 def test_apart_the_first_choice_is_at_least_as_good_and_each_linear_gets_its_own(
-    search, sensitivity, llama_folder, material, tmp_path
+    search, sensitivity, llama_folder, datasets, tmp_path
 ):
-    found = searched(llama_folder, material, sensitivity, tmp_path, apart=True)
+    found = searched(llama_folder, datasets, sensitivity, tmp_path, apart=True)
     assert found.rounds[0]["predicted_kl"] <= search[1].rounds[0]["predicted_kl"]
     schemes = found.plan.resolve(tiny_models.llama()).schemes
     joined = search[1].plan.resolve(tiny_models.llama()).schemes
@@ -247,7 +247,7 @@ def test_apart_the_first_choice_is_at_least_as_good_and_each_linear_gets_its_own
     assert any(len({schemes[name] for name in family}) > 1 for family in families)
     assert all(len({joined[name] for name in family}) == 1 for family in families)
     with pytest.raises(LabError, match="apart"):
-        searched(llama_folder, material, sensitivity, tmp_path, apart=False)
+        searched(llama_folder, datasets, sensitivity, tmp_path, apart=False)
 
 
 def test_its_file_carries_the_evidence_and_fits_taller_models(search):
@@ -288,10 +288,10 @@ def test_what_was_measured_is_told_and_kept(search, tmp_path):
     assert not (output / "work").exists() or not any((output / "work").iterdir())
 
 
-def test_a_finished_search_measures_nothing_again(search, sensitivity, llama_folder, material, monkeypatch):
+def test_a_finished_search_measures_nothing_again(search, sensitivity, llama_folder, datasets, monkeypatch):
     output, found = search
     monkeypatch.setattr(Judge, "_measure", None)
-    again = searched(llama_folder, material, sensitivity, output)
+    again = searched(llama_folder, datasets, sensitivity, output)
     assert again.found == found.found
     assert again.environments == found.environments
 
@@ -304,7 +304,7 @@ def test_what_is_measured_says_where(search, sensitivity):
 
 
 def test_an_interrupted_search_keeps_what_it_measured(
-    sensitivity, llama_folder, material, tmp_path, monkeypatch
+    sensitivity, llama_folder, datasets, tmp_path, monkeypatch
 ):
     original, measured_plans = Judge._measure, []
 
@@ -316,16 +316,16 @@ def test_an_interrupted_search_keeps_what_it_measured(
 
     monkeypatch.setattr(Judge, "_measure", interrupted)
     with pytest.raises(search_module.SearchInterrupted, match="run the same again to continue"):
-        searched(llama_folder, material, sensitivity, tmp_path)
+        searched(llama_folder, datasets, sensitivity, tmp_path)
     assert measured_plans == ["unquantized", "int8"]
     kept = [json.loads(line)["plan"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert kept == measured_plans
     monkeypatch.setattr(Judge, "_measure", original)
-    assert Path(searched(llama_folder, material, sensitivity, tmp_path).path).is_file()
+    assert Path(searched(llama_folder, datasets, sensitivity, tmp_path).path).is_file()
 
 
 def test_predictions_are_corrected_where_measuring_disagrees(
-    sensitivity, llama_folder, material, tmp_path, monkeypatch
+    sensitivity, llama_folder, datasets, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(solver, "AGREEMENT", 1.0001)
     names = []
@@ -336,31 +336,31 @@ def test_predictions_are_corrected_where_measuring_disagrees(
         return original(self, plan, *arguments, **options)
 
     monkeypatch.setattr(Judge, "measure", spy)
-    searched(llama_folder, material, sensitivity, tmp_path, against=[])
+    searched(llama_folder, datasets, sensitivity, tmp_path, against=[])
     assert "searched-5bit: decoder" in names
     assert "searched-5bit: lm_head" in names
 
 
-def test_the_smallest_plan_within_a_loss(sensitivity, llama_folder, material, tmp_path):
-    found = searched(llama_folder, material, sensitivity, tmp_path, bits=None, max_loss=3.0, against=[])
+def test_the_smallest_plan_within_a_loss(sensitivity, llama_folder, datasets, tmp_path):
+    found = searched(llama_folder, datasets, sensitivity, tmp_path, bits=None, max_loss=3.0, against=[])
     reference, perplexity = found.reference["perplexity"], found.found["perplexity"]
     assert perplexity <= reference * 1.03
     assert found.found["bytes"] < 0.5 * found.reference["bytes"]
 
 
-def test_budgets_that_cannot_be_kept_are_refused_with_what_can(sensitivity, llama_folder, material, tmp_path):
+def test_budgets_that_cannot_be_kept_are_refused_with_what_can(sensitivity, llama_folder, datasets, tmp_path):
     with pytest.raises(LabError, match=r"takes \d\.\d+ bits a value, and 2 are allowed"):
-        searched(llama_folder, material, sensitivity, tmp_path / "a", bits=2.0)
+        searched(llama_folder, datasets, sensitivity, tmp_path / "a", bits=2.0)
     with pytest.raises(
         LabError, match=r"smallest plan of these schemes takes \d+ kB, of which .* 50\.0 kB are all"
     ):
-        searched(llama_folder, material, sensitivity, tmp_path / "b", bits=None, memory="50kB")
+        searched(llama_folder, datasets, sensitivity, tmp_path / "b", bits=None, memory="50kB")
 
 
-def test_the_plan_found_is_laid_on_any_copy_of_the_model(search, material):
+def test_the_plan_found_is_laid_on_any_copy_of_the_model(search, datasets):
     _, found = search
     model = tiny_models.llama()
-    batches = list(material.sequences(tiny_models.tokenizer(), "calibration").split(1))
+    batches = list(datasets.sequences(tiny_models.tokenizer(), "calibration").split(1))
     resolved = quantize_(model, found.path, batches, progress=False)
     assert resolved.plan == found.plan
 
@@ -395,13 +395,13 @@ sys.exit(main(sys.argv[3:]))
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_loses_no_plan_and_no_solved_linear(
-    search, sensitivity, llama_folder, material, tmp_path
+    search, sensitivity, llama_folder, datasets, tmp_path
 ):
     output = tmp_path / "search"
     words = ["search", str(llama_folder), "--bits", "5", "--schemes", SCHEMES, "--against", "int8"]
-    words += ["--text", material.text, "--sensitivities", str(sensitivity[0]), "--output", str(output)]
+    words += ["--text", datasets.text, "--sensitivities", str(sensitivity[0]), "--output", str(output)]
     for name in ("calibration", "probe", "validation", "length"):
-        words += [f"--{name}", str(getattr(material, name))]
+        words += [f"--{name}", str(getattr(datasets, name))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(where, number):

@@ -134,8 +134,8 @@ def test_an_export_is_made_once(tmp_path, monkeypatch):
     folder = vllm_serve.exported(spec, plan)
     config = json.loads((tmp_path / "cache" / folder / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
-    monkeypatch.setattr("labkit.making.quantize_to", None)
-    monkeypatch.setattr("labkit.interchange.export", None)
+    monkeypatch.setattr("labkit.loading.quantize_to.quantize_to", None)
+    monkeypatch.setattr("labkit.loading.export.export", None)
     assert vllm_serve.exported(spec, plan) == folder
 
 

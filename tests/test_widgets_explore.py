@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from labkit import exploring
-from labkit.calibration import calibration_batches
 from labkit.common.errors import LabError
-from labkit.loading import load
+from labkit.loading.calibration import calibration_batches
+from labkit.loading.load import load
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme
 from labkit.results.charts import weights

@@ -96,15 +96,15 @@ def quantize(options: Namespace) -> None:
     print(facts["plan"], f"{facts['bits']:.4f} bits a value", f"{facts['seconds']} s")
 
 
-def material_of(settings: dict[str, Any], text: Path) -> Any:
+def datasets_of(settings: dict[str, Any], text: Path) -> Any:
     """The amounts in the settings of `labkit perplexity`, of the text, which must be the same."""
-    from labkit.material import Material
+    from labkit.loading.datasets import Datasets
 
     amounts = {name: value for name, value in settings["material"].items() if name != "text"}
-    material = Material(text=str(text), **amounts)
-    if material.settings() != settings["material"]:
+    datasets = Datasets(text=str(text), **amounts)
+    if datasets.settings() != settings["material"]:
         raise SystemExit(f"{text} is not the text that the figures to set beside are of")
-    return material
+    return datasets
 
 
 def write_text(options: Namespace) -> None:
@@ -113,8 +113,8 @@ def write_text(options: Namespace) -> None:
 
     from labkit.perplexity import Perplexities
 
-    material = material_of(Perplexities.load(options.beside).settings, options.text)
-    ids = material.sequences(AutoTokenizer.from_pretrained(options.model), "calibration")
+    datasets = datasets_of(Perplexities.load(options.beside).settings, options.text)
+    ids = datasets.sequences(AutoTokenizer.from_pretrained(options.model), "calibration")
     options.peers.mkdir(parents=True, exist_ok=True)
     (options.peers / CALIBRATION).write_text(json.dumps(ids.tolist()), encoding="utf-8")
     print(options.peers / CALIBRATION, tuple(ids.shape))
@@ -125,16 +125,16 @@ def measure(options: Namespace) -> None:
     """Measure every result below the folder, as far as it is not in the file yet."""
     from safetensors.torch import load_file
 
-    from labkit.divergence import divergence, perplexity_of, sequence_losses
-    from labkit.loading import load
+    from labkit.divergence import divergence, perplexity_of, probe_of, sequence_losses
+    from labkit.loading.load import load
     from labkit.perplexity import Perplexities
 
     beside = Perplexities.load(options.beside)
     file = options.output or options.beside / "peers.json"
-    material = material_of(beside.settings, options.text)
+    datasets = datasets_of(beside.settings, options.text)
     engine = load(str(options.model), beside.settings["dtype"], "cpu", progress=False)
-    sequences = material.sequences(engine.tokenizer, "validation")
-    probe = material.make_probe(engine)
+    sequences = datasets.sequences(engine.tokenizer, "validation")
+    probe = probe_of(engine, datasets)
     linears, others = linears_of(engine.model), others_of(engine.model)
     originals = {name: one.clone() for name, one in others.items()}
     whole = beside.records[0]["bytes"] - sum(4 * one.weight.numel() for one in linears.values())

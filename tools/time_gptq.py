@@ -22,7 +22,7 @@ import torch
 
 from labkit.common.files import atomic_path
 from labkit.common.machine import environment_on
-from labkit.loading import choose_device
+from labkit.loading.load import choose_device
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.plan import QuantizationPlan
@@ -30,7 +30,7 @@ from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.plans.rule import layer_of
 
 GRID = (34, 16)
-"""Patches of a screenshot of 224 x 476 pixels, as `labkit.calibration` draws them."""
+"""Patches of a screenshot of 224 x 476 pixels, as `labkit.loading.calibration` draws them."""
 SEED = 0
 
 

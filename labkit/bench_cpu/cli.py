@@ -104,7 +104,7 @@ def bench_streams(options: argparse.Namespace) -> int:
     import torch
 
     from labkit.bench_cpu.streams import bench_streams as measure
-    from labkit.loading import load
+    from labkit.loading.load import load
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

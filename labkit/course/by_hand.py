@@ -107,7 +107,7 @@ def _bits(answer: Any) -> None:
 @cache
 def _head() -> Any:
     """The pocket model's lm_head [N, K], fp32."""
-    from labkit.loading import load
+    from labkit.loading.load import load
 
     return load("pocket", "fp32", device="cpu", progress=False).model.lm_head.weight.detach()
 

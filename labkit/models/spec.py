@@ -81,7 +81,7 @@ class ModelSpec:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is a folder that the lab has quantized (`labkit.checkpoint`), with a plan of its own."""
+        """Whether it is a folder that the lab has quantized (`labkit.loading`), with a plan of its own."""
         return self.folder is not None and (self.folder / "labkit.json").is_file()
 
     def availability(self) -> str:

@@ -34,7 +34,7 @@ def serve(
     with listening(options) as listener:
         import torch
 
-        from labkit.loading import load
+        from labkit.loading.load import load
         from labkit.models.spec import get_spec
 
         if threads:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.common.files import checkout_folder
-from labkit.interchange.compressed_tensors import NEAREST
+from labkit.loading.export.compressed_tensors import NEAREST
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import DTYPES

@@ -44,9 +44,8 @@ def serve_vllm(model: str, plan: str | None, options: ServiceOptions, vllm: Vllm
     Raises:
         LabError: vLLM is not there, or cannot do what the plan or the GPUs ask for; before anything is started.
     """
-    from labkit.checkpoint.manifest import Manifest
-    from labkit.checkpoint.restore import resolve_stored
-    from labkit.loading import check_stored_plan
+    from labkit.loading.manifest import Manifest
+    from labkit.loading.restore import check_stored_plan, resolve_stored
     from labkit.plans.plan import as_plan
 
     with listening(options) as listener:
@@ -103,8 +102,8 @@ def exported(spec: ModelSpec, resolved: ResolvedPlan) -> str:
     """A checkpoint that vLLM loads: the model's own if nothing is quantized, else an export, made once."""
     if not spec.is_quantized and is_dense(resolved):
         return str(spec.folder or spec.source)
-    from labkit.interchange import export
-    from labkit.making import quantize_to
+    from labkit.loading.export import export
+    from labkit.loading.quantize_to import quantize_to
 
     kept = cache_folder(spec, resolved)
     done = kept.with_name(f"{kept.name}-compressed-tensors")

@@ -9,7 +9,7 @@ from labkit import exploring, phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.engine.engine import Engine
-from labkit.loading import load
+from labkit.loading.load import load
 from labkit.results import show
 from labkit.results.charts import weights
 from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message

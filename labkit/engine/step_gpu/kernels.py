@@ -7,7 +7,8 @@ of 16), their capacities, the tokens that have come, the positions of the tokens
 buffers begin (in values from `scales`, the anchor of theirs).
 
 `anchor` has the type that is kept. int8 is written and read as `labkit.engine.kv_cache` does it, to the last bit:
-dequantized in the product, a tile at a time. WINDOW: tokens lie in a ring of so many behind the first SINKS; 0: all are kept.
+dequantized in the product, a tile at a time. WINDOW: tokens lie in a ring of so many behind the first SINKS; 0: all
+are kept.
 
 Imports triton: import this module only where that is (`labkit.quantization.kernels.cuda_products.available`).
 """

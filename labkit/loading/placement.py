@@ -21,6 +21,10 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from labkit.common.errors import LabError
+from labkit.common.machine import memory
+from labkit.models.checkpoint import LoadError
+from labkit.models.spec import ModelSpec
+from labkit.plans.plan import QuantizationPlan
 from labkit.plans.resolved import ResolvedPlan
 
 
@@ -175,3 +179,46 @@ class _Mover:
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:
     return next((name for name, module in model.named_modules() if module is wanted), "")
+
+
+def staging_device(stored: int, target: torch.device, name: str) -> torch.device:
+    """Where the unquantized weights, ``stored`` bytes, are read to: the target if they fit, else the CPU.
+
+    Raises:
+        LoadError: they fit neither.
+    """
+    for device in dict.fromkeys((target, torch.device("cpu"))):
+        if stored < free_bytes(device):
+            return device
+    raise LoadError(
+        f"reading {name} takes {stored / 1e9:.1f} GB for a while, before it is quantized; "
+        f"cpu has {memory()[1] / 1e9:.1f} GB free"
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that is free now."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
+
+
+def check_placed_memory(place: Placement, resolved: ResolvedPlan, spec: ModelSpec, work: int = 0) -> None:
+    """`check_memory` on every device; ``work`` bytes more are needed while the model is made."""
+    for device, size in place.bytes_by_device(resolved).items():
+        check_memory(size, device, spec, resolved.plan, work)
+
+
+def check_memory(
+    needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan, work: int = 0
+) -> None:
+    """Refuse what cannot fit, by the plan's predicted bytes against the memory that is free now.
+
+    Raises:
+        LoadError: with all figures.
+    """
+    free = free_bytes(device)
+    if needed + work > free:
+        more = f" and {work / 1e9:.1f} GB to make them" if work else ""
+        raise LoadError(
+            f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights{more}; "
+            f"{device} has {free / 1e9:.1f} GB free. Try a plan with fewer bits, such as int4"
+        )

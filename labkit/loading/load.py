@@ -15,32 +15,32 @@ from typing import Any
 
 import torch
 
-from labkit.calibration import DEFAULT_COUNT, default_calibration
-from labkit.checkpoint.fingerprint import Fingerprinted
-from labkit.checkpoint.manifest import Manifest
-from labkit.checkpoint.restore import resolve_stored, restore, stored_plan
-from labkit.checks import (
-    check_calibration,
+from labkit.engine.engine import Engine
+from labkit.loading.calibration import Fingerprinted
+from labkit.loading.placement import (
     check_placed_memory,
-    check_runtime,
-    choose_device,
-    choose_devices,
+    connect_,
     staging_device,
 )
-from labkit.common.errors import CheckpointError
-from labkit.engine.engine import Engine
+from labkit.loading.prepare import (
+    _batches,
+    _place,
+    _prepare,
+    _work,
+    check_calibration,
+    check_runtime,
+    choose_devices,
+)
+from labkit.loading.restore import _load_quantized
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec
 from labkit.models.weights import RandomSource, Source, has_plain_names
-from labkit.placement import Placement, check_map, connect_, placed_on
 from labkit.plans.fill import fill_, largest_work_bytes
-from labkit.plans.finished import FinishedModules, WorkFolder, fingerprint_of
+from labkit.plans.finished import FinishedModules
 from labkit.plans.plan import QuantizationPlan, as_plan
 from labkit.plans.quantize import quantize_
-from labkit.plans.resolved import ResolvedPlan
 from labkit.plans.sequential import checked_batches
-from labkit.quantization.native import library as native
 
 RANDOM = "random"
 
@@ -70,13 +70,13 @@ def load(
         plan: a preset's name, the path of a plan file, or a plan (default: ``"bf16"``; of a quantized folder
             its own, and no other).
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; several GPUs,
-            ``"cuda:0,cuda:1"``, share the decoder's layers (`labkit.placement`).
+            ``"cuda:0,cuda:1"``, share the decoder's layers (`labkit.loading.placement`).
         weights: ``"random"`` builds the same architecture with random weights, for measuring what it costs;
             nothing is read but its configuration, and where there is no tokenizer, prompts are token ids.
         device_map: prefixes of module names -> device, instead of an even split; the rest is on the first
             device.
         calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
-            the standard ones are used if a plan needs some and none are given (see :mod:`labkit.calibration`).
+            the standard ones are used if a plan needs some and none are given (see :mod:`labkit.loading.calibration`).
         work_folder: where layers solved on calibration are kept, so that the same call continues after an
             interruption.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
@@ -171,112 +171,3 @@ def _load_whole(
     loaded = checkpoint.weights(staging, progress)
     quantize_(loaded, plan, batches, roles=roles, device=target, progress=progress, **work)
     return loaded.to(target)
-
-
-def _work(
-    checkpoint: Checkpoint,
-    resolved: ResolvedPlan,
-    batches: Any,
-    work_folder: Any,
-    steps: FinishedModules | None,
-) -> FinishedModules | None:
-    """Where finished modules are kept, if anywhere."""
-    if steps is not None or work_folder is None or batches is None:
-        return steps
-    facts = checkpoint.facts()
-    weights = str(facts["fingerprint"] or facts["commit"])
-    return WorkFolder(work_folder, fingerprint_of(weights, resolved.schemes, resolved.plan.dtype, batches))
-
-
-def _place(
-    skeleton: torch.nn.Module,
-    resolved: ResolvedPlan,
-    targets: Sequence[torch.device],
-    device_map: Mapping[str, Any] | None,
-) -> Placement:
-    """Where each module goes."""
-    if device_map is not None:
-        return check_map(skeleton, {name: choose_device(one) for name, one in device_map.items()}, targets[0])
-    return placed_on(skeleton, resolved, targets)
-
-
-def _load_quantized(
-    spec: ModelSpec,
-    plan: Any,
-    device: Any,
-    device_map: Mapping[str, Any] | None,
-    dtype: str | None,
-    calibration: Any,
-    progress: bool,
-) -> Engine:
-    """`load` for a folder that the lab has quantized."""
-    manifest = Manifest.read(spec.folder)
-    plan = check_stored_plan(spec, manifest, plan, dtype, calibration)
-    targets = choose_devices(device)
-    manifest.check_sizes(spec.folder)
-    manifest.check_hashes(spec.folder)
-    checkpoint = Checkpoint(spec)
-    check_runtime(checkpoint, plan)
-    skeleton = checkpoint.skeleton()
-    resolved, roles = resolve_stored(manifest, skeleton, targets[0], spec.folder)
-    place = _place(skeleton, resolved, targets, device_map)
-    check_placed_memory(place, resolved, spec)
-
-    _prepare(targets[0])
-    started = time.perf_counter()
-    processor = checkpoint.processor(plan.dtype)
-    loaded = restore(checkpoint, manifest, resolved, skeleton, place, progress)
-    connect_(loaded, place)
-    return Engine(
-        loaded,
-        processor,
-        spec=spec,
-        plan=plan,
-        resolved=resolved,
-        roles=roles,
-        load_s=time.perf_counter() - started,
-        provenance={name: getattr(manifest, name) for name in ("base", "calibration", "made_with")},
-    )
-
-
-def _prepare(target: torch.device) -> None:
-    """Compile the CPU's step if that was never done here: some seconds, once, that no measured time contains."""
-    if target.type == "cpu":
-        native.available()
-
-
-def check_stored_plan(
-    spec: ModelSpec, manifest: Manifest, plan: Any = None, dtype: str | None = None, calibration: Any = None
-) -> QuantizationPlan:
-    """The plan of a quantized folder, after refusing another one.
-
-    Raises:
-        CheckpointError: another plan, dtype or calibration is asked for than the folder was made with.
-    """
-    stored = stored_plan(manifest)
-    remedy = f"load {manifest.base['name']} to quantize it otherwise"
-    if plan is not None:
-        wanted = as_plan(plan)
-        if wanted != stored:
-            same = ", of that name but another content" if wanted.name == stored.name else ""
-            raise CheckpointError(
-                f"{spec.name} is quantized already, by the plan {stored.name}; "
-                f"it cannot be loaded under {wanted.name}{same}: {remedy}"
-            )
-    if dtype is not None and dtype != stored.default:
-        raise CheckpointError(f"{spec.name} is stored in {stored.default}, not in {dtype}: {remedy}")
-    if calibration is not None:
-        raise CheckpointError(f"{spec.name} is quantized already and takes no calibration: {remedy}")
-    return stored
-
-
-def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:
-    """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
-    if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
-        return None
-    if calibration is not None and not isinstance(calibration, int):
-        return calibration
-    modalities = getattr(processor, "modalities", checkpoint.family.modalities)
-    return default_calibration(
-        processor, modalities, calibration or DEFAULT_COUNT, model=checkpoint.model_class
-    )

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from labkit.amounts import Amounts
-from labkit.calibration import default_calibration
-from labkit.checkpoint.fingerprint import Fingerprinted
-from labkit.checkpoint.save import check_space, check_target, save
-from labkit.checks import choose_device
 from labkit.common.errors import CheckpointError
-from labkit.loading import load
+from labkit.loading.calibration import Fingerprinted, default_calibration
+from labkit.loading.datasets import Datasets
+from labkit.loading.load import load
+from labkit.loading.prepare import choose_device
+from labkit.loading.save import check_space, check_target, save
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec
@@ -36,7 +35,8 @@ class CalibrationSettings:
     """What a plan that looks at activations is shown: PhoneTap's calibration items, or a text."""
 
     items: int = field(
-        default=Amounts.calibration, metadata={"help": "how many calibration items, or sequences of the text"}
+        default=Datasets.calibration,
+        metadata={"help": "how many calibration items, or sequences of the text"},
     )
     seed: int | None = field(default=None, metadata={"help": "draw other items than the standard set"})
     text: str | None = field(default=None, metadata={"help": "a text file, for models that see no screens"})

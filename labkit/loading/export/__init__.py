@@ -10,7 +10,7 @@
 | `card.py` | what its readers must know, and the folder's ``README.md`` |
 """
 
-from labkit.interchange.integers import ExportError
-from labkit.interchange.write import Exported, export
+from labkit.loading.export.integers import ExportError
+from labkit.loading.export.write import Exported, export
 
 __all__ = ["ExportError", "Exported", "export"]

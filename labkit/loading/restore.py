@@ -1,17 +1,25 @@
 """The model of a quantized checkpoint, without the original weights and without calibration."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from labkit.checkpoint.manifest import Manifest
-from labkit.checkpoint.tensors import read_tensors
 from labkit.common.errors import CheckpointError
+from labkit.engine.engine import Engine
+from labkit.loading.manifest import Manifest
+from labkit.loading.placement import check_placed_memory, connect_
+from labkit.loading.prepare import _place, _prepare, check_runtime, choose_devices
+from labkit.loading.tensors import read_tensors
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
-from labkit.plans.plan import PlanError, QuantizationPlan
+from labkit.models.spec import ModelSpec
+from labkit.plans.plan import PlanError, QuantizationPlan, as_plan
 from labkit.plans.quantize import find_places
 from labkit.plans.resolve import replaceable_linears, replaceable_others, resolved_as
 from labkit.plans.resolved import ResolvedPlan
@@ -93,3 +101,67 @@ def _versions(manifest: Manifest) -> str:
 
     made = manifest.made_with.get("packages", {}).get("transformers", "an unknown version")
     return f"made with transformers {made}, here is {transformers.__version__}"
+
+
+def _load_quantized(
+    spec: ModelSpec,
+    plan: Any,
+    device: Any,
+    device_map: Mapping[str, Any] | None,
+    dtype: str | None,
+    calibration: Any,
+    progress: bool,
+) -> Engine:
+    """`load` for a folder that the lab has quantized."""
+    manifest = Manifest.read(spec.folder)
+    plan = check_stored_plan(spec, manifest, plan, dtype, calibration)
+    targets = choose_devices(device)
+    manifest.check_sizes(spec.folder)
+    manifest.check_hashes(spec.folder)
+    checkpoint = Checkpoint(spec)
+    check_runtime(checkpoint, plan)
+    skeleton = checkpoint.skeleton()
+    resolved, roles = resolve_stored(manifest, skeleton, targets[0], spec.folder)
+    place = _place(skeleton, resolved, targets, device_map)
+    check_placed_memory(place, resolved, spec)
+
+    _prepare(targets[0])
+    started = time.perf_counter()
+    processor = checkpoint.processor(plan.dtype)
+    loaded = restore(checkpoint, manifest, resolved, skeleton, place, progress)
+    connect_(loaded, place)
+    return Engine(
+        loaded,
+        processor,
+        spec=spec,
+        plan=plan,
+        resolved=resolved,
+        roles=roles,
+        load_s=time.perf_counter() - started,
+        provenance={name: getattr(manifest, name) for name in ("base", "calibration", "made_with")},
+    )
+
+
+def check_stored_plan(
+    spec: ModelSpec, manifest: Manifest, plan: Any = None, dtype: str | None = None, calibration: Any = None
+) -> QuantizationPlan:
+    """The plan of a quantized folder, after refusing another one.
+
+    Raises:
+        CheckpointError: another plan, dtype or calibration is asked for than the folder was made with.
+    """
+    stored = stored_plan(manifest)
+    remedy = f"load {manifest.base['name']} to quantize it otherwise"
+    if plan is not None:
+        wanted = as_plan(plan)
+        if wanted != stored:
+            same = ", of that name but another content" if wanted.name == stored.name else ""
+            raise CheckpointError(
+                f"{spec.name} is quantized already, by the plan {stored.name}; "
+                f"it cannot be loaded under {wanted.name}{same}: {remedy}"
+            )
+    if dtype is not None and dtype != stored.default:
+        raise CheckpointError(f"{spec.name} is stored in {stored.default}, not in {dtype}: {remedy}")
+    if calibration is not None:
+        raise CheckpointError(f"{spec.name} is quantized already and takes no calibration: {remedy}")
+    return stored

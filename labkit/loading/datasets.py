@@ -1,34 +1,64 @@
-"""What a model is calibrated on, compared on and judged by, apart from each other and from all test items.
+"""What a model is calibrated on, compared on and scored on, apart from each other and from all test items.
 
 A phone agent gets PhoneTap's calibration items, of different seeds for each purpose; any other language model
-gets a text, the first part of which calibrates, the next compares and the last judges.
+gets a text, the first part of which calibrates, the next compares and the last scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from labkit.common.errors import LabError
 
-from labkit import phonetap
-from labkit.amounts import Amounts, MaterialError
-from labkit.calibration import default_calibration
-from labkit.divergence import Probe, answer_probe, text_probe
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CANDIDATES = ("gptq-2bit", "gptq-3bit", "gptq-4bit", "int8", "gptq-8bit")
+"""Schemes of which sensitivity is measured, and plans are put together."""
+ROUNDS = 8
+"""Plans that a search measures at most before it keeps the best of them."""
+KEPT_DTYPES = ("bf16", "fp16")
+"""What is not quantized may be kept in: fp16 rounds finer, bf16 holds larger values and is faster on many CPUs."""
+AGAINST = ("int4", "gptq", "int8")
+"""Uniform plans beside which a searched one is judged."""
+
+PERPLEXITY_PLANS = ("int8", "gptq", "awq", "hqq", "nf4", "int4")
+"""Plans that `labkit perplexity` compares."""
 
 PROBE_SEED, VALIDATION_SEED = 1, 2
 DRAWN_FROM = 100
 """Seeds of other calibration items are above it, and so never those of the two."""
 SHARES = {"calibration": (0.0, 0.6), "probe": (0.6, 0.8), "validation": (0.8, 1.0)}
-PURPOSES = tuple(SHARES)
+"""The parts of a text, from its beginning to its end."""
+
+
+class DatasetError(LabError):
+    """There is nothing to calibrate on or to score on, or too little of it."""
 
 
 @dataclass(frozen=True)
-class Material(Amounts):
-    """Amounts, and what they are of."""
+class Datasets:
+    """How much of what: for phone agents the counts are items, for other models sequences of ``length`` tokens from
+    ``text``."""
+
+    calibration: int = field(default=64, metadata={"help": "items, or sequences, that calibrate"})
+    probe: int = field(default=24, metadata={"help": "those whose answers' distributions are compared"})
+    validation: int = field(default=100, metadata={"help": "those on which plans are scored; 0 for none"})
+    text: str | None = field(
+        default=None, metadata={"help": "a file of plain text, for a model that takes no images"}
+    )
+    length: int = field(default=256, metadata={"help": "tokens of a sequence of text"})
+    seed: int = field(default=0, metadata={"help": "draws other items, or sequences, that calibrate"})
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "probe", "validation", "length", "seed"):
+            value = getattr(self, name)
+            least = 0 if name in ("validation", "seed") else 1
+            if type(value) is not int or value < least:
+                raise DatasetError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
     def settings(self) -> dict[str, Any]:
         """What `labkit.results.folders` remembers; ``text`` by its content."""
@@ -43,30 +73,30 @@ class Material(Amounts):
         """Refuse what cannot be had, before a model is loaded.
 
         Raises:
-            MaterialError: a model without eyes and no text, or a text that cannot be read.
+            DatasetError: a model that takes no images, and no text, or a text that cannot be read.
         """
         if self.text is not None:
             self._read()
         elif "image" not in modalities:
-            raise MaterialError(
+            raise DatasetError(
                 f"{name} takes no images, so PhoneTap cannot judge it: give a file of plain text (--text)"
             )
 
     def calibration_batches(self, processor: Any, modalities: Collection[str], model: Any) -> list[Any]:
         """Model inputs for calibration of ``model``, or of models of that class."""
+        from labkit.loading.calibration import (
+            default_calibration,  # torch comes with it; the command line reads fields
+        )
+
         if self.text is not None:
             return list(self.sequences(processor.tokenizer, "calibration").split(1))
         seed = DRAWN_FROM + self.seed if self.seed else None
         return default_calibration(processor, modalities, self.calibration, seed=seed, model=model)
 
-    def make_probe(self, engine: Any) -> Probe:
-        """The probe of the unquantized ``engine``."""
-        if self.text is not None:
-            return text_probe(engine.model, self.sequences(engine.tokenizer, "probe").split(4))
-        return answer_probe(engine, self.items("probe", engine.modalities))
-
     def items(self, purpose: str, modalities: Collection[str]) -> list[Any]:
         """PhoneTap items of the calibration part for ``probe`` or ``validation``."""
+        from labkit import phonetap
+
         count = getattr(self, purpose)
         if not count:
             return []
@@ -79,14 +109,16 @@ class Material(Amounts):
         for calibration with a ``seed`` such as that draws.
 
         Raises:
-            MaterialError: the part is shorter than one sequence.
+            DatasetError: the part is shorter than one sequence.
         """
+        import torch
+
         text = self._read()
         low, high = (round(share * len(text)) for share in SHARES[purpose])
         ids = tokenizer.encode(text[low:high], add_special_tokens=False)
         there = len(ids) // self.length
         if not there:
-            raise MaterialError(
+            raise DatasetError(
                 f"{self.text}: its part for {purpose} has {len(ids)} tokens, and a sequence takes {self.length}"
             )
         whole = torch.tensor(ids[: there * self.length]).view(there, self.length)
@@ -98,4 +130,4 @@ class Material(Amounts):
         try:
             return Path(self.text).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise MaterialError(f"the text {self.text} cannot be read: {error}") from None
+            raise DatasetError(f"the text {self.text} cannot be read: {error}") from None

@@ -14,12 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.checkpoint.manifest import Manifest
-from labkit.checkpoint.restore import resolve_stored, restore
-from labkit.checkpoint.save import check_space, check_target, writing
-from labkit.checkpoint.tensors import SHARD_BYTES, shard_names, tensor_entries
-from labkit.interchange import card, compressed_tensors, gptq
-from labkit.interchange.integers import (
+from labkit.loading.export import compressed_tensors, gptq, readme
+from labkit.loading.export.integers import (
     ExportError,
     Kind,
     Refusal,
@@ -28,9 +24,13 @@ from labkit.interchange.integers import (
     kind_of,
     refuse,
 )
+from labkit.loading.manifest import Manifest
+from labkit.loading.placement import Placement
+from labkit.loading.restore import resolve_stored, restore
+from labkit.loading.save import check_space, check_target, writing
+from labkit.loading.tensors import SHARD_BYTES, shard_names, tensor_entries
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import get_spec
-from labkit.placement import Placement
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int8_storage import StoredInt8
@@ -100,7 +100,7 @@ def export(
     options = rules.survey(kinds.values())
     ignore = [name for name in _linears(model) if name not in kinds]
     config = rules.configuration(kinds, ignore, **options)
-    notes = card.notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
+    notes = readme.notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
     with writing(output) as temporary:
         for path in source.companions():
             shutil.copyfile(path, temporary / path.name)
@@ -119,7 +119,7 @@ def export(
             },
         }
         _write_json(temporary / RECORD, record)
-        text = card.text(output.name, format, manifest, kinds, notes, RECORD)
+        text = readme.text(output.name, format, manifest, kinds, notes, RECORD)
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return Exported(output, len(kinds), notes)
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from labkit.checkpoint.manifest import Manifest
-from labkit.interchange.integers import Kind
+from labkit.loading.export.integers import Kind
+from labkit.loading.manifest import Manifest
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.resolved import ResolvedPlan
 

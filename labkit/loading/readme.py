@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labkit.checkpoint.manifest import NAME, Manifest
 from labkit.common.formats import format_bytes
+from labkit.loading.manifest import NAME, Manifest
 
 
 def text(name: str, engine: Any, manifest: Manifest) -> str:

@@ -12,12 +12,12 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from labkit.checkpoint import card
-from labkit.checkpoint.manifest import NAME, Manifest, file_facts
-from labkit.checkpoint.tensors import SHARD_BYTES, write_tensors
 from labkit.common.errors import CheckpointError
 from labkit.common.files import atomic_folder
 from labkit.common.machine import environment
+from labkit.loading import readme
+from labkit.loading.manifest import NAME, Manifest, file_facts
+from labkit.loading.tensors import SHARD_BYTES, write_tensors
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.quantize import weights_bytes
 
@@ -67,7 +67,7 @@ def save(
         ties = write_tensors(engine.model, temporary, shard_bytes=shard_bytes, progress=progress)
         manifest = _manifest(engine, source, ties, temporary)
         manifest.write(temporary)
-        (temporary / "README.md").write_text(card.text(folder.name, engine, manifest), encoding="utf-8")
+        (temporary / "README.md").write_text(readme.text(folder.name, engine, manifest), encoding="utf-8")
     return folder
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from labkit.common.machine import memory
 from labkit.engine.row_cache import keeps_rows
+from labkit.loading.calibration import default_calibration
+from labkit.loading.datasets import Datasets
+from labkit.loading.placement import Placement, check_map, placed_on
 from labkit.models.checkpoint import Checkpoint, LoadError
-from labkit.models.spec import ModelSpec
-from labkit.placement import Placement
+from labkit.plans.finished import FinishedModules, WorkFolder, fingerprint_of
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.resolved import ResolvedPlan
+from labkit.quantization.native import library as native
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -95,44 +97,46 @@ def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Coll
         return
 
 
-def staging_device(stored: int, target: torch.device, name: str) -> torch.device:
-    """Where the unquantized weights, ``stored`` bytes, are read to: the target if they fit, else the CPU.
+def _work(
+    checkpoint: Checkpoint,
+    resolved: ResolvedPlan,
+    batches: Any,
+    work_folder: Any,
+    steps: FinishedModules | None,
+) -> FinishedModules | None:
+    """Where finished modules are kept, if anywhere."""
+    if steps is not None or work_folder is None or batches is None:
+        return steps
+    facts = checkpoint.facts()
+    weights = str(facts["fingerprint"] or facts["commit"])
+    return WorkFolder(work_folder, fingerprint_of(weights, resolved.schemes, resolved.plan.dtype, batches))
 
-    Raises:
-        LoadError: they fit neither.
-    """
-    for device in dict.fromkeys((target, torch.device("cpu"))):
-        if stored < free_bytes(device):
-            return device
-    raise LoadError(
-        f"reading {name} takes {stored / 1e9:.1f} GB for a while, before it is quantized; "
-        f"cpu has {memory()[1] / 1e9:.1f} GB free"
+
+def _place(
+    skeleton: torch.nn.Module,
+    resolved: ResolvedPlan,
+    targets: Sequence[torch.device],
+    device_map: Mapping[str, Any] | None,
+) -> Placement:
+    """Where each module goes."""
+    if device_map is not None:
+        return check_map(skeleton, {name: choose_device(one) for name, one in device_map.items()}, targets[0])
+    return placed_on(skeleton, resolved, targets)
+
+
+def _prepare(target: torch.device) -> None:
+    """Compile the CPU's step if that was never done here: some seconds, once, that no measured time contains."""
+    if target.type == "cpu":
+        native.available()
+
+
+def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:
+    """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
+    if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
+        return None
+    if calibration is not None and not isinstance(calibration, int):
+        return calibration
+    modalities = getattr(processor, "modalities", checkpoint.family.modalities)
+    return default_calibration(
+        processor, modalities, calibration or Datasets.calibration, model=checkpoint.model_class
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
-
-
-def check_placed_memory(place: Placement, resolved: ResolvedPlan, spec: ModelSpec, work: int = 0) -> None:
-    """`check_memory` on every device; ``work`` bytes more are needed while the model is made."""
-    for device, size in place.bytes_by_device(resolved).items():
-        check_memory(size, device, spec, resolved.plan, work)
-
-
-def check_memory(
-    needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan, work: int = 0
-) -> None:
-    """Refuse what cannot fit, by the plan's predicted bytes against the memory that is free now.
-
-    Raises:
-        LoadError: with all figures.
-    """
-    free = free_bytes(device)
-    if needed + work > free:
-        more = f" and {work / 1e9:.1f} GB to make them" if work else ""
-        raise LoadError(
-            f"{spec.name} under the plan {plan.name} needs {needed / 1e9:.1f} GB for its weights{more}; "
-            f"{device} has {free / 1e9:.1f} GB free. Try a plan with fewer bits, such as int4"
-        )

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.interchange.integers import ExportError, Integers, Kind, Refusal
-from labkit.interchange.packing import pack_words
+from labkit.loading.export.integers import ExportError, Integers, Kind, Refusal
+from labkit.loading.export.packing import pack_words
 
 NEAREST = {
     "nf4": "int4 with group_size 64",
