@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Action": "labkit.common.actions",
-    "Comparison": "labkit.comparison",
+    "Comparison": "labkit.measure.compare",
     "Engine": "labkit.engine.engine",
     "Generation": "labkit.engine.engine",
     "LabError": "labkit.common.errors",
@@ -27,18 +27,18 @@ _HOME = {
     "Measurement": "labkit.results.measurement",
     "ModelSpec": "labkit.models.spec",
     "QuantizationPlan": "labkit.plans.plan",
-    "compare": "labkit.comparison",
-    "compare_perplexity": "labkit.perplexity",
+    "compare": "labkit.measure.compare",
+    "compare_perplexity": "labkit.measure.perplexity",
     "export": "labkit.loading.export",
     "get_spec": "labkit.models.spec",
     "list_models": "labkit.models.spec",
     "load": "labkit.loading.load",
-    "measure_sensitivity": "labkit.sensitivity",
+    "measure_sensitivity": "labkit.measure.search.sensitivity",
     "parse_answer": "labkit.common.actions",
     "quantize_": "labkit.plans.quantize",
     "quantize_to": "labkit.loading.quantize_to",
     "save": "labkit.loading.save",
-    "search_plan": "labkit.search",
+    "search_plan": "labkit.measure.search.search",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -13,7 +13,7 @@ from labkit.terminal import make_table as _table
 
 def compare(options: argparse.Namespace) -> int:
     """``labkit compare``: measure, then print conclusions, tables and where the files are."""
-    from labkit.comparison import compare as run_comparison
+    from labkit.measure.compare import compare as run_comparison
     from labkit.models.spec import get_spec
     from labkit.results import tables
     from labkit.results.comparison import describe
@@ -76,7 +76,7 @@ def plans(options: argparse.Namespace) -> None:
     headers, rows = ["Plan", "What it does"], [[plan.name, plan.description] for plan in known]
     text_columns = (1,)
     if options.model:
-        from labkit.preflight import predict_bytes
+        from labkit.measure.job import predict_bytes
 
         predicted = predict_bytes(options.model, known)
         headers.insert(1, f"Bytes of {options.model}")
@@ -156,7 +156,7 @@ def ask(options: argparse.Namespace) -> None:
 
     from labkit.engine.sampling import SamplingSettings
     from labkit.loading.load import load
-    from labkit.preflight import check_senses
+    from labkit.measure.job import check_senses
 
     settings = {
         "max_new_tokens": options.max_new_tokens,

@@ -61,7 +61,7 @@ def context(options: argparse.Namespace) -> None:
 
     import torch
 
-    from labkit.growth import NAME, Timing, growth_rows, measure_growth
+    from labkit.measure.context import NAME, Timing, growth_rows, measure_growth
     from labkit.models.spec import get_spec
     from labkit.terminal import console, make_table
 

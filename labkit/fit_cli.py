@@ -63,9 +63,8 @@ def fit(options: argparse.Namespace) -> int | None:
         return _check(options)
     if not options.memory and not options.card:
         raise LabError("give the device's memory (--memory 8GB) or a card (--card rtx-4090); or --check")
-    from labkit.cards import CONTEXT_BYTES, find_card
     from labkit.common.formats import bytes_of, format_bytes
-    from labkit.fitting import needs
+    from labkit.measure.fit import CONTEXT_BYTES, find_card, needs
     from labkit.plans.plan import presets
     from labkit.terminal import console, make_table
 
@@ -108,7 +107,7 @@ def _check(options: argparse.Namespace) -> int:
     from labkit.common.formats import format_bytes
     from labkit.common.machine import environment, gpus, usable_cores
     from labkit.common.process import WorkerFailedError, run_workers
-    from labkit.fitcheck import PEAK_LIMIT, WEIGHTS_LIMIT
+    from labkit.measure.fit_check import PEAK_LIMIT, WEIGHTS_LIMIT
     from labkit.models.spec import get_spec
     from labkit.plans.plan import QuantizationPlan, presets
     from labkit.terminal import console, make_table
@@ -130,7 +129,7 @@ def _check(options: argparse.Namespace) -> int:
         }
         try:
             run_workers(
-                "labkit.fitcheck",
+                "labkit.measure.fit_check",
                 [request],
                 lambda event: records.append(event["record"]),
                 logs=output / "logs",

@@ -91,7 +91,7 @@ def bench_gpu(options: argparse.Namespace) -> int:
         with log.open("wb") as errors:
             try:
                 done = subprocess.run(
-                    [sys.executable, "-m", "labkit._gpu_worker"],
+                    [sys.executable, "-m", "labkit.measure.gpu_worker"],
                     input=json.dumps({**request, **numbers}).encode(),
                     stderr=errors,
                     env=worker_environment(4),

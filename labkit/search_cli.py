@@ -4,7 +4,9 @@ import argparse
 from dataclasses import fields
 
 from labkit.arguments import add_machine, count, count_or_none, later
-from labkit.loading.datasets import AGAINST, CANDIDATES, KEPT_DTYPES, PERPLEXITY_PLANS, ROUNDS, Datasets
+from labkit.loading.datasets import Datasets
+from labkit.measure.defaults import CANDIDATES, PERPLEXITY_PLANS
+from labkit.measure.search.goal import AGAINST, KEPT_DTYPES, ROUNDS
 
 COMMANDS = "labkit.search_commands"
 SCHEMES = ",".join(CANDIDATES)

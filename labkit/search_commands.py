@@ -17,7 +17,7 @@ BROKEN = 9.0
 
 def sensitivity(options: argparse.Namespace) -> None:
     """``labkit sensitivity``: measure, then print the most sensitive and where the files are."""
-    from labkit.sensitivity import measure_sensitivity
+    from labkit.measure.search.sensitivity import measure_sensitivity
 
     found = measure_sensitivity(
         options.model,
@@ -59,7 +59,7 @@ def sensitivity(options: argparse.Namespace) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """``labkit search``: find a plan, then print what was measured and where the files are."""
-    from labkit.search import search_plan
+    from labkit.measure.search.search import search_plan
 
     found = search_plan(
         options.model,
@@ -110,7 +110,7 @@ def search(options: argparse.Namespace) -> None:
 
 def perplexity(options: argparse.Namespace) -> None:
     """``labkit perplexity``: measure, then print the table and where the file is."""
-    from labkit.perplexity import FILE, compare_perplexity
+    from labkit.measure.perplexity import FILE, compare_perplexity
 
     output = Path(options.output or Path("results") / f"perplexity-{Path(options.model).name}")
     found = compare_perplexity(

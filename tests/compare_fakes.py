@@ -112,9 +112,9 @@ def fake_measure(plan):
 
 
 def main():
-    """As `labkit._worker.main`, with the parts above; some plan names misbehave on purpose."""
-    from labkit import _worker
+    """As `labkit.measure.compare_worker.main`, with the parts above; some plan names misbehave on purpose."""
     from labkit.common.errors import LabError
+    from labkit.measure import compare_worker
 
     def parts(request):
         plan = request["plan"]
@@ -135,8 +135,8 @@ def main():
             "score": fake_score,
         }
 
-    _worker._real_parts = parts
-    return _worker.main()
+    compare_worker._real_parts = parts
+    return compare_worker.main()
 
 
 def request_for(folder, plan="fp32", items=10, **changes):
@@ -161,7 +161,7 @@ def request_for(folder, plan="fp32", items=10, **changes):
 
 def measurements(*plans):
     """Finished measurements of the stand-ins, paired with the unquantized one."""
-    from labkit.evaluation import evaluate
+    from labkit.measure.quality import evaluate
     from labkit.results.comparison import Comparison
     from labkit.results.summary import summarize, summarize_groups
 

@@ -4,10 +4,11 @@ import functools
 import sys
 from pathlib import Path
 
-from labkit import cli, comparison
+from labkit import cli
+from labkit.measure import compare
 
 WORKER = (sys.executable, str(Path(__file__).with_name("compare_fakes.py")))
 
 if __name__ == "__main__":
-    comparison.compare = functools.partial(comparison.compare, _worker=WORKER)
+    compare.compare = functools.partial(compare.compare, _worker=WORKER)
     sys.exit(cli.main())

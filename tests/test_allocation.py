@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.allocation import Allocation, AllocationError, Option, Unit, allocate, front, units_of
+from labkit.measure.search.allocate import (
+    Allocation,
+    AllocationError,
+    Option,
+    Unit,
+    allocate,
+    front,
+    units_of,
+)
+from labkit.measure.search.plan_writer import plan_of
 from labkit.plans.plan import QuantizationPlan
-from labkit.planwriter import plan_of
 
 
 def unit(number, options, role="decoder", kinds=("fc",), depth=None):

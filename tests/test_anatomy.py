@@ -7,8 +7,8 @@ import pytest
 import tiny_models
 
 import labkit
-from labkit import anatomy
 from labkit.common.errors import LabError
+from labkit.measure import anatomy
 from labkit.models.pocket import PocketConfig
 from labkit.models.spec import GLM_4_1V_9B, ModelSpec
 from labkit.phonetap import draw_screen

@@ -5,9 +5,9 @@ import tiny_models
 import torch
 
 from labkit import phonetap
-from labkit.bench import Bench, measurable_linears, measurable_others
-from labkit.divergence import answer_probe, divergence
 from labkit.engine.engine import Engine
+from labkit.measure.probe import answer_probe, divergence
+from labkit.measure.search.layerwise import Bench, measurable_linears, measurable_others
 from labkit.models.families import find_roles
 from labkit.quantization.shorthand import parse_candidates
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import labkit
 from labkit.cli import build_parser, main
-from labkit.comparison import ComparisonInterrupted
+from labkit.measure.compare import ComparisonInterrupted
 from labkit.results.comparison import Comparison
 
 SETTINGS = {
@@ -131,9 +131,9 @@ def test_help_of_compare_names_every_option(capsys):
 def test_defaults_are_those_of_python():
     import inspect
 
-    from labkit.comparison import compare
+    from labkit.measure.compare import compare
+    from labkit.measure.defaults import DEFAULT_PLANS
     from labkit.measure_cli import PLANS
-    from labkit.preflight import DEFAULT_PLANS
 
     options = build_parser().parse_args(["compare", "pocket"])
     defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
@@ -191,7 +191,7 @@ def test_compare_prints_conclusions_tables_and_files(capsys, monkeypatch, tmp_pa
         asked.update(options, arguments=arguments)
         return finished
 
-    monkeypatch.setattr("labkit.comparison.compare", fake)
+    monkeypatch.setattr("labkit.measure.compare.compare", fake)
     code, out, err = run(
         capsys, "compare", "pocket", "--plans", "fp32, int4", "--items", 10, "--seed", 3, "--output", tmp_path
     )
@@ -207,14 +207,14 @@ def test_compare_prints_conclusions_tables_and_files(capsys, monkeypatch, tmp_pa
 
 def test_an_added_plan_is_mentioned(capsys, monkeypatch, tmp_path, finished):
     finished.environment["added_plan"] = "fp32"
-    monkeypatch.setattr("labkit.comparison.compare", lambda *a, **k: finished)
+    monkeypatch.setattr("labkit.measure.compare.compare", lambda *a, **k: finished)
     _, out, _ = run(capsys, "compare", "pocket", "--plans", "int4", "--output", tmp_path)
     assert "fp32 was added" in out
 
 
 def test_a_failed_plan_gives_exit_code_one(capsys, monkeypatch, tmp_path, finished):
     finished.failures["nf4"] = "no GPU"
-    monkeypatch.setattr("labkit.comparison.compare", lambda *a, **k: finished)
+    monkeypatch.setattr("labkit.measure.compare.compare", lambda *a, **k: finished)
     code, _, err = run(capsys, "compare", "pocket", "--output", tmp_path)
     assert (code, err) == (1, "labkit: plan nf4 could not be measured: no GPU\n")
 
@@ -223,7 +223,7 @@ def test_ctrl_c_tells_what_is_kept(capsys, monkeypatch, tmp_path, finished):
     def interrupt(*arguments, **options):
         raise ComparisonInterrupted(finished, "interrupted: 1 of 2 plans are finished")
 
-    monkeypatch.setattr("labkit.comparison.compare", interrupt)
+    monkeypatch.setattr("labkit.measure.compare.compare", interrupt)
     code, _, err = run(capsys, "compare", "pocket", "--output", tmp_path)
     assert code == 130
     assert "1 of 2 plans are finished" in err
@@ -252,7 +252,7 @@ def test_ask_sends_image_recording_and_text_in_this_order(capsys, monkeypatch, t
             sent.update(options, content=messages[0]["content"])
             return FakeStream()
 
-    monkeypatch.setattr("labkit.preflight.check_senses", lambda model, kinds: sent.update(senses=kinds))
+    monkeypatch.setattr("labkit.measure.job.check_senses", lambda model, kinds: sent.update(senses=kinds))
     monkeypatch.setattr("labkit.loading.load.load", lambda *a, **k: sent.update(loaded=a) or FakeEngine())
     code, out, err = run(
         capsys, "ask", "pocket", "--image", picture, "--audio", tmp_path / "said.wav", "open it", "--thinking"

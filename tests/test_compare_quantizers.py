@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from labkit.loading.datasets import Datasets
-from labkit.perplexity import compare_perplexity
+from labkit.measure.perplexity import compare_perplexity
 from labkit.quantization import affine
 
 ROOT = Path(__file__).resolve().parents[1]

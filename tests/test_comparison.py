@@ -13,9 +13,9 @@ import pytest
 from compare_fakes import request_for
 
 from labkit.common.errors import LabError, ResultsError
-from labkit.common.process import WorkerFailedError, run_worker
-from labkit.comparison import ComparisonInterrupted, _measure_all
-from labkit.preflight import Job, JobPlan
+from labkit.common.process import WorkerFailedError
+from labkit.measure.compare import ComparisonInterrupted, _measure_all, run_worker
+from labkit.measure.job import Job, JobPlan
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder, RunFolderError
 
@@ -187,7 +187,7 @@ SCRIPT = textwrap.dedent(
     import sys
     sys.path[:0] = {paths!r}
     from test_comparison import measure
-    from labkit.comparison import ComparisonInterrupted
+    from labkit.measure.compare import ComparisonInterrupted
     try:
         measure({folder!r}, "fp32", "int8")
     except ComparisonInterrupted as interruption:

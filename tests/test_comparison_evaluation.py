@@ -3,7 +3,7 @@
 import pytest
 from compare_fakes import FakeEngine, fake_items, fake_score
 
-from labkit.evaluation import evaluate
+from labkit.measure.quality import evaluate
 from labkit.results.summary import summarize, summarize_groups, summarize_paired
 
 

@@ -7,8 +7,8 @@ import tiny_models
 
 from labkit.cli import main
 from labkit.common.errors import LabError
+from labkit.measure.job import prepare
 from labkit.models.spec import ModelSpec
-from labkit.preflight import prepare
 from labkit.results import tables
 from labkit.results.charts import comparison
 from labkit.results.charts.svg import comparison_svg

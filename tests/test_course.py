@@ -141,7 +141,7 @@ MISTAKES = [
 
 
 def _sizes():
-    from labkit import anatomy
+    from labkit.measure import anatomy
 
     pocket = anatomy.dissect("pocket")
     return {plan: pocket.under(plan).bytes for plan in ("fp32", "int4")}

@@ -185,7 +185,7 @@ def test_the_pocket_model_answers_with_the_same_tokens(plan):
     """The shipped weights on screens of the benchmark, typed and spoken requests; and that the logits of prompts it was
     never trained for are as near as the dtype's rounding lets them be."""
     import labkit
-    from labkit.measurement import standard_conversations
+    from labkit.measure.cost import standard_conversations
 
     engine = labkit.load("pocket", plan, "cpu", progress=False, **CALIBRATION.get(plan, {}))
     without = Engine(engine.model, engine.processor, spec=engine.spec)

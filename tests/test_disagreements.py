@@ -8,7 +8,7 @@ from compare_fakes import measurements
 
 from labkit import phonetap
 from labkit.common.actions import Action, format_action
-from labkit.evaluation import evaluate
+from labkit.measure.quality import evaluate
 from labkit.results import show
 from labkit.results.charts.marks import plan_colour
 from labkit.results.disagreements import disagreements, section

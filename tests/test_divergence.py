@@ -10,10 +10,10 @@ from torch import nn
 
 from labkit import phonetap
 from labkit.common.errors import LabError
-from labkit.divergence import Probe, answer_probe, divergence, text_probe
 from labkit.engine.engine import Engine
+from labkit.measure.probe import Probe, answer_probe, divergence, text_probe
+from labkit.measure.search.replay import Replay, blocks_of
 from labkit.quantization import get_scheme
-from labkit.replay import Replay, blocks_of
 
 
 def sequences(count=3, length=20):

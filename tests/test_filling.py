@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import labkit
-from labkit.livebytes import LiveBytes
 from labkit.loading.load import load
 from labkit.loading.placement import PlacementError, check_map, connect_, split_by_layers
 from labkit.loading.prepare import choose_devices
-from labkit.measurement import measure
+from labkit.measure.cost import measure
+from labkit.measure.fit_check import LiveBytes
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.spec import ModelSpec

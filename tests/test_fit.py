@@ -9,12 +9,17 @@ from transformers.models.glm4v.configuration_glm4v import Glm4vConfig
 from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel, Glm4vVisionModel
 
 import labkit
-from labkit.anatomy import Anatomy, AnatomyError, dissect
-from labkit.cards import CardError, find_card
 from labkit.cli import main
-from labkit.fitcheck import check_plan
-from labkit.fitting import LIBRARY_BYTES, activation_bytes, needs, unpacked_cache_bytes
-from labkit.livebytes import LiveBytes
+from labkit.measure.anatomy import Anatomy, AnatomyError, dissect
+from labkit.measure.fit import (
+    LIBRARY_BYTES,
+    CardError,
+    activation_bytes,
+    find_card,
+    needs,
+    unpacked_cache_bytes,
+)
+from labkit.measure.fit_check import LiveBytes, check_plan
 
 
 @pytest.fixture(scope="module")

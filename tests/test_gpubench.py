@@ -6,13 +6,13 @@ import pytest
 import tiny_models
 import torch
 
-from labkit import _gpu_worker, gpubench
 from labkit.cli import main
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward
 from labkit.engine.kv_cache import SINKS, keeping_of
 from labkit.engine.step_gpu.captured import StaticForward
 from labkit.gpu_cli import _numbers
+from labkit.measure import gpu, gpu_worker
 from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.results.gpu import (
     CAPTURED,
@@ -40,16 +40,16 @@ class FakeEngine:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(gpubench, "COPY_BYTES", 2**16)
-    monkeypatch.setattr(gpubench, "STEPS", 2)
-    monkeypatch.setattr(gpubench, "SCREEN_GRID", (1, 4, 4))
+    monkeypatch.setattr(gpu, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(gpu, "STEPS", 2)
+    monkeypatch.setattr(gpu, "SCREEN_GRID", (1, 4, 4))
 
 
 @pytest.mark.usefixtures("quick")
 def test_every_figure_is_measured_once_and_saved(tmp_path, monkeypatch):
     engine = FakeEngine()
     record = GpuRecord("tiny", "fp32", {}, weights="random")
-    bench = gpubench.GpuBench(engine, record, lambda: record.save(tmp_path))
+    bench = gpu.GpuBench(engine, record, lambda: record.save(tmp_path))
     bench.run([1, 3], [40, 70], [33], 64)
     found = load_records(tmp_path)[0]
     assert found == record
@@ -68,7 +68,7 @@ def test_every_figure_is_measured_once_and_saved(tmp_path, monkeypatch):
     # the same again measures nothing
     monkeypatch.setattr(Forward, "prefill", None)
     monkeypatch.setattr(StaticForward, "step", None)
-    again = gpubench.GpuBench(engine, found, lambda: None)
+    again = gpu.GpuBench(engine, found, lambda: None)
     again.run([1, 3], [40, 70], [33], 64)
     assert found == record
 
@@ -81,7 +81,7 @@ def test_every_figure_is_measured_once_and_saved(tmp_path, monkeypatch):
 def test_a_plans_cache_is_kept_by_both_routes_and_counted(runtime, tokens, each):
     engine = FakeEngine(**runtime)
     record = GpuRecord("tiny", "fp32", {}, weights="random")
-    gpubench.GpuBench(engine, record, lambda: None).run([1], [70], [], 0)
+    gpu.GpuBench(engine, record, lambda: None).run([1], [70], [], 0)
     assert record.agreement["relative_error"] < 1e-5
     text = engine.model.get_decoder()
     weights = sum(one.nbytes for one in (*text.layers.parameters(), *engine.model.lm_head.parameters()))
@@ -93,7 +93,7 @@ def test_a_plans_cache_is_kept_by_both_routes_and_counted(runtime, tokens, each)
 def test_what_does_not_fit_is_noted_and_the_rest_goes_on(monkeypatch):
     engine = FakeEngine()
     record = GpuRecord("tiny", "fp32", {})
-    bench = gpubench.GpuBench(engine, record, lambda: None)
+    bench = gpu.GpuBench(engine, record, lambda: None)
     whole = bench._row
 
     def row(forward, context, seed):
@@ -131,13 +131,13 @@ def test_files_of_another_kind_are_refused(tmp_path):
 
 
 def test_schemes_that_calibrate_get_stand_ins_of_the_same_bytes():
-    plan, said = _gpu_worker.uncalibrated(QuantizationPlan.from_yaml("article"))
+    plan, said = gpu_worker.uncalibrated(QuantizationPlan.from_yaml("article"))
     assert not any(rule.scheme.requires_calibration for rule in plan.rules)
     decoder = next(rule for rule in plan.rules if rule.roles == ("decoder",))
     assert (decoder.scheme.name, decoder.scheme.group_size) == ("int4", 128)
     assert "int4 stands for gptq" in said[0]
     plan = QuantizationPlan.from_yaml("int4")
-    assert _gpu_worker.uncalibrated(plan) == (plan, [])
+    assert gpu_worker.uncalibrated(plan) == (plan, [])
 
 
 def test_numbers_are_checked():

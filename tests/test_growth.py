@@ -6,9 +6,10 @@ import weakref
 import pytest
 import tiny_models
 
-from labkit import growth, phonetap
+from labkit import phonetap
 from labkit.cli import main
-from labkit.growth import GrowthError, LongItem, growth_rows, measure_growth
+from labkit.measure import context as growth
+from labkit.measure.context import GrowthError, LongItem, growth_rows, measure_growth
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import torch
 from test_engine import ask, picture, pocket_conversations
 from transformers import MistralForCausalLM
 
-from labkit.anatomy import Anatomy
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
 from labkit.engine.kv_cache import (
@@ -20,6 +19,7 @@ from labkit.engine.kv_cache import (
     quantize_vectors,
 )
 from labkit.loading.load import load
+from labkit.measure.anatomy import Anatomy
 from labkit.models.checkpoint import LoadError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
@@ -226,7 +226,7 @@ def test_the_bytes_of_a_cache_are_those_that_are_predicted(llama, runtime, kept)
 
 
 def test_the_9bs_cache_is_half_in_8_bits_and_ends_growing_in_a_window(monkeypatch):
-    from labkit.anatomy import dissect
+    from labkit.measure.anatomy import dissect
 
     big = dissect("autoglm-phone-9b", "int8-kv")
     assert big.kv_cache_bytes_per_token() == 2 * 40 * 2 * (128 + 2)
@@ -250,7 +250,7 @@ def test_a_model_with_windows_of_its_own_refuses_a_plans(tmp_path):
 
 
 def test_vllm_does_not_take_them():
-    from labkit.anatomy import dissect
+    from labkit.measure.anatomy import dissect
     from labkit.service.options import ServiceError
     from labkit.service.vllm_command import VllmOptions, check_plan
 

@@ -14,7 +14,7 @@ NO_TORCH = (
     "labkit.loading",
     "labkit.cli",
     "labkit.client",
-    "labkit.evaluation",
+    "labkit.measure.quality",
     "labkit.common.files",
     "labkit.launch",
     "labkit.launch.__main__",

@@ -14,7 +14,7 @@ from labkit.common.errors import LabError
 from labkit.loading.load import load
 from labkit.loading.placement import check_memory, staging_device
 from labkit.loading.prepare import choose_device
-from labkit.measurement import bytes_by_role
+from labkit.measure.cost import bytes_by_role
 from labkit.models import ModelNotFoundError, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.hub import HubError, _ask_for

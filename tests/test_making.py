@@ -12,13 +12,13 @@ import pytest
 import torch
 from checkpoint_models import HELLO, logits, save_glm4v, save_llama
 
-from labkit.anatomy import AnatomyError, dissect
 from labkit.cli import main
 from labkit.common.errors import CheckpointError, LabError
 from labkit.common.files import sha256_of
 from labkit.loading.load import load
 from labkit.loading.manifest import Manifest
 from labkit.loading.quantize_to import CalibrationSettings, QuantizeInterrupted, quantize_to
+from labkit.measure.anatomy import AnatomyError, dissect
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.finished import Steps
 from labkit.quantization.int4 import Int4
@@ -298,7 +298,7 @@ def test_language_models_are_calibrated_on_text(model, tmp_path, capsys):
 
 
 def test_a_comparison_measures_the_folder_beside_its_unquantized_model(tmp_path):
-    from labkit.preflight import prepare
+    from labkit.measure.job import prepare
 
     model = save_glm4v(tmp_path / "glm4v")
     folder = quantize_to(model, "int4", tmp_path / "glm4v-int4", "cpu", progress=False).folder

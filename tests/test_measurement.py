@@ -9,7 +9,7 @@ from PIL import Image
 
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
-from labkit.measurement import bytes_by_role, measure, peak_memory
+from labkit.measure.cost import bytes_by_role, measure, peak_memory
 from labkit.models import find_roles
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec

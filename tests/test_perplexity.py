@@ -11,10 +11,10 @@ import torch
 
 from labkit.cli import main
 from labkit.common.errors import LabError
-from labkit.divergence import perplexity_of, sequence_losses
-from labkit.judge import Judge
 from labkit.loading.datasets import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Datasets
-from labkit.perplexity import Perplexities, compare_perplexity
+from labkit.measure.evaluator import Judge
+from labkit.measure.perplexity import Perplexities, compare_perplexity
+from labkit.measure.probe import perplexity_of, sequence_losses
 from labkit.plans.plan import PlanError
 from labkit.results.folders import RecordFolderError
 from labkit.search_commands import _change

@@ -8,8 +8,8 @@ import torch
 
 from labkit.common.errors import GoalError
 from labkit.common.formats import bytes_of
-from labkit.goal import Goal
 from labkit.loading.datasets import PROBE_SEED, VALIDATION_SEED, DatasetError, Datasets
+from labkit.measure.search.goal import Goal
 from labkit.plans.rule import kind_of, layer_of
 from labkit.quantization import get_scheme
 from labkit.quantization.shorthand import CandidateError, label_of, parse_candidate, parse_candidates
@@ -235,11 +235,11 @@ def test_errors_of_columns_are_summed_up():
 
 
 def test_what_is_shipped_of_a_search_fits_the_shipped_model():
-    from labkit.anatomy import dissect
-    from labkit.bench import measurable_linears, measurable_others
     from labkit.common.files import assets_folder
-    from labkit.searchresult import Search
-    from labkit.sensitivity import Sensitivity
+    from labkit.measure.anatomy import dissect
+    from labkit.measure.search.layerwise import measurable_linears, measurable_others
+    from labkit.measure.search.result import Search
+    from labkit.measure.search.sensitivity import Sensitivity
 
     pocket = dissect("pocket")
     results = assets_folder() / "results"

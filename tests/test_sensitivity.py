@@ -16,18 +16,18 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from labkit import search as search_module
-from labkit import solver
 from labkit.common.errors import LabError
-from labkit.judge import Judge
 from labkit.loading.datasets import Datasets
+from labkit.measure.evaluator import Judge
+from labkit.measure.search import search as search_module
+from labkit.measure.search import solver
+from labkit.measure.search.result import Search
+from labkit.measure.search.search import search_plan
+from labkit.measure.search.sensitivity import Sensitivity, measure_sensitivity
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.quantization.shorthand import parse_candidates
 from labkit.results.folders import RecordFolderError
-from labkit.search import search_plan
-from labkit.searchresult import Search
-from labkit.sensitivity import Sensitivity, measure_sensitivity
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = "gptq-3bit:group_size=32,int4-8bit:group_size=32,nf4:group_size=1024"
@@ -367,7 +367,7 @@ def test_the_plan_found_is_laid_on_any_copy_of_the_model(search, datasets):
 
 KILLED_SEARCH = """
 import os, signal, sys
-import labkit.judge
+import labkit.measure.evaluator
 from labkit.results.folders import RecordFolder
 from labkit.plans.finished import WorkFolder
 

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from labkit import solver
 from labkit.common.errors import LabError
-from labkit.goal import Goal
-from labkit.sensitivity import Sensitivity
-from labkit.solver import Solver
+from labkit.measure.search import solver
+from labkit.measure.search.goal import Goal
+from labkit.measure.search.sensitivity import Sensitivity
+from labkit.measure.search.solver import Solver
 
 ROOM = 900
 COSTS = {"int4": (50, 4.0), "int8": (100, 0.25)}  # bytes, and divergence of the first layer

@@ -14,7 +14,7 @@ from labkit.engine.step_gpu import captured as static_forward
 from labkit.engine.step_gpu import step as static_step
 from labkit.engine.step_gpu.captured import StaticForward, StaticRow, forward_of, why_not
 from labkit.engine.step_gpu.decoder import UnknownDecoderError, decoder_of
-from labkit.measurement import standard_conversations
+from labkit.measure.cost import standard_conversations
 from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.cuda_products import available

@@ -8,7 +8,6 @@ import torch
 from test_engine import ask, picture
 from test_static import DEVICE, PROMPTS, along, answer, few_shares, kernels, model_under, together  # noqa: F401
 
-from labkit.anatomy import Anatomy
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
 from labkit.engine.kv_cache import PLAIN, SINKS, Keeping, Store, quantize_vectors
@@ -19,6 +18,7 @@ from labkit.engine.step_gpu.captured import StaticForward, StaticRow
 from labkit.engine.step_gpu.decoder import decoder_of
 from labkit.engine.step_gpu.reference import TorchOperations
 from labkit.engine.step_gpu.step import KernelOperations
+from labkit.measure.anatomy import Anatomy
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.plan import QuantizationPlan, RuntimeOptions

@@ -2,8 +2,8 @@
 
 import pytest
 
-from labkit import timing
 from labkit.common.errors import LabError, ResultsError
+from labkit.measure import speed
 from labkit.results import shipped
 from labkit.results.charts import roofline
 
@@ -36,16 +36,16 @@ def test_no_mark_is_above_the_roof_and_fewer_bits_stand_to_the_right():
 
 def test_the_median_ignores_the_warm_up_and_one_slow_call():
     spent = iter([0, 9, 9, 18, 20, 21, 30, 31, 40, 41])  # two warm-ups of 9 s, then 1 s each
-    clock = timing.time.perf_counter
+    clock = speed.time.perf_counter
     try:
-        timing.time.perf_counter = lambda: next(spent)
-        assert timing.median_s(lambda: None, repeats=3) == 1
+        speed.time.perf_counter = lambda: next(spent)
+        assert speed.median_s(lambda: None, repeats=3) == 1
     finally:
-        timing.time.perf_counter = clock
+        speed.time.perf_counter = clock
 
 
 def test_more_rows_take_longer_and_every_scheme_is_timed():
-    found = timing.products(["bf16", "int8"], rows=(1, 512), size=(512, 512))
+    found = speed.products(["bf16", "int8"], rows=(1, 512), size=(512, 512))
     assert set(found) == {"bf16", "int8"}
     for points in found.values():
         assert [rows for rows, _ in points] == [1, 512]
@@ -53,8 +53,8 @@ def test_more_rows_take_longer_and_every_scheme_is_timed():
 
 
 def test_this_machine_moves_bytes_and_multiplies():
-    assert 1e8 < timing.bandwidth(size=2**22) < 1e13
-    assert 1e8 < timing.flops(side=128) < 1e14
+    assert 1e8 < speed.bandwidth(size=2**22) < 1e13
+    assert 1e8 < speed.flops(side=128) < 1e14
 
 
 def test_shipped_results_can_be_loaded_and_those_of_gpus_are_of_gpus():

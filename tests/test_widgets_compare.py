@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.anatomy import dissect
 from labkit.common.formats import format_bytes
+from labkit.measure.anatomy import dissect
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
 from labkit.results.measurement import Measurement

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from labkit import anatomy
 from labkit.common.formats import format_bytes
+from labkit.measure import anatomy
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
 from labkit.widgets import plan_editor

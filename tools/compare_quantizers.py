@@ -111,7 +111,7 @@ def write_text(options: Namespace) -> None:
     """Write the token ids that calibrate the lab's own plans."""
     from transformers import AutoTokenizer
 
-    from labkit.perplexity import Perplexities
+    from labkit.measure.perplexity import Perplexities
 
     datasets = datasets_of(Perplexities.load(options.beside).settings, options.text)
     ids = datasets.sequences(AutoTokenizer.from_pretrained(options.model), "calibration")
@@ -125,9 +125,9 @@ def measure(options: Namespace) -> None:
     """Measure every result below the folder, as far as it is not in the file yet."""
     from safetensors.torch import load_file
 
-    from labkit.divergence import divergence, perplexity_of, probe_of, sequence_losses
     from labkit.loading.load import load
-    from labkit.perplexity import Perplexities
+    from labkit.measure.perplexity import Perplexities
+    from labkit.measure.probe import divergence, perplexity_of, probe_of, sequence_losses
 
     beside = Perplexities.load(options.beside)
     file = options.output or options.beside / "peers.json"
@@ -168,7 +168,7 @@ def measure(options: Namespace) -> None:
 def _keep(file: Path, settings: dict[str, Any], records: dict[str, dict[str, Any]]) -> None:
     from labkit.common.files import atomic_path
     from labkit.common.machine import environment
-    from labkit.perplexity import Perplexities
+    from labkit.measure.perplexity import Perplexities
 
     with atomic_path(file) as temporary:
         found = asdict(Perplexities(settings, list(records.values()), environment()))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.perplexity import Perplexities
+from labkit.measure.perplexity import Perplexities
 from labkit.results.charts.svg import comparison_svg
 from labkit.results.comparison import Comparison, describe
 from labkit.results.measurement import Measurement

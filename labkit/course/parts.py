@@ -9,7 +9,7 @@ from labkit.course.exercise import Exercise, Hint, is_near, number
 
 @cache
 def _dissected(model: str) -> Any:
-    from labkit import anatomy
+    from labkit.measure import anatomy
 
     return anatomy.dissect(model)
 

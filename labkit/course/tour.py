@@ -7,7 +7,7 @@ from labkit.course.exercise import Exercise, Hint, is_near, number
 
 def _shrinks(answer: Any) -> None:
     """How many times smaller the pocket model's weights are in int4 than in fp32."""
-    from labkit import anatomy
+    from labkit.measure import anatomy
 
     pocket = anatomy.dissect("pocket")
     right = pocket.under("fp32").bytes / pocket.under("int4").bytes

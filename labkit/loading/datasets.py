@@ -16,17 +16,6 @@ from labkit.common.errors import LabError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CANDIDATES = ("gptq-2bit", "gptq-3bit", "gptq-4bit", "int8", "gptq-8bit")
-"""Schemes of which sensitivity is measured, and plans are put together."""
-ROUNDS = 8
-"""Plans that a search measures at most before it keeps the best of them."""
-KEPT_DTYPES = ("bf16", "fp16")
-"""What is not quantized may be kept in: fp16 rounds finer, bf16 holds larger values and is faster on many CPUs."""
-AGAINST = ("int4", "gptq", "int8")
-"""Uniform plans beside which a searched one is judged."""
-
-PERPLEXITY_PLANS = ("int8", "gptq", "awq", "hqq", "nf4", "int4")
-"""Plans that `labkit perplexity` compares."""
 
 PROBE_SEED, VALIDATION_SEED = 1, 2
 DRAWN_FROM = 100

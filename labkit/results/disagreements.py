@@ -31,7 +31,7 @@ class Disagreement:
 
     Attributes:
         plan: the plan that differs most from the reference on this item.
-        record, reference: what both answered (records of `labkit.evaluation`).
+        record, reference: what both answered (records of `labkit.measure.quality`).
         distance: between the two taps, 1.0 being the screen's side; None where one taps nothing.
         answers: plan -> its record, of all plans.
     """

@@ -19,7 +19,7 @@ def load(name: str) -> Comparison:
 
 
 def context(name: str = "pocket-kv") -> dict[str, Any] | None:
-    """What `labkit.growth.measure_growth` found at growing context; None if it is not shipped."""
+    """What `labkit.measure.context.measure_growth` found at growing context; None if it is not shipped."""
     path = _folder() / name / "context.json"
     return read_json(path) if path.is_file() else None
 

@@ -9,9 +9,9 @@ from typing import Any
 import ipywidgets
 
 from labkit import phonetap
-from labkit.anatomy import Anatomy, dissect
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.measure.anatomy import Anatomy, dissect
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan, presets
 from labkit.results.charts.marks import plan_colour

@@ -7,9 +7,9 @@ from typing import Any
 import ipywidgets
 import yaml
 
-from labkit.anatomy import dissect
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.measure.anatomy import dissect
 from labkit.models import ROLES
 from labkit.plans.plan import QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, known_schemes

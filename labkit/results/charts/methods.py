@@ -50,7 +50,7 @@ def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.
 def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl") -> go.Figure:
     """Kinds of Linears (rows) by layers (columns), coloured by what one alone costs; a button for each scheme.
 
-    records: those of `labkit.sensitivity.Sensitivity.linears`. value: ``kl`` (colours by powers of ten) or
+    records: those of `labkit.measure.search.sensitivity.Sensitivity.linears`. value: ``kl`` (colours by powers of ten) or
     ``sqnr_db``. Linears outside a stack of layers stand in the first column.
     """
     import plotly.graph_objects as go

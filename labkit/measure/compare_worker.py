@@ -1,4 +1,4 @@
-"""Measures one plan in a process of its own: ``python -m labkit._worker``, started by `labkit.compare`.
+"""Measures one plan in a process of its own: ``python -m labkit.measure.compare_worker``, started by `labkit.compare`.
 
 A request (one JSON object) comes in on standard input; progress goes out as JSON lines on standard output,
 and whatever libraries print goes to standard error instead. The measurement is written to the run's folder;
@@ -35,7 +35,7 @@ def run_plan(
     which gives the fields of cost. That is measured before anything is evaluated, so that batches do not raise the
     peak of memory. With ``weights`` in the request (``random``) nothing is evaluated.
     """
-    from labkit import evaluation
+    from labkit.measure import quality
 
     folder, plan = RunFolder(request["output"]), request["plan"]
     state = folder.load_partial(plan, request["definition"])
@@ -71,7 +71,7 @@ def run_plan(
             done, hits = done + 1, hits + record["success"]
             emit({"event": "answers", "done": done, "total": len(wanted), "hits": hits})
 
-        records = evaluation.evaluate(
+        records = quality.evaluate(
             engine,
             wanted,
             batch_size=request["batch_size"],
@@ -93,8 +93,8 @@ def run_plan(
         enable_thinking=request["enable_thinking"],
         batch_size=request["batch_size"],
         samples=samples,
-        splits=evaluation.summarize_groups(records),
-        **evaluation.summarize(records),
+        splits=quality.summarize_groups(records),
+        **quality.summarize(records),
         **cost,
     )
     folder.save_finished(measurement)
@@ -112,7 +112,7 @@ def _real_parts(request: Mapping[str, Any]) -> dict[str, Callable]:
 
     from labkit import phonetap
     from labkit.loading.load import load
-    from labkit.measurement import measure
+    from labkit.measure.cost import measure
 
     torch.set_num_threads(request["threads"])
     return {"load": load, "items": phonetap.items, "measure": measure}

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.divergence import Probe, divergence_of
+from labkit.measure.probe import Probe, divergence_of
+from labkit.measure.search.replay import Replay
 from labkit.plans.resolve import replaceable_linears, replaceable_others, tied_linears
 from labkit.plans.rule import kind_of, relative_depths
 from labkit.plans.sequential import run_model, to_device
@@ -20,7 +21,6 @@ from labkit.quantization import Scheme, SchemeError
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.int8_storage import KINDS, module_kind
 from labkit.quantization.statistics import InputStatistics
-from labkit.replay import Replay
 
 SAMPLED_ROWS = 8  # input rows of a batch on which a layer's output is compared
 STATISTICS_BYTES = 2 * 2**30  # what second moments may take at a time

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
-from labkit.evaluation import MAX_NEW_TOKENS
 from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
+from labkit.measure.quality import MAX_NEW_TOKENS
 from labkit.plans.sequential import run_model, to_device
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from labkit.allocation import Allocation, Unit
+from labkit.measure.search.allocate import Allocation, Unit
 from labkit.plans.plan import QuantizationPlan, Rule
 from labkit.quantization import DTYPES, Scheme, get_scheme
 from labkit.quantization.shorthand import parse_candidate

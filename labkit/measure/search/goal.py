@@ -46,3 +46,15 @@ class Goal:
     def settings(self) -> dict[str, Any]:
         """The goal that is set, as plain data."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+ROUNDS = 8
+"""Plans that a search measures at most before it keeps the best of them."""
+
+
+KEPT_DTYPES = ("bf16", "fp16")
+"""What is not quantized may be kept in: fp16 rounds finer, bf16 holds larger values and is faster on many CPUs."""
+
+
+AGAINST = ("int4", "gptq", "int8")
+"""Uniform plans beside which a searched one is judged."""

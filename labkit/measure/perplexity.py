@@ -20,12 +20,13 @@ from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.intervals import paired_difference
 from labkit.common.machine import environment
-from labkit.divergence import probe_of
-from labkit.judge import Judge
-from labkit.loading.datasets import PERPLEXITY_PLANS, Datasets
+from labkit.loading.datasets import Datasets
+from labkit.measure.defaults import PERPLEXITY_PLANS
+from labkit.measure.evaluator import Judge
+from labkit.measure.job import check_count, lab_version
+from labkit.measure.probe import probe_of
 from labkit.models import find_roles, get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
-from labkit.preflight import check_count, lab_version
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
 from labkit.results.folders import RecordFolder

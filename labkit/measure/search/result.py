@@ -14,7 +14,7 @@ from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_difference, format_rate
 from labkit.common.intervals import paired_difference
-from labkit.judge import KEPT, Judge
+from labkit.measure.evaluator import KEPT, Judge
 from labkit.plans.plan import QuantizationPlan
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Search:
     Attributes:
         path: the plan's file.
         settings: what was searched, and with what.
-        found: the record of the plan (see `labkit.judge.Judge.measure`).
+        found: the record of the plan (see `labkit.measure.evaluator.Judge.measure`).
         reference: that of the unquantized model.
         others: those of the uniform plans.
         front: ``bytes, kl`` of the predicted best plan of each size.
@@ -149,7 +149,7 @@ def finish(
     )
     result.save(folder)
     if test_items and judge.datasets.text is None:
-        from labkit.comparison import compare
+        from labkit.measure.compare import compare
 
         comparison = compare(
             str(judge.spec.folder or judge.spec.source),

@@ -18,9 +18,9 @@ from labkit.engine.forward import Forward, Row
 from labkit.engine.kv_cache import keeping_of, vector_bytes
 from labkit.engine.step_gpu.cache import StaticCache
 from labkit.engine.step_gpu.captured import StaticForward, StaticRow
+from labkit.measure.speed import bandwidth
 from labkit.plans.quantize import weights_bytes
 from labkit.results.gpu import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
-from labkit.timing import bandwidth
 
 COPY_BYTES = 2**31
 STEPS, WARM_STEPS = 24, 4

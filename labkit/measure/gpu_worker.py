@@ -1,4 +1,4 @@
-"""Measures one plan on a GPU in a process of its own: ``python -m labkit._gpu_worker``, started by `labkit bench-gpu`.
+"""Measures one plan on a GPU in a process of its own, started by `labkit bench-gpu`.
 
 A request (one JSON object) comes in on standard input; figures go to the plan's file as they are known. What it
 says on standard error is for the reader. Exit code 2: something asked for cannot be had, the last line says why.
@@ -29,8 +29,8 @@ def run(request: dict) -> None:
     """``request``: ``record`` (the fields of a `GpuRecord`), ``source`` (the plan as given), ``folder``, and what
     `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
     from labkit.common.machine import environment, gpus
-    from labkit.gpubench import GpuBench
     from labkit.loading.load import load
+    from labkit.measure.gpu import GpuBench
     from labkit.plans.plan import as_plan
 
     record = GpuRecord(**request["record"])

@@ -4,16 +4,22 @@
 one process a plan, and returns a `Comparison`: ``.table()``, ``.save()``, ``.plot()``, ``.conclusions()``.
 """
 
+from __future__ import annotations
+
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labkit.common.errors import LabError
 from labkit.common.machine import environment
-from labkit.common.process import WorkerFailedError, run_worker
-from labkit.preflight import Job, prepare
+from labkit.common.process import WorkerFailedError, end_process, told_death, worker_environment
+from labkit.measure.job import Job, prepare
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder
 
@@ -125,3 +131,76 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
     comparison = current()
     comparison.save(folder.path)
     return comparison
+
+
+STAGES = {"loading": "loading and quantizing", "measuring": "measuring latency", "answering": "answering"}
+
+
+def run_worker(
+    request: Mapping[str, Any],
+    *,
+    log: Path,
+    title: str = "",
+    progress: bool = True,
+    command: Sequence[str] | None = None,
+) -> None:
+    """Run ``python -m labkit.measure.compare_worker`` on `request` (see there) until its measurement is on disk.
+
+    Its standard error goes to the file `log`; a progress bar shows stage, answers and right steps. The
+    process has a session of its own, so Ctrl-C reaches only us: we end it, and KeyboardInterrupt goes on to
+    the caller.
+    Raises `WorkerFailedError` if it reports an error or dies.
+    """
+    from tqdm.auto import tqdm
+
+    command = list(command or (sys.executable, "-m", "labkit.measure.compare_worker"))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    failure: str | None = None
+    finished = False
+    with (
+        log.open("wb") as errors,
+        tqdm(
+            total=request["items"],
+            desc=title,
+            unit=" answers",
+            mininterval=0,
+            disable=not progress,
+            file=sys.stderr,
+        ) as bar,
+    ):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=worker_environment(request["threads"]),
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        try:
+            with process.stdin as pipe:
+                json.dump(request, pipe)
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] == "stage":
+                    bar.set_description(f"{title}: {STAGES[event['stage']]}")
+                elif event["event"] == "answers":
+                    _show(bar, event)
+                elif event["event"] == "error":
+                    failure = event["message"] + ("" if event["known"] else f" (see {log})")
+                elif event["event"] == "finished":
+                    finished = True
+            process.wait()
+        except BrokenPipeError:
+            process.wait()
+        finally:
+            end_process(process)
+        bar.set_description(f"{title}: {'done' if finished else 'failed'}")
+    if not finished:
+        raise WorkerFailedError(failure or told_death(process.returncode, log))
+
+
+def _show(bar: Any, event: Mapping[str, Any]) -> None:
+    bar.update(event["done"] - bar.n)
+    if event["done"]:
+        bar.set_postfix_str(f"right steps {event['hits'] / event['done']:.1%}", refresh=False)

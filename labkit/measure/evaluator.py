@@ -10,11 +10,11 @@ from typing import Any
 
 from labkit.common.errors import LabError
 from labkit.common.machine import environment_on, forget_models
-from labkit.divergence import Probe, divergence, perplexity_of, sequence_losses
-from labkit.evaluation import evaluate
 from labkit.loading.datasets import Datasets
 from labkit.loading.load import load
 from labkit.loading.prepare import choose_device
+from labkit.measure.probe import Probe, divergence, perplexity_of, sequence_losses
+from labkit.measure.quality import evaluate
 from labkit.models import ModelSpec, find_roles
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.plan import QuantizationPlan

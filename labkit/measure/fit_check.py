@@ -1,10 +1,10 @@
 """What `labkit fit` predicts, beside what is really taken: one plan in one process, with random weights.
 
-Run as ``python -m labkit.fitcheck``: a request (one JSON object) on standard input, events as JSON lines on
+Run as ``python -m labkit.measure.fit_check``: a request (one JSON object) on standard input, events as JSON lines on
 standard output (see `labkit.common.process`); started by ``labkit fit --check``.
 
 On a GPU the peak is that of torch's allocator while one conversation is answered, the prompt as long as the
-context allows; on the CPU the tensors alive are counted (`labkit.livebytes`).
+context allows; on the CPU the tensors alive are counted (`labkit.measure.fit_check`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,45 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from labkit.common.process import serve_request
+
+
+class LiveBytes(TorchDispatchMode):
+    """See the module. Attributes: ``now_bytes``, ``peak_bytes``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_bytes = self.peak_bytes = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, torch.Tensor) and not value.is_meta:
+                self._count(value.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now_bytes -= size
+
 
 NEW_TOKENS = 16
 WEIGHTS_LIMIT, PEAK_LIMIT = 0.03, 0.10
@@ -47,9 +82,8 @@ def check_plan(
     """
     import torch
 
-    from labkit.fitting import LIBRARY_BYTES, needs
-    from labkit.livebytes import LiveBytes
     from labkit.loading.load import load
+    from labkit.measure.fit import LIBRARY_BYTES, needs
     from labkit.plans.quantize import weights_bytes
 
     engine = load(model, plan, device, weights="random", progress=False)

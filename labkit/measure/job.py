@@ -11,12 +11,9 @@ from typing import Any
 from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.machine import environment, usable_cores
+from labkit.measure.defaults import DEFAULT_PLANS, PROMPTS
 from labkit.models import get_spec
 from labkit.results.tables import UNQUANTIZED
-
-PROMPTS = 8
-"""Prompts that are timed."""
-DEFAULT_PLANS = ("fp32", "bf16", "int8", "int8-dynamic", "int4", "nf4", "llm-int8")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Job:
     added_plan: str | None
 
     def request(self, plan: str, output: Path) -> dict[str, Any]:
-        """What the measuring process of `plan` is told; see `labkit._worker`."""
+        """What the measuring process of `plan` is told; see `labkit.measure.compare_worker`."""
         names = ("device", "threads", "seed", "split", "items", "enable_thinking", "batch_size")
         return {
             "output": str(output),

@@ -1,4 +1,4 @@
-"""Measures sensitivities in a process of its own: ``python -m labkit._sensitivity_worker``.
+"""Measures sensitivities in a process of its own: ``python -m labkit.measure.search.sensitivity_worker``.
 
 A request (one JSON object) comes in on standard input: ``folder, stream, model_source, device, threads, dtype,
 candidates, datasets, linears, parts``. Records go to the folder one by one (`labkit.results.folders`), and an event
@@ -17,9 +17,9 @@ from labkit.results.folders import RecordFolder
 def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
     """Measure the Linears and the parts that the request names."""
     from labkit.common.machine import forget_models
-    from labkit.divergence import Probe
     from labkit.loading.datasets import Datasets
     from labkit.loading.load import load
+    from labkit.measure.probe import Probe
     from labkit.quantization.shorthand import parse_candidates
 
     folder = RecordFolder(request["folder"], "sensitivities")
@@ -33,7 +33,7 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
         emit({"event": "record"})
 
     if request["linears"]:
-        from labkit.bench import Bench
+        from labkit.measure.search.layerwise import Bench
 
         engine = load(request["model_source"], request["dtype"], request["device"], progress=False)
         batches = datasets.calibration_batches(engine.processor, engine.modalities, engine.model)
@@ -51,9 +51,9 @@ def measure_part(
 ) -> dict[str, Any]:
     """A record of one whole part under one scheme: ``role, scheme, bytes, kl, agreement`` and, for models that
     see, ``items, click_accuracy, step_success_rate, parse_rate``."""
-    from labkit.divergence import divergence
-    from labkit.evaluation import evaluate
     from labkit.loading.load import load
+    from labkit.measure.probe import divergence
+    from labkit.measure.quality import evaluate
     from labkit.plans.plan import QuantizationPlan, Rule
     from labkit.quantization import get_scheme
     from labkit.results.summary import summarize

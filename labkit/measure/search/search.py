@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.common.errors import LabError
-from labkit.goal import Goal
-from labkit.judge import Judge
-from labkit.loading.datasets import AGAINST, CANDIDATES, KEPT_DTYPES, ROUNDS, Datasets
+from labkit.loading.datasets import Datasets
+from labkit.measure.defaults import CANDIDATES
+from labkit.measure.evaluator import Judge
+from labkit.measure.job import check_count, lab_version
+from labkit.measure.search.goal import AGAINST, KEPT_DTYPES, ROUNDS, Goal
+from labkit.measure.search.result import Search, finish
+from labkit.measure.search.sensitivity import measure_sensitivity
+from labkit.measure.search.solver import Solver
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
-from labkit.preflight import check_count, lab_version
 from labkit.results.folders import RecordFolder
-from labkit.searchresult import Search, finish
-from labkit.sensitivity import measure_sensitivity
-from labkit.solver import Solver
 
 
 class SearchInterrupted(KeyboardInterrupt):

@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from labkit import evaluation, phonetap
-from labkit.anatomy import Anatomy
+from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_difference, format_rate, format_seconds
@@ -28,7 +27,9 @@ from labkit.common.machine import environment, forget_models, gpus
 from labkit.engine.engine import Engine
 from labkit.engine.generation import Generation
 from labkit.loading.load import load
-from labkit.measurement import peak_memory, start_peak
+from labkit.measure import quality
+from labkit.measure.anatomy import Anatomy
+from labkit.measure.cost import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
@@ -215,8 +216,8 @@ def _measure(
         longer = [lengthen(item, context) for item in standard]
         record |= _cost(engine, [item.messages() for item in longer[: timing.prompts]], timing)
         if items:
-            records = evaluation.evaluate(engine, longer[:items], batch_size=batch_size)
-            record |= {**evaluation.summarize(records), "answers": records}
+            records = quality.evaluate(engine, longer[:items], batch_size=batch_size)
+            record |= {**quality.summarize(records), "answers": records}
         yield record
 
 
@@ -302,7 +303,7 @@ def _pair(records: Sequence[dict[str, Any]], reference: str) -> None:
         if one["plan"] != reference and one.get("answers"):
             one["paired"] = {
                 "reference": reference,
-                **evaluation.summarize_paired(one["answers"], answers[one["context"]]),
+                **quality.summarize_paired(one["answers"], answers[one["context"]]),
             }
 
 

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from labkit import allocation
-from labkit.allocation import TOGETHER, Allocation, AllocationError, Unit
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
-from labkit.goal import Goal
-from labkit.judge import Judge
-from labkit.loading.datasets import KEPT_DTYPES
+from labkit.measure.evaluator import Judge
+from labkit.measure.search import allocate
+from labkit.measure.search.allocate import TOGETHER, Allocation, AllocationError, Unit
+from labkit.measure.search.goal import KEPT_DTYPES, Goal
+from labkit.measure.search.plan_writer import plan_of
+from labkit.measure.search.sensitivity import Sensitivity
 from labkit.plans.plan import QuantizationPlan
-from labkit.planwriter import plan_of
 from labkit.quantization.int8_storage import KINDS
-from labkit.sensitivity import Sensitivity
 
 FINER = 0.5
 """fp16 is taken where it alone diverges less than this share of what bf16 does."""
@@ -86,7 +85,7 @@ class Solver:
 
     def _take(self, dtype: str) -> None:
         self.dtype = dtype
-        self.units: list[Unit] = allocation.units_of(self.records, dtype, 2, self.together)
+        self.units: list[Unit] = allocate.units_of(self.records, dtype, 2, self.together)
 
     def room(self, goal: Goal) -> float:
         """Bytes for the Linears. Raises LabError if the smallest plan takes more."""
@@ -109,7 +108,7 @@ class Solver:
 
     def front(self) -> list[dict[str, Any]]:
         """The predicted best plans of all sizes."""
-        found = allocation.front(self.units, weights=self.weights)
+        found = allocate.front(self.units, weights=self.weights)
         return [{"bytes": one.bytes + self.fixed, "kl": one.loss} for one in found]
 
     def best(self, room: float, rounds: int | None = None) -> dict[str, Any]:
@@ -121,7 +120,7 @@ class Solver:
         for number in range(1, (rounds or self.rounds) + 1):
             try:
                 avoid = [one.choices for one in tried]
-                chosen = allocation.allocate(self.units, room, self.weights, avoid, apart)
+                chosen = allocate.allocate(self.units, room, self.weights, avoid, apart)
             except AllocationError:
                 if best is None:
                     raise
@@ -156,7 +155,7 @@ class Solver:
         Raises:
             LabError: not even the largest plan tried loses so little.
         """
-        sizes = [one.bytes for one in allocation.front(self.units, weights=self.weights)]
+        sizes = [one.bytes for one in allocate.front(self.units, weights=self.weights)]
         low, high, best = sizes[0], sizes[-1], None
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)

@@ -18,9 +18,10 @@ from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.machine import usable_cores
 from labkit.common.process import run_workers
-from labkit.divergence import probe_of
-from labkit.loading.datasets import CANDIDATES, Datasets
-from labkit.preflight import check_count, lab_version
+from labkit.loading.datasets import Datasets
+from labkit.measure.defaults import CANDIDATES
+from labkit.measure.job import check_count, lab_version
+from labkit.measure.probe import probe_of
 from labkit.quantization.shorthand import parse_candidates
 from labkit.results.folders import RecordFolder
 
@@ -158,8 +159,8 @@ class _Job:
 def _prepare(
     model: str | os.PathLike, schemes: str | Sequence[str], datasets: Datasets, parts: bool, device: str
 ) -> _Job:
-    from labkit.bench import can_store, measurable_linears, measurable_others
     from labkit.loading.prepare import choose_device
+    from labkit.measure.search.layerwise import can_store, measurable_linears, measurable_others
     from labkit.models import find_roles, get_spec
     from labkit.models.checkpoint import Checkpoint, folder_fingerprint
 
@@ -250,7 +251,7 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
             ]
             requests = [one for one in requests if one["linears"] or one["parts"]]
             run_workers(
-                "labkit._sensitivity_worker",
+                "labkit.measure.search.sensitivity_worker",
                 requests,
                 lambda event: bar.update(),
                 logs=folder.path,
