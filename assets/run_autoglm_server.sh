@@ -17,4 +17,4 @@ if ! "$python" -c 'import importlib.util as i, sys; sys.exit(not all(map(i.find_
 fi
 PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
-exec "$python" -m labkit.launch "$@"
+exec "$python" -m labkit.client.launch "$@"

@@ -227,8 +227,8 @@ def serve(options: argparse.Namespace) -> None:
     wanted = options_of(options)
     get_spec(options.model)
     if options.engine == "vllm":
-        from labkit.service.vllm_command import VllmOptions
-        from labkit.service.vllm_serve import serve_vllm
+        from labkit.service.vllm.command import VllmOptions
+        from labkit.service.vllm.serve import serve_vllm
 
         told = (options.tensor_parallel_size, options.pipeline_parallel_size, options.vllm_args)
         return serve_vllm(options.model, options.plan, wanted, VllmOptions(*told))

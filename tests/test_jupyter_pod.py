@@ -10,7 +10,7 @@ from browsing import IDLE, browser_needed, free_port, jupyter, page, write_noteb
 from fake_service import serving
 
 from labkit.chat.frame import BehindJupyter
-from labkit.launch import jupyter as launch_jupyter
+from labkit.client.launch import jupyter as launch_jupyter
 
 BASE = "/user/me/"
 

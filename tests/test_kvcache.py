@@ -252,7 +252,7 @@ def test_a_model_with_windows_of_its_own_refuses_a_plans(tmp_path):
 def test_vllm_does_not_take_them():
     from labkit.measure.anatomy import dissect
     from labkit.service.options import ServiceError
-    from labkit.service.vllm_command import VllmOptions, check_plan
+    from labkit.service.vllm.command import VllmOptions, check_plan
 
     big = dissect("autoglm-phone-9b", "int8-kv")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The script and `labkit.launch`: start, status, stop; a killed service; ports that are taken."""
+"""The script and `labkit.client.launch`: start, status, stop; a killed service; ports that are taken."""
 
 import os
 import re
@@ -14,10 +14,10 @@ import psutil
 import pytest
 import tiny_models
 
-from labkit import launch
-from labkit.launch import jupyter, state
-from labkit.launch.__main__ import _arguments, build_parser, main
-from labkit.launch.service import _free_port, state_of
+from labkit.client import launch
+from labkit.client.launch import jupyter, state
+from labkit.client.launch.__main__ import _arguments, build_parser, main
+from labkit.client.launch.start import _free_port, state_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "assets/run_autoglm_server.sh"
@@ -124,7 +124,8 @@ def test_a_record_of_another_process_counts_as_ended():
 def test_the_script_without_a_command_starts(monkeypatch):
     told = []
     monkeypatch.setattr(
-        "labkit.launch.__main__.start", lambda model, plan, **options: told.append((model, plan, options))
+        "labkit.client.launch.__main__.start",
+        lambda model, plan, **options: told.append((model, plan, options)),
     )
     assert main([]) == 0
     assert main(["--plan", "int4", "--streams", "4", "--thinking"]) == 0
@@ -149,9 +150,9 @@ def test_jupyterlab_is_told_of_the_service(monkeypatch):
     for name in ("LABKIT_PORT", "LABKIT_MODEL"):
         monkeypatch.delenv(name, raising=False)
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert entries["jupyter_serverproxy_servers"] == {"labkit": "labkit.launch.jupyter:setup"}
+    assert entries["jupyter_serverproxy_servers"] == {"labkit": "labkit.client.launch.jupyter:setup"}
     told = jupyter.setup()
-    assert told["command"][:3] == [sys.executable, "-m", "labkit.launch.jupyter"]
+    assert told["command"][:3] == [sys.executable, "-m", "labkit.client.launch.jupyter"]
     assert told["command"][3:] == ["--port", "8000", "--model", "pocket"]
     assert told["port"] == 8000
     assert Path(told["launcher_entry"]["icon_path"]).read_text().startswith("<svg")
@@ -159,7 +160,7 @@ def test_jupyterlab_is_told_of_the_service(monkeypatch):
 
 def test_the_tile_stands_for_the_service_and_ends_what_it_started(model):
     port = _free_port()
-    command = [sys.executable, "-m", "labkit.launch.jupyter", "--model", model, "--port", str(port)]
+    command = [sys.executable, "-m", "labkit.client.launch.jupyter", "--model", model, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tile:
         assert any(line.startswith("[SUCCESS]") for line in tile.stdout)
         assert state_of(port).name == "ready"

@@ -9,13 +9,13 @@ import pytest
 
 from labkit.common.messages import MediaError
 from labkit.service import remote
-from labkit.service.answers import ChoiceReader
 from labkit.service.arguments import add_service_arguments, options_of
-from labkit.service.narrow import narrowed
+from labkit.service.choice import ChoiceReader
 from labkit.service.options import API_KEY_VARIABLE, ServiceError, ServiceOptions
 from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.remote import RemoteImages, public_address
 from labkit.service.scheduler import Event
+from labkit.service.schema_limits import narrowed
 from labkit.service.schemas import FunctionDefinition
 from labkit.service.tools import ToolUse, as_tool_call, call_schema
 

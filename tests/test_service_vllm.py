@@ -25,11 +25,12 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import get_spec
 from labkit.plans.plan import QuantizationPlan
-from labkit.service import vllm_command, vllm_serve
 from labkit.service.options import ServiceError, ServiceOptions
-from labkit.service.vllm import VllmBackend
-from labkit.service.vllm_command import VllmOptions, check_model, check_plan, compose, is_dense
-from labkit.service.vllm_request import action_grammar
+from labkit.service.vllm import command as vllm_command
+from labkit.service.vllm import serve
+from labkit.service.vllm.backend import VllmBackend
+from labkit.service.vllm.command import VllmOptions, check_model, check_plan, compose, is_dense
+from labkit.service.vllm.request import action_grammar
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +121,23 @@ def test_models_that_vllm_has_not_and_gpus_that_do_not_divide_are_refused(phone)
 def test_a_missing_vllm_is_said_before_anything_starts(monkeypatch):
     monkeypatch.setenv(vllm_command.INTERPRETER_VARIABLE, "/nowhere/python")
     with pytest.raises(LabError, match="no interpreter"):
-        vllm_serve.serve_vllm("autoglm-phone-9b", "int4", ServiceOptions(port=0), VllmOptions())
+        serve.serve_vllm("autoglm-phone-9b", "int4", ServiceOptions(port=0), VllmOptions())
 
 
 def test_an_export_is_made_once(tmp_path, monkeypatch):
-    monkeypatch.setenv(vllm_serve.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(serve.CACHE_VARIABLE, str(tmp_path / "cache"))
     tiny_models.llama().save_pretrained(tmp_path / "tiny")
     tiny_models.tokenizer().save_pretrained(tmp_path / "tiny")
     spec = get_spec(tmp_path / "tiny")
     bare = Checkpoint(spec).skeleton()
-    assert vllm_serve.exported(spec, resolved(bare)) == str(tmp_path / "tiny")
+    assert serve.exported(spec, resolved(bare)) == str(tmp_path / "tiny")
     plan = resolved(bare, {"role": "decoder", "scheme": "int4", "group_size": 32, "symmetric": True})
-    folder = vllm_serve.exported(spec, plan)
+    folder = serve.exported(spec, plan)
     config = json.loads((tmp_path / "cache" / folder / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     monkeypatch.setattr("labkit.loading.quantize_to.quantize_to", None)
     monkeypatch.setattr("labkit.loading.export.export", None)
-    assert vllm_serve.exported(spec, plan) == folder
+    assert serve.exported(spec, plan) == folder
 
 
 ANSWER = '<think>a b</think><answer>finish(message="ok")</answer>'

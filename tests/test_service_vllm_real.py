@@ -10,9 +10,9 @@ import torch
 from service_tools import body, streamed
 from test_interchange_vllm import SITE, VLLM, tokenizer
 
-from labkit import launch
+from labkit.client import launch
+from labkit.client.launch import state
 from labkit.common.actions import parse_answer
-from labkit.launch import state
 
 pytestmark = [
     pytest.mark.slow,

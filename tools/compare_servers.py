@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from labkit import launch
+from labkit.client import launch
 from labkit.common.files import atomic_path
 from labkit.common.machine import environment
 from labkit.traffic import Request, Sample, quantile, send

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from labkit import launch, phonetap
+from labkit import phonetap
+from labkit.client import launch
 from labkit.client.parts import as_openai
 from labkit.common.files import atomic_path
 from labkit.common.machine import environment

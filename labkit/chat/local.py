@@ -1,4 +1,4 @@
-"""Services of this machine, started for the chat: through `labkit.launch`, never in this process."""
+"""Services of this machine, started for the chat: through `labkit.client.launch`, never in this process."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ PLANS = ["int4", "int8", "int8-dynamic", "nf4", "llm-int8", "bf16", "fp32"]
 
 
 def can_start() -> bool:
-    """Is `labkit.launch` there?"""
+    """Is `labkit.client.launch` there?"""
     from importlib.util import find_spec
 
-    return find_spec("labkit.launch") is not None
+    return find_spec("labkit.client.launch") is not None
 
 
 def start(model: str, plan: str, port: int = 0) -> tuple[Endpoint, Any]:
@@ -22,7 +22,7 @@ def start(model: str, plan: str, port: int = 0) -> tuple[Endpoint, Any]:
     """
     if not can_start():
         raise ServiceError("services cannot be started from here: start one, and give its base URL")
-    from labkit import launch
+    from labkit.client import launch
 
     service = launch.start(model, plan, port=port, show=None)
     return Endpoint(service.base_url), service

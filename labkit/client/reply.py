@@ -163,7 +163,9 @@ def event_of(line: str) -> dict[str, Any] | None:
 def unreachable(url: str, error: Exception) -> ClientError:
     """What to say when nothing answers."""
     kind = type(error).__name__
-    return ClientError(f"the service at {url} does not answer ({kind}): start it with labkit.launch.start()")
+    return ClientError(
+        f"the service at {url} does not answer ({kind}): start it with labkit.client.launch.start()"
+    )
 
 
 def trusts_environment(url: str) -> bool:

@@ -1,4 +1,4 @@
 """The service: an OpenAI-compatible HTTP API in front of an engine, or of vLLM.
 
-``labkit serve`` runs it (`labkit.service.serve`), `labkit.launch` starts and stops it, `labkit.client` talks to it.
+``labkit serve`` runs it (`labkit.service.serve`), `labkit.client.launch` starts and stops it, `labkit.client` talks to it.
 """

@@ -1,4 +1,4 @@
-"""What stands behind the service's door: the lab's engine here; `labkit.service.vllm` has another."""
+"""What stands behind the service's door: the lab's engine here; `labkit.service.vllm.backend` has another."""
 
 from __future__ import annotations
 

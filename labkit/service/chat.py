@@ -13,16 +13,16 @@ from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
 from labkit.engine.grammar import Grammar, GrammarError
-from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News
+from labkit.service.choice import APART, HIDDEN, INLINE, ChoiceReader, News
 from labkit.service.conversation import check_media, fetch_images, lab_messages
+from labkit.service.engine_settings import longest_answer, settings_of
 from labkit.service.errors import ApiError, as_api_error
 from labkit.service.metrics import Metrics
-from labkit.service.narrow import narrowed
 from labkit.service.options import ServiceOptions
 from labkit.service.reasoning import OPEN
 from labkit.service.remote import RemoteImages
-from labkit.service.sampling import longest_answer, settings_of
 from labkit.service.scheduler import Event, Job, Scheduler
+from labkit.service.schema_limits import narrowed
 from labkit.service.schemas import ChatRequest
 from labkit.service.tools import ToolUse, call_schema, describe, tool_use
 

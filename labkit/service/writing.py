@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from labkit.service import replies
-from labkit.service.answers import ChoiceReader
 from labkit.service.chat import Completion
+from labkit.service.choice import ChoiceReader
 
 
 async def whole(completion: Completion) -> replies.ChatCompletion:

@@ -81,7 +81,8 @@ def units_of(
 ) -> list[Unit]:
     """Units and their options from records of `labkit.measure.search.sensitivity`.
 
-    Leaving a unit as it is (``unquantized``, of ``itemsize`` bytes a value) is always one of them. A scheme that a Linear of a unit cannot take is none.
+    Leaving a unit as it is (``unquantized``, of ``itemsize`` bytes a value) is always one of them. A scheme that a
+    Linear of a unit cannot take is none.
     ``together`` are the kinds that form one unit."""
     groups: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
     for one in records:

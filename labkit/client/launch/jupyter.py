@@ -9,18 +9,16 @@ Services on other ports are at ``…/proxy/PORT/``; `proxied` says so from insid
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from labkit.client.launch.start import Service, find, start
 from labkit.common.errors import LabError
-from labkit.launch.service import Service, find, start
 from labkit.service.options import ServiceOptions
 
 ICON = Path(__file__).with_name("icon.svg")
@@ -32,34 +30,20 @@ def setup() -> dict[str, Any]:
     port = int(os.environ.get("LABKIT_PORT") or ServiceOptions.port)
     model = os.environ.get("LABKIT_MODEL") or "pocket"
     return {
-        "command": [sys.executable, "-m", "labkit.launch.jupyter", "--port", str(port), "--model", model],
+        "command": [
+            sys.executable,
+            "-m",
+            "labkit.client.launch.jupyter",
+            "--port",
+            str(port),
+            "--model",
+            model,
+        ],
         "port": port,
         "timeout": 120,
         "new_browser_tab": True,
         "launcher_entry": {"title": "labkit service", "icon_path": str(ICON), "category": "Notebook"},
     }
-
-
-def proxied(port: int) -> str | None:
-    """Where a page of this kernel's Jupyter reaches a port of this machine: a path on Jupyter's own address.
-
-    None where no Jupyter server with the proxy is the kernel's parent: in VS Code, in a script, in a test.
-    """
-    base = os.environ.get("JUPYTERHUB_SERVICE_PREFIX") or _base_url(os.environ.get("JPY_PARENT_PID", ""))
-    return f"{base}proxy/{port}/" if base and find_spec("jupyter_server_proxy") else None
-
-
-def _base_url(server: str) -> str | None:
-    """The base URL of the Jupyter server with this process id, as the file says that it keeps while it runs."""
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    try:
-        told = json.loads(
-            (Path(jupyter_runtime_dir()) / f"jpserver-{server}.json").read_text(encoding="utf-8")
-        )
-        return str(told["base_url"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,8 +26,8 @@ from labkit.service.remote import RemoteImages
 from labkit.service.replies import error_text
 from labkit.service.schemas import ChatRequest, read_request
 from labkit.service.transport import EventStream, unless_gone
-from labkit.service.vllm_reply import ReplyTranslator
-from labkit.service.vllm_request import translated
+from labkit.service.vllm.reply import ReplyTranslator
+from labkit.service.vllm.request import translated
 
 WAIT_S = 0.5
 WARM_UP = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}

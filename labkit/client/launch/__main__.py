@@ -1,4 +1,4 @@
-"""``python -m labkit.launch``: what assets/run_autoglm_server.sh does.
+"""``python -m labkit.client.launch``: what assets/run_autoglm_server.sh does.
 
 Exit codes: 0 done, or ready; 1 failed, or unhealthy; 2 wrong arguments; 3 not running.
 """
@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from labkit.client.launch.start import find, start, state_of
 from labkit.common.errors import LabError
-from labkit.launch.service import find, start, state_of
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.options import ServiceOptions
 

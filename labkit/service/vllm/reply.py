@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from labkit.service.answers import APART, HIDDEN, INLINE, ChoiceReader, News
+from labkit.service.choice import APART, HIDDEN, INLINE, ChoiceReader, News
 from labkit.service.scheduler import Event
 from labkit.service.schemas import ChatRequest
 from labkit.service.tools import tool_use

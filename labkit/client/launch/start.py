@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from labkit.client.launch import state
+from labkit.client.launch.state import Record, State
 from labkit.common.errors import LabError
 from labkit.common.files import assets_folder, checkout_folder
-from labkit.launch import state
-from labkit.launch.state import Record, State
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 
 START_S = 600.0
@@ -53,7 +53,7 @@ class Service:
         return f"<Service {self.url}: {self.state.name}>"
 
     def _repr_html_(self) -> str:
-        from labkit.launch.jupyter import proxied
+        from labkit.client.launch.proxy import proxied
 
         links = {"status page": f"{self.url}/"}
         if path := proxied(self.port):

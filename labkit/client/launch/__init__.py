@@ -7,7 +7,7 @@ service.base_url  # "http://127.0.0.1:8000/v1"
 service.stop()
 """
 
-from labkit.launch.service import LaunchError, Service, find, script, start
-from labkit.launch.state import State
+from labkit.client.launch.start import LaunchError, Service, find, script, start
+from labkit.client.launch.state import State
 
 __all__ = ["LaunchError", "Service", "State", "find", "script", "start"]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from labkit.engine.grammar import LONGEST_STRING, action_rules
-from labkit.service.narrow import narrowed
+from labkit.service.engine_settings import longest_answer
 from labkit.service.options import ServiceOptions
-from labkit.service.sampling import longest_answer
+from labkit.service.schema_limits import narrowed
 from labkit.service.schemas import ChatRequest
 from labkit.service.tools import call_schema, describe, tool_use
 

@@ -23,8 +23,8 @@ from labkit.service import log
 from labkit.service.backend import served_names
 from labkit.service.options import ServiceOptions
 from labkit.service.serve import listening, run, warn
-from labkit.service.vllm import VllmBackend
-from labkit.service.vllm_command import (
+from labkit.service.vllm.backend import VllmBackend
+from labkit.service.vllm.command import (
     VllmOptions,
     check_model,
     check_plan,

@@ -1,0 +1,1 @@
+"""vLLM behind the lab's service."""
