@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Action": "labkit.common.actions",
-    "Comparison": "labkit.measure.compare",
+    "Comparison": "labkit.results.comparison",
     "Engine": "labkit.engine.engine",
     "Generation": "labkit.engine.engine",
     "LabError": "labkit.common.errors",
@@ -41,16 +41,29 @@ _HOME = {
     "search_plan": "labkit.measure.search.search",
 }
 
+_MODULES = {
+    "anatomy": "labkit.measure.anatomy",
+    "chat": "labkit.interactive.chat",
+    "course": "labkit.interactive.course",
+    "launch": "labkit.client.launch",
+    "show": "labkit.results.show",
+    "widgets": "labkit.interactive.widgets",
+}
+"""Rooms within rooms that notebooks open by a short name: ``from labkit import anatomy``."""
+
 __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _MODULES:
+        value = import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'labkit' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -69,7 +69,7 @@ def _ended_by_any_signal() -> Iterator[None]:
 
 def _open(options: argparse.Namespace, plans: list[str]) -> None:
     """Start what is asked for, and show the window until it is ended."""
-    from labkit.chat import Endpoint, build, local
+    from labkit.interactive.chat import Endpoint, build, local
 
     started = []
     try:

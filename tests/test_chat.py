@@ -8,11 +8,12 @@ import pytest
 from fake_service import serving
 from PIL import Image
 
-from labkit import chat, cli, phonetap
-from labkit.chat import local, turns, window, words
-from labkit.chat.service import Reply, ServiceError, facts_of, models_of
+from labkit import cli, phonetap
 from labkit.common.errors import LabError
 from labkit.common.messages import normalise_messages
+from labkit.interactive import chat
+from labkit.interactive.chat import local, turns, window, words
+from labkit.interactive.chat.service import Reply, ServiceError, facts_of, models_of
 
 ENGLISH = words.words_of("en")
 

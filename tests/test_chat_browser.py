@@ -8,8 +8,9 @@ import soundfile
 from browsing import browser_needed, page
 from fake_service import serving
 
-from labkit import chat, phonetap
+from labkit import phonetap
 from labkit.common.messages import normalise_messages
+from labkit.interactive import chat
 from labkit.phonetap.recordings import load_recording
 
 

@@ -9,8 +9,9 @@ import nbformat
 import pytest
 import torch
 
-from labkit import course, phonetap
-from labkit.course import by_hand, chinese, chinese_hints
+from labkit import phonetap
+from labkit.interactive import course
+from labkit.interactive.course import by_hand, chinese, chinese_hints
 from labkit.models import get_spec
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,10 +8,10 @@ import nbformat
 import pytest
 
 import labkit
+from labkit.interactive.trial import Specimen
 from labkit.models import get_spec
 from labkit.quantization import affine
 from labkit.results import shipped
-from labkit.specimen import Specimen
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 FRACTIONS = {"a third": 3, "a quarter": 4, "a fifth": 5, "a tenth": 10, "a twelfth": 12, "a fourteenth": 14}

@@ -9,8 +9,8 @@ import tiny_models
 from browsing import IDLE, browser_needed, free_port, jupyter, page, write_notebook
 from fake_service import serving
 
-from labkit.chat.frame import BehindJupyter
 from labkit.client.launch import jupyter as launch_jupyter
+from labkit.interactive.chat.frame import BehindJupyter
 
 BASE = "/user/me/"
 

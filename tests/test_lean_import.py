@@ -9,8 +9,8 @@ import labkit
 
 HEAVY = ("torch", "transformers", "bitsandbytes", "pandas", "plotly", "rich", "gradio", "fastapi")
 NO_TORCH = (
-    "labkit.chat",
-    "labkit.chat.window",
+    "labkit.interactive.chat",
+    "labkit.interactive.chat.window",
     "labkit.loading",
     "labkit.cli",
     "labkit.client",

@@ -8,6 +8,7 @@ import tiny_models
 import torch
 
 from labkit.engine.engine import Engine
+from labkit.interactive.trial import Specimen, SpecimenError
 from labkit.quantization import affine, gptq
 from labkit.quantization.gptq_steps import watch
 from labkit.results.charts.layers import (
@@ -18,7 +19,6 @@ from labkit.results.charts.layers import (
     drawn_steps,
     solve_slider,
 )
-from labkit.specimen import Specimen, SpecimenError
 
 NAME = "model.language_model.layers.0.mlp.down_proj"
 

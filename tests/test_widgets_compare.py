@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from labkit.common.formats import format_bytes
+from labkit.interactive.widgets import compare
+from labkit.interactive.widgets.fields import option_help
+from labkit.interactive.widgets.running import ComparisonRun, PlanProgress
 from labkit.measure.anatomy import dissect
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
 from labkit.results.measurement import Measurement
-from labkit.widgets import compare
-from labkit.widgets.fields import option_help
-from labkit.widgets.running import ComparisonRun, PlanProgress
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import exploring
 from labkit.common.errors import LabError
+from labkit.interactive import trial
+from labkit.interactive.widgets.explorer import ALL, Explore
 from labkit.loading.calibration import calibration_batches
 from labkit.loading.load import load
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme
 from labkit.results.charts import weights
-from labkit.widgets.explorer import ALL, Explore
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
@@ -29,23 +29,23 @@ def explore(engine):
 
 
 def test_a_look_is_what_the_scheme_computes(engine):
-    look = exploring.look(engine, "lm_head", get_scheme("int8"))
+    look = trial.look(engine, "lm_head", get_scheme("int8"))
     weight = engine.model.lm_head.weight
     scale, zero_point = affine.choose_qparams(weight, 8, None, True, torch.bfloat16)
     codes = affine.quantize(weight, scale, zero_point, 8, symmetric=True)
     assert torch.equal(look.after, affine.dequantize(codes, scale, zero_point))
     assert look.bytes_before == 4 * weight.numel()
     assert look.bits == pytest.approx(8 + 32 / weight.shape[1], abs=0.1)
-    better, worse = look.sqnr_db, exploring.look(engine, "lm_head", "int4").sqnr_db
+    better, worse = look.sqnr_db, trial.look(engine, "lm_head", "int4").sqnr_db
     assert better > worse + 15
 
 
 def test_calibrated_schemes_are_offered_and_beat_rounding_where_it_counts(engine, explore, monkeypatch):
     """Not in the weights' error, but in the output's: that is what calibration is for."""
     asked = []
-    statistics = exploring.statistics
+    statistics = trial.statistics
     monkeypatch.setattr(
-        exploring, "statistics", lambda one, names: asked.append(list(names)) or statistics(one, names, 2)
+        trial, "statistics", lambda one, names: asked.append(list(names)) or statistics(one, names, 2)
     )
     assert {"gptq", "awq", "int4", "int8-dynamic"} <= set(explore.scheme.options)
     error = {}
@@ -63,14 +63,14 @@ def test_calibrated_schemes_are_offered_and_beat_rounding_where_it_counts(engine
 
 
 def test_what_cannot_be_calibrated_is_said(engine, monkeypatch):
-    names = exploring.linears(engine)["decoder"]
-    monkeypatch.setattr(exploring, "MOST_BYTES", 10_000_000)
-    with pytest.raises(exploring.ExploringError, match="choose one of them"):
-        exploring.statistics(engine, names)
-    monkeypatch.setattr(exploring, "default_calibration", only_typed)
-    unheard = exploring.linears(engine)["speech"][-1:]
-    with pytest.raises(exploring.ExploringError, match="no calibration item comes to"):
-        exploring.statistics(engine, unheard, 1)
+    names = trial.linears(engine)["decoder"]
+    monkeypatch.setattr(trial, "MOST_BYTES", 10_000_000)
+    with pytest.raises(trial.ExploringError, match="choose one of them"):
+        trial.statistics(engine, names)
+    monkeypatch.setattr(trial, "default_calibration", only_typed)
+    unheard = trial.linears(engine)["speech"][-1:]
+    with pytest.raises(trial.ExploringError, match="no calibration item comes to"):
+        trial.statistics(engine, unheard, 1)
 
 
 def only_typed(processor, modalities, count, **_):
@@ -80,10 +80,10 @@ def only_typed(processor, modalities, count, **_):
 def test_the_answer_changes_with_the_modules_and_the_model_does_not(engine, explore):
     item = explore.items[0]
     before = engine.generate(item.messages()).text
-    names = [name for names in exploring.linears(engine).values() for name in names]
-    ruined = exploring.look_at_all(engine, names, get_scheme("int4", num_bits=2, symmetric=True))
+    names = [name for names in trial.linears(engine).values() for name in names]
+    ruined = trial.look_at_all(engine, names, get_scheme("int4", num_bits=2, symmetric=True))
     modules = dict(engine.model.named_modules())
-    assert exploring.answer(engine, item, ruined).text != before
+    assert trial.answer(engine, item, ruined).text != before
     assert dict(engine.model.named_modules()) == modules
     assert engine.generate(item.messages()).text == before
 
@@ -91,18 +91,18 @@ def test_the_answer_changes_with_the_modules_and_the_model_does_not(engine, expl
 def test_the_model_is_put_back_when_answering_fails(engine):
     head = engine.model.lm_head
     other = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match="shapes"), exploring.replaced(engine.model, {"lm_head": other}):
+    with pytest.raises(RuntimeError, match="shapes"), trial.replaced(engine.model, {"lm_head": other}):
         engine.model.lm_head(torch.zeros(1, 384))
     assert engine.model.lm_head is head
 
 
 def test_a_quantized_model_and_unknown_names_are_refused(engine):
     with pytest.raises(LabError, match="has no module 'eye'"):
-        exploring.look(engine, "eye", "int4")
+        trial.look(engine, "eye", "int4")
     with pytest.raises(LabError, match="is a Glm4vTextModel"):
-        exploring.look(engine, "model.language_model", "int4")
+        trial.look(engine, "model.language_model", "int4")
     with pytest.raises(LabError, match="quantized already"):
-        exploring.linears(load("pocket", "int8", device="cpu", progress=False))
+        trial.linears(load("pocket", "int8", device="cpu", progress=False))
 
 
 def test_moving_a_slider_draws_everything_anew(explore):

@@ -4,11 +4,11 @@ import pytest
 import yaml
 
 from labkit.common.formats import format_bytes
+from labkit.interactive.widgets import plan_editor
+from labkit.interactive.widgets.editor import DEFAULT
 from labkit.measure import anatomy
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
-from labkit.widgets import plan_editor
-from labkit.widgets.editor import DEFAULT
 
 pytestmark = pytest.mark.skipif(
     get_spec("pocket").availability() != "here", reason="the pocket model is not in assets"
@@ -20,7 +20,7 @@ def predicted(plan):
 
 
 def test_a_cell_with_a_widget_can_be_run_again():
-    from labkit import widgets
+    from labkit.interactive import widgets
 
     for make in ("plan_editor", "compare"):
         for _ in range(2):

@@ -29,7 +29,7 @@ class Exercise:
         task: what is asked, in a sentence.
         judge: takes the answer; returns if it is right, raises `Hint` if not.
         because: why the right answer is right.
-        hints: from a nudge to nearly the answer, for `labkit.course.hint`.
+        hints: from a nudge to nearly the answer, for `labkit.interactive.course.hint`.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `labkit.course.check` says; true if the answer is right."""
+    """What `labkit.interactive.course.check` says; true if the answer is right."""
 
     exercise: str
     right: bool

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint, number
+from labkit.interactive.course.exercise import Exercise, Hint, number
 
 FEED_FORWARD = 13_696
 """Width of the 9B decoder's feed-forward layer."""
@@ -25,7 +25,7 @@ def _group(answer: Any) -> None:
 
 def _fits(answer: Any) -> None:
     """The plan with most bits, of four, whose weights and full cache leave 2 of 12 GB free."""
-    from labkit.course.parts import _dissected
+    from labkit.interactive.course.parts import _dissected
 
     big = _dissected("autoglm-phone-9b")
     plans = ("bf16", "int8", "int4", "nf4")

@@ -1,4 +1,4 @@
-"""`labkit.widgets.plan_editor`: a scheme for each part with live predicted bytes, and the plan's YAML both ways."""
+"""The plan editor: a scheme for each part with live predicted bytes, and the plan's YAML both ways."""
 
 import html
 from dataclasses import fields
@@ -9,18 +9,18 @@ import yaml
 
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 from labkit.measure.anatomy import dissect
 from labkit.models import ROLES
 from labkit.plans.plan import QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, known_schemes
 from labkit.results.charts.anatomy import role_name
-from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 
 DEFAULT = "the default"
 
 
 class PlanEditor(ipywidgets.VBox):
-    """See `labkit.widgets.plan_editor`. ``plan`` is the plan as it stands, None while the YAML is wrong."""
+    """See `labkit.interactive.widgets.plan_editor`. ``plan`` is the plan as it stands, None while the YAML is wrong."""
 
     def __init__(self, model: str = "pocket", plan: str | QuantizationPlan = "int4") -> None:
         self._anatomy = dissect(model)

@@ -9,7 +9,7 @@ In the Chinese edition (a folder called ``zh``), or where ``$LABKIT_LANGUAGE`` i
 import dataclasses
 from typing import Any
 
-from labkit.course import (
+from labkit.interactive.course import (
     beyond,
     by_hand,
     chinese,
@@ -22,8 +22,8 @@ from labkit.course import (
     talk,
     tour,
 )
-from labkit.course.exercise import CourseError, Exercise, Verdict, judged
-from labkit.edition import language
+from labkit.interactive.course.exercise import CourseError, Exercise, Verdict, judged
+from labkit.interactive.language import language
 
 _EXERCISES: dict[str, Exercise] = {
     exercise.id: exercise

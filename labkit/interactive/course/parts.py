@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint, is_near, number
+from labkit.interactive.course.exercise import Exercise, Hint, is_near, number
 
 
 @cache

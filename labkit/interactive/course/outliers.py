@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint, is_near, number
+from labkit.interactive.course.exercise import Exercise, Hint, is_near, number
 
 LARGEST = 254.0
 WEIGHTS = (0.4, 0.4, 0.4)

@@ -3,8 +3,8 @@
 from itertools import product
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint, number
-from labkit.course.parts import resolved_answer
+from labkit.interactive.course.exercise import Exercise, Hint, number
+from labkit.interactive.course.parts import resolved_answer
 
 BUDGET_MB = 24.0
 CHOICES = ({4: 1.0, 8: 0.1}, {4: 0.3, 8: 0.2}, {2: 0.5, 4: 0.0})

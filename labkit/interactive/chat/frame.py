@@ -16,8 +16,8 @@ from gradio.utils import ipython_check
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from labkit import edition
 from labkit.client.launch import jupyter
+from labkit.interactive import language
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -82,7 +82,7 @@ def show(path: str, width: Any, height: Any) -> None:
 
     size = f'width="{html.escape(str(width))}" height="{html.escape(str(height))}"'
     address = html.escape(path)
-    link = "在单独的标签页里打开" if edition.language() == "zh" else "In a tab of its own"
+    link = "在单独的标签页里打开" if language.language() == "zh" else "In a tab of its own"
     display(
         HTML(
             f'<iframe src="{address}" {size} allow="{ALLOWED}" frameborder="0" allowfullscreen></iframe>'

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint, is_near, number
+from labkit.interactive.course.exercise import Exercise, Hint, is_near, number
 
 ROW = (0.31, -0.74, 0.08, 0.52, -0.29, 0.66, -0.11, 0.40)
 """The eight weights of exercise 02-a."""

@@ -9,14 +9,14 @@ import gradio as gr
 from PIL import Image
 
 from labkit import phonetap
-from labkit.chat import local
-from labkit.chat.frame import ChatBlocks
-from labkit.chat.messages import user_message
-from labkit.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
-from labkit.chat.turns import Turn, export, history, shown, target_of
-from labkit.chat.words import LANGUAGES, words_of
 from labkit.common.errors import LabError
 from labkit.common.messages import load_audio, load_image
+from labkit.interactive.chat import local
+from labkit.interactive.chat.frame import ChatBlocks
+from labkit.interactive.chat.messages import user_message
+from labkit.interactive.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
+from labkit.interactive.chat.turns import Turn, export, history, shown, target_of
+from labkit.interactive.chat.words import LANGUAGES, words_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -256,7 +256,7 @@ class Window:
 
 
 def build_window(endpoints: Sequence[Endpoint], language: str) -> gr.Blocks:
-    """See `labkit.chat.build`."""
+    """See `labkit.interactive.chat.build`."""
     if not 1 <= len(endpoints) <= 2:
         raise ServiceError(f"the chat talks to one service or to two, not to {len(endpoints)}")
     return Window(endpoints, language).blocks

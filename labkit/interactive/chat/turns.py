@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from labkit.chat.messages import without_media
-from labkit.chat.service import Endpoint, Reply
 from labkit.common.actions import POINTS, Action, format_action
 from labkit.common.formats import format_bytes, format_seconds
+from labkit.interactive.chat.messages import without_media
+from labkit.interactive.chat.service import Endpoint, Reply
 from labkit.phonetap import Screen
 from labkit.results import show
 

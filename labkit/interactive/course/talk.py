@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint
+from labkit.interactive.course.exercise import Exercise, Hint
 
 
 def _message(answer: Any) -> None:
@@ -46,7 +46,7 @@ EXERCISES = (
         "Any OpenAI client would send it as it is, and any service that sees pictures would understand it.",
         (
             "Two parts: one of the type image_url, one of the type text.",
-            "phonetap's picture becomes a data URL by labkit.chat.data_url(screen.image).",
+            "phonetap's picture becomes a data URL by labkit.interactive.chat.data_url(screen.image).",
         ),
     ),
 )

@@ -10,9 +10,9 @@ It talks to services through the OpenAI client only: the lab's own (``labkit ser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labkit import edition
-from labkit.chat.messages import data_url, user_message
-from labkit.chat.service import Endpoint, Reply, stream
+from labkit.interactive import language as edition
+from labkit.interactive.chat.messages import data_url, user_message
+from labkit.interactive.chat.service import Endpoint, Reply, stream
 
 if TYPE_CHECKING:
     import gradio
@@ -29,7 +29,7 @@ def build(
     changed in the window; None: ``zh`` in the course's Chinese edition, else ``en``. Raises LabError for another
     language or number of services.
     """
-    from labkit.chat.window import build_window
+    from labkit.interactive.chat.window import build_window
 
     endpoints = [one if isinstance(one, Endpoint) else Endpoint(one) for one in services]
     return build_window(endpoints, language or edition.language())

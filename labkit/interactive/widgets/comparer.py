@@ -1,4 +1,4 @@
-"""`labkit.widgets.compare`: choose plans, run them beside the kernel, and watch table and charts fill."""
+"""`labkit.interactive.widgets.compare`: choose plans, run them beside the kernel, and watch table and charts fill."""
 
 import html
 import threading
@@ -11,13 +11,13 @@ import ipywidgets
 from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, message, option_help
+from labkit.interactive.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_plan
 from labkit.measure.anatomy import Anatomy, dissect
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan, presets
 from labkit.results.charts.marks import plan_colour
 from labkit.results.comparison import Comparison
-from labkit.widgets.fields import STYLE, WIDE, Chart, message, option_help
-from labkit.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_plan
 
 CHARTS = {"Bytes": "bytes", "Time": "latency", "Accuracy": "accuracy", "Paired": "paired", "Drift": "drift"}
 POLL_S = 0.7
@@ -31,7 +31,7 @@ TABLE_STYLE = (
 
 
 class Compare(ipywidgets.VBox):
-    """See `labkit.widgets.compare`. ``comparison`` holds what is finished; ``run`` is the process or None."""
+    """See `labkit.interactive.widgets.compare`. ``comparison`` holds what is finished; ``run`` is the process or None."""
 
     def __init__(
         self,

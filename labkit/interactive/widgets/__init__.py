@@ -12,9 +12,9 @@ command line shows as well.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from labkit.widgets.comparer import Compare
-    from labkit.widgets.editor import PlanEditor
-    from labkit.widgets.explorer import Explore
+    from labkit.interactive.widgets.comparer import Compare
+    from labkit.interactive.widgets.editor import PlanEditor
+    from labkit.interactive.widgets.explorer import Explore
 
 __all__ = ["compare", "explore", "plan_editor"]
 
@@ -25,7 +25,7 @@ def explore(model: Any = "pocket", **chosen: Any) -> "Explore":
     model: a model's name, which is loaded in fp32, or an engine (`labkit.load`) that is not quantized.
     chosen: what is chosen at first: ``part="lm_head"``, ``linear=…``, ``scheme="int4"``.
     """
-    from labkit.widgets.explorer import Explore
+    from labkit.interactive.widgets.explorer import Explore
 
     return Explore(model, **chosen)
 
@@ -35,7 +35,7 @@ def compare(model: str = "pocket", **chosen: Any) -> "Compare":
 
     chosen: what is chosen at first: ``plans=["fp32", "int4"]``, ``items=60``, ``output="results/mine"``.
     """
-    from labkit.widgets.comparer import Compare
+    from labkit.interactive.widgets.comparer import Compare
 
     return Compare(model, **chosen)
 
@@ -45,6 +45,6 @@ def plan_editor(model: str = "pocket", plan: Any = "int4") -> "PlanEditor":
 
     ``.plan`` is the plan as it stands: pass it to ``labkit.load`` or ``labkit.compare``.
     """
-    from labkit.widgets.editor import PlanEditor
+    from labkit.interactive.widgets.editor import PlanEditor
 
     return PlanEditor(model, plan)

@@ -1,18 +1,19 @@
-"""`labkit.widgets.explore`: a scheme on a Linear or on a part; weights, error, bytes, and a tap on a screen."""
+"""`labkit.interactive.widgets.explore`: a scheme on a Linear or on a part; weights, error, bytes, and a tap on a screen."""
 
 import html
 from typing import Any
 
 import ipywidgets
 
-from labkit import exploring, phonetap
+from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.engine.engine import Engine
+from labkit.interactive import trial
+from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 from labkit.loading.load import load
 from labkit.results import show
 from labkit.results.charts import weights
-from labkit.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 
 ONE, ALL = "this Linear", "the whole part"
 SAMPLED = 400_000
@@ -20,7 +21,7 @@ SAMPLED = 400_000
 
 
 class Explore(ipywidgets.VBox):
-    """See `labkit.widgets.explore`. ``look`` is what is shown: an `exploring.Look`."""
+    """See `labkit.interactive.widgets.explore`. ``look`` is what is shown: an `exploring.Look`."""
 
     def __init__(
         self,
@@ -31,9 +32,9 @@ class Explore(ipywidgets.VBox):
         items: int = 12,
     ) -> None:
         self.engine = model if isinstance(model, Engine) else load(model, "fp32", progress=False)
-        self.parts = exploring.linears(self.engine)
+        self.parts = trial.linears(self.engine)
         self.items = phonetap.items("typed", items)
-        self.look: exploring.Look | None = None
+        self.look: trial.Look | None = None
         self._before: dict[int, Any] = {}
         self._inputs: dict[str, Any] = {}
         self._quiet = False
@@ -69,7 +70,7 @@ class Explore(ipywidgets.VBox):
         self.scope = ipywidgets.Dropdown(
             options=[ONE, ALL], **common("for the tap", "what is quantized when the model answers")
         )
-        known = exploring.explorable_schemes(self.engine)
+        known = trial.explorable_schemes(self.engine)
         self.scheme = ipywidgets.Dropdown(
             options=known,
             value=scheme if scheme in known else known[-1],
@@ -117,7 +118,7 @@ class Explore(ipywidgets.VBox):
         try:
             scheme, name = self.options.scheme(), self.linear.value
             inputs = self._calibrated(scheme, [name])
-            self.look = exploring.look(self.engine, name, scheme, inputs.get(name))
+            self.look = trial.look(self.engine, name, scheme, inputs.get(name))
         except LabError as error:
             self.status.value = message(str(error), is_error=True)
             return
@@ -132,12 +133,12 @@ class Explore(ipywidgets.VBox):
         item = self.items[number]
         try:
             if number not in self._before:
-                self._before[number] = exploring.answer(self.engine, item, {})
+                self._before[number] = trial.answer(self.engine, item, {})
             modules = {self.look.name: self.look.module}
             if self.scope.value == ALL:
                 names, scheme = self.parts[self.part.value], self.look.scheme
-                modules = exploring.look_at_all(self.engine, names, scheme, self._calibrated(scheme, names))
-            after = exploring.answer(self.engine, item, modules)
+                modules = trial.look_at_all(self.engine, names, scheme, self._calibrated(scheme, names))
+            after = trial.answer(self.engine, item, modules)
         except LabError as error:
             self.status.value = message(str(error), is_error=True)
             return
@@ -156,9 +157,9 @@ class Explore(ipywidgets.VBox):
         """What a scheme that calibrates must know of the Linears' inputs; kept, since it is the model's."""
         missing = [name for name in names if name not in self._inputs]
         if scheme.requires_calibration and missing:
-            screens = f"{exploring.ITEMS} calibration screens"
+            screens = f"{trial.ITEMS} calibration screens"
             self.status.value = message(f"{scheme.name} calibrates: the model looks at {screens} …")
-            self._inputs |= exploring.statistics(self.engine, missing)
+            self._inputs |= trial.statistics(self.engine, missing)
         return self._inputs if scheme.requires_calibration else {}
 
     def _show_weights(self) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from labkit.course.exercise import Exercise, Hint, is_near, number
+from labkit.interactive.course.exercise import Exercise, Hint, is_near, number
 
 H100_BYTES_PER_S = 3.35e12
 H100_FLOP_PER_S = 989e12
@@ -13,7 +13,7 @@ RTX_4090_BYTES_PER_S = 1.008e12
 
 def _floor(answer: Any) -> None:
     """Milliseconds a token that reading the nf4 weights of the 9B takes on an RTX 4090, at least."""
-    from labkit.course.parts import _dissected
+    from labkit.interactive.course.parts import _dissected
 
     weights = _dissected("autoglm-phone-9b").under("nf4").bytes
     value, right = number(answer, "ms"), weights / RTX_4090_BYTES_PER_S * 1e3
@@ -43,7 +43,7 @@ def _ridge(answer: Any) -> None:
 
 def _cache(answer: Any) -> None:
     """GB of KV cache of eight conversations of 4,000 tokens with the 9B model in bf16."""
-    from labkit.course.parts import _dissected
+    from labkit.interactive.course.parts import _dissected
 
     each = _dissected("autoglm-phone-9b").kv_cache_bytes_per_token()
     value, right = number(answer, "GB"), 8 * 4000 * each / 1e9

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from labkit.chat.service import Endpoint, ServiceError
+from labkit.interactive.chat.service import Endpoint, ServiceError
 
 PLANS = ["int4", "int8", "int8-dynamic", "nf4", "llm-int8", "bf16", "fp32"]
 """Plans to choose from at first; the name of any other, or of a file, may be written."""
