@@ -2,7 +2,7 @@
 
 import sys
 
-from labkit.cli import main
+from labkit.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,10 +11,10 @@ import tiny_gguf
 import tiny_models
 import torch
 
-from labkit import cli
 from labkit.bench_cpu import peer, run
 from labkit.bench_cpu.small_model import PLANS, load_small_model
 from labkit.bench_cpu.streams import bench_streams
+from labkit.cli import main
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.models.gguf import GGUF, GGUFError
@@ -185,7 +185,7 @@ def test_every_engine_has_its_turn_in_every_round(python_with_peer, tmp_path, ca
     output = tmp_path / "out"
     before = torch.get_num_threads()
     command = ["bench-cpu", "--python", python_with_peer, "--tokens", "6", "--rounds", "2"]
-    assert cli.main([*command, "--output", str(output)]) == 0
+    assert main.main([*command, "--output", str(output)]) == 0
     assert torch.get_num_threads() == before
     body = json.loads((output / "bench-cpu.json").read_text())
     engines = [*PLANS, run.BY_TORCH, run.LLAMA_CPP]
@@ -222,7 +222,7 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path, python_with_peer, ca
     bare.chmod(0o755)
     if peer.find_packages(str(bare))[0]:
         pytest.skip("this environment has llama.cpp")
-    assert cli.main(["bench-cpu", "--python", str(bare)]) == 2
+    assert main.main(["bench-cpu", "--python", str(bare)]) == 2
     said = capsys.readouterr().err
     assert "xllamacpp" in said
     assert "make bench-cpu" in said
@@ -232,7 +232,7 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path, python_with_peer, ca
     assert peer.require(python_with_peer, "own.gguf").name == "own.gguf"
     with pytest.raises(peer.PeerError, match="no Python that runs"):
         peer.require(str(tmp_path / "nothing"))
-    assert cli.main(["bench-cpu", "--threads", "1,x"]) == 2
+    assert main.main(["bench-cpu", "--threads", "1,x"]) == 2
 
 
 def test_a_peer_that_dies_is_told(python_with_peer, gguf, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from fake_service import serving
 from PIL import Image
 
-from labkit import cli, phonetap
+from labkit import phonetap
+from labkit.cli import main
 from labkit.common.errors import LabError
 from labkit.common.messages import normalise_messages
 from labkit.interactive import chat
@@ -195,7 +196,7 @@ def test_an_export_has_everything_but_the_media(tmp_path):
     ],
 )
 def test_wrong_arguments_are_refused(arguments, told, capsys):
-    assert cli.main(arguments) == 2
+    assert main.main(arguments) == 2
     assert told in capsys.readouterr().err
 
 
@@ -218,6 +219,6 @@ def test_services_that_were_started_are_stopped(monkeypatch):
 
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(window.ChatBlocks, "launch", launch)
-    assert cli.main(["chat", "pocket", "--plans", "fp32,int4", "--no-browser", "--port", "7999"]) == 130
+    assert main.main(["chat", "pocket", "--plans", "fp32,int4", "--no-browser", "--port", "7999"]) == 130
     assert stopped == ["fp32", "int4"]
     assert opened == {"server_name": "127.0.0.1", "server_port": 7999, "inbrowser": False}

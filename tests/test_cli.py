@@ -11,7 +11,7 @@ from compare_fakes import measurements
 from PIL import Image
 
 import labkit
-from labkit.cli import build_parser, main
+from labkit.cli.main import build_parser, main
 from labkit.measure.compare import ComparisonInterrupted
 from labkit.results.comparison import Comparison
 
@@ -131,9 +131,9 @@ def test_help_of_compare_names_every_option(capsys):
 def test_defaults_are_those_of_python():
     import inspect
 
+    from labkit.cli.compare import PLANS
     from labkit.measure.compare import compare
     from labkit.measure.defaults import DEFAULT_PLANS
-    from labkit.measure_cli import PLANS
 
     options = build_parser().parse_args(["compare", "pocket"])
     defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}

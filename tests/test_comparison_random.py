@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_models
 
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.common.errors import LabError
 from labkit.measure.job import prepare
 from labkit.models.spec import ModelSpec

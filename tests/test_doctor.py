@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from labkit import doctor
-from labkit.doctor import NOTE, OK, PROBLEM, Finding, diagnose, render
+from labkit.cli import doctor
+from labkit.cli.doctor import NOTE, OK, PROBLEM, Finding, diagnose, render
 
 
 def texts(findings, status=None):

@@ -9,7 +9,7 @@ from transformers.models.glm4v.configuration_glm4v import Glm4vConfig
 from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel, Glm4vVisionModel
 
 import labkit
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.measure.anatomy import Anatomy, AnatomyError, dissect
 from labkit.measure.fit import (
     LIBRARY_BYTES,

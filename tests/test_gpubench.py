@@ -6,12 +6,12 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.cli import main
+from labkit.cli.bench import _numbers
+from labkit.cli.main import main
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward
 from labkit.engine.kv_cache import SINKS, keeping_of
 from labkit.engine.step_gpu.captured import StaticForward
-from labkit.gpu_cli import _numbers
 from labkit.measure import gpu, gpu_worker
 from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.results.gpu import (

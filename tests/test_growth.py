@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 
 from labkit import phonetap
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.measure import context as growth
 from labkit.measure.context import GrowthError, LongItem, growth_rows, measure_growth
 

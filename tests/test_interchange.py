@@ -9,7 +9,7 @@ import torch
 from checkpoint_models import PLANS, calibration_for, save_glm4v, save_llama, save_pocket
 from safetensors.torch import load_file
 
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.common.errors import CheckpointError
 from labkit.loading.export import ExportError, export
 from labkit.loading.export.packing import pack_words, unpack_words

@@ -12,7 +12,7 @@ NO_TORCH = (
     "labkit.interactive.chat",
     "labkit.interactive.chat.window",
     "labkit.loading",
-    "labkit.cli",
+    "labkit.cli.main",
     "labkit.client",
     "labkit.measure.quality",
     "labkit.common.files",
@@ -44,7 +44,7 @@ def test_import_labkit_loads_nothing_heavy():
 
 
 def test_the_command_lines_help_loads_nothing_heavy():
-    statement = "from labkit.cli import build_parser\nbuild_parser().format_help()"
+    statement = "from labkit.cli.main import build_parser\nbuild_parser().format_help()"
     assert not loaded_after(statement) & {*HEAVY, "numpy", "PIL"}
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoint_models import HELLO, logits, save_glm4v, save_llama
 
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.common.errors import CheckpointError, LabError
 from labkit.common.files import sha256_of
 from labkit.loading.load import load

@@ -9,7 +9,8 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.cli import main
+from labkit.cli.main import main
+from labkit.cli.search import _change
 from labkit.common.errors import LabError
 from labkit.loading.datasets import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Datasets
 from labkit.measure.evaluator import Judge
@@ -17,7 +18,6 @@ from labkit.measure.perplexity import Perplexities, compare_perplexity
 from labkit.measure.probe import perplexity_of, sequence_losses
 from labkit.plans.plan import PlanError
 from labkit.results.folders import RecordFolderError
-from labkit.search_commands import _change
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = "int4-8bit:group_size=32,int4-2bit:group_size=32,gptq-2bit:group_size=32"

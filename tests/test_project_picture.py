@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from labkit.cli import main
+from labkit.cli.main import main
 from labkit.common.errors import LabError
 from labkit.results.charts.svg import comparison_svg
 from labkit.results.measurement import Measurement, save_results

@@ -388,7 +388,7 @@ if where == "plan":
     die_at(RecordFolder, "append")
 else:
     die_at(WorkFolder, "save")
-from labkit.cli import main
+from labkit.cli.main import main
 sys.exit(main(sys.argv[3:]))
 """
 

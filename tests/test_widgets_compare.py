@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from labkit.cli.main import build_parser
 from labkit.common.formats import format_bytes
 from labkit.interactive.widgets import compare
-from labkit.interactive.widgets.fields import option_help
 from labkit.interactive.widgets.running import ComparisonRun, PlanProgress
 from labkit.measure.anatomy import dissect
 from labkit.models import get_spec
@@ -45,7 +45,11 @@ def test_every_plan_is_offered_with_its_predicted_bytes():
 
 def test_labels_have_the_help_of_the_command_line():
     widget = compare()
-    assert widget.items.tooltip == option_help("compare")["items"] == "How many test items (200)"
+    assert widget.items.tooltip == "How many test items (200)"
+    commands = next(a for a in build_parser()._actions if hasattr(a, "choices") and a.choices)
+    helps = {a.dest: a.help for a in commands.choices["compare"]._actions}
+    for name in ("items", "split", "device", "thinking", "output"):
+        assert getattr(widget, name).tooltip.lower() == helps[name].lower()
 
 
 def test_a_plan_that_cannot_be_is_offered_with_the_reason():

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from labkit.arguments import count, later
+from labkit.cli.arguments import count, later
 from labkit.common.errors import LabError
 
 OUTPUT = "results/cpu-smollm2"
@@ -64,8 +64,8 @@ def bench_cpu(options: argparse.Namespace) -> None:
     """What ``labkit bench-cpu`` does."""
     from labkit.bench_cpu.peer import find_python
     from labkit.bench_cpu.run import bench, save
+    from labkit.cli.terminal import console, make_table
     from labkit.common.formats import format_bytes
-    from labkit.terminal import console, make_table
 
     body = bench(
         find_python(options.python),

@@ -11,9 +11,10 @@ import ipywidgets
 from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
-from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, message, option_help
+from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, message
 from labkit.interactive.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_plan
 from labkit.measure.anatomy import Anatomy, dissect
+from labkit.measure.defaults import OPTION_HELP
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan, presets
 from labkit.results.charts.marks import plan_colour
@@ -67,10 +68,13 @@ class Compare(ipywidgets.VBox):
         super().__init__([ipywidgets.Box([left, right], layout=row), self.results], layout=WIDE)
 
     def _make_controls(self, items: int, output: str | None) -> None:
-        told = option_help("compare")
-
         def common(name: str) -> dict[str, Any]:
-            return {"description": name, "tooltip": told[name], "style": STYLE, "layout": WIDE}
+            return {
+                "description": name,
+                "tooltip": OPTION_HELP[name].capitalize(),
+                "style": STYLE,
+                "layout": WIDE,
+            }
 
         self.items = ipywidgets.IntSlider(
             value=items, min=5, max=600, step=5, continuous_update=False, **common("items")

@@ -88,21 +88,6 @@ class SchemeOptions(ipywidgets.VBox):
         return known_schemes()[self._name](**self.values)
 
 
-def option_help(command: str) -> dict[str, str]:
-    """Option -> help text, as ``labkit COMMAND --help`` prints it, with a capital first letter."""
-    from labkit.cli import build_parser
-
-    [commands] = (
-        action for action in build_parser()._actions if hasattr(action, "choices") and action.choices
-    )
-    found = {}
-    for action in commands.choices[command]._actions:
-        for name in action.option_strings:
-            if name.startswith("--") and action.help:
-                found[name.removeprefix("--")] = action.help[0].upper() + action.help[1:]
-    return found
-
-
 class Chart(ipywidgets.VBox):
     """A chart as wide as the place it is in, also where that is known only later: in a tab, in a window made wider.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from labkit.arguments import add_machine, count, count_or_none, later
+from labkit.cli.arguments import add_machine, count, count_or_none
 from labkit.common.errors import LabError
 
 DEFAULT_CONTEXTS = "160,240,320,480,720,1440"
@@ -52,7 +52,7 @@ def add_context(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--batch-size", type=count, default=8, metavar="N", help="answers at a time (8)")
     command.add_argument("--output", metavar="FOLDER", help="where context.json goes (results/context-MODEL)")
     add_machine(command)
-    command.set_defaults(run=later("context", "labkit.context_cli"))
+    command.set_defaults(run=context)
 
 
 def context(options: argparse.Namespace) -> None:
@@ -61,9 +61,9 @@ def context(options: argparse.Namespace) -> None:
 
     import torch
 
+    from labkit.cli.terminal import console, make_table
     from labkit.measure.context import NAME, Timing, growth_rows, measure_growth
     from labkit.models.spec import get_spec
-    from labkit.terminal import console, make_table
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,7 +1,6 @@
-"""What the commands' arguments have in common: numbers that are checked, the machine, late imports."""
+"""What the commands' arguments have in common: numbers that are checked, the machine."""
 
 import argparse
-from importlib import import_module
 
 MODEL = "a name from `labkit models`, a checkpoint's folder, a folder of `labkit quantize`, or a hub id"
 
@@ -30,13 +29,9 @@ def count_or_none(text: str) -> int:
     return value
 
 
-def later(name: str, module: str = "labkit.commands"):
-    """The command's function, imported when it is run: help and wrong arguments need nothing heavy."""
-
-    def run(options: argparse.Namespace) -> int | None:
-        return getattr(import_module(module), name)(options)
-
-    return run
+def listed(text: str) -> list[str]:
+    """The parts of a text with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _whole_number(text: str) -> int:

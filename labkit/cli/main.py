@@ -1,4 +1,4 @@
-"""The command ``labkit``: arguments, help and exit codes. What the commands do is in `labkit.commands`.
+"""The command ``labkit``: arguments, help and exit codes. What the commands do is in `labkit.cli.listing`.
 
 Exit codes: 0 done; 1 a plan failed, or the lab itself; 2 something asked for is wrong (one line on standard
 error says what); 130 interrupted.
@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from labkit import __version__
-from labkit.arguments import MODEL, add_machine, later
-from labkit.bench_cpu.cli import add_bench_cpu
-from labkit.chat_cli import add_chat
+from labkit.cli.ask import add_ask, add_screen
+from labkit.cli.bench import add_bench_gpu
+from labkit.cli.chat import add_chat
+from labkit.cli.compare import add_compare, add_plot
+from labkit.cli.context import add_context
+from labkit.cli.doctor import doctor
+from labkit.cli.fit import add_fit
+from labkit.cli.listing import models, plans
+from labkit.cli.quantize import add_export, add_quantize
+from labkit.cli.search import add_perplexity, add_search, add_sensitivity
+from labkit.cli.serve import add_serve
 from labkit.common.errors import LabError
-from labkit.context_cli import add_context
-from labkit.fit_cli import add_fit
-from labkit.gpu_cli import add_bench_gpu
-from labkit.measure_cli import add_ask, add_compare, add_plot, add_screen
-from labkit.quantize_cli import add_export, add_quantize
-from labkit.search_cli import add_perplexity, add_search, add_sensitivity
-from labkit.service.arguments import add_service_arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,16 +97,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_fit(commands)
     add_context(commands)
     add_bench_gpu(commands)
-    add_bench_cpu(commands)
-    _add_serve(commands)
+    add_serve(commands)
     add_chat(commands)
     for name, run, text in (
-        ("models", "models", "list the models that can be named"),
-        ("plans", "plans", "list the quantization plans"),
-        ("doctor", "doctor", "say what this machine can run, and what is missing"),
+        ("models", models, "list the models that can be named"),
+        ("plans", plans, "list the quantization plans"),
+        ("doctor", doctor, "say what this machine can run, and what is missing"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=later(run))
+        command.set_defaults(run=run)
         if name == "models":
             command.add_argument(
                 "folder",
@@ -117,29 +117,3 @@ def build_parser() -> argparse.ArgumentParser:
                 "--model", metavar="MODEL", help="also predict the bytes of this model under every plan"
             )
     return parser
-
-
-def _add_serve(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "serve",
-        help="serve a model to OpenAI's clients",
-        description=(
-            "Serve a model at http://HOST:PORT/v1 to any client of OpenAI's API, with a status page at /, its\n"
-            "documentation at /docs, and counts for Prometheus at /metrics. Answers are those that\n"
-            "`labkit compare` measures, alone and in company. Ctrl-C finishes what runs and stops."
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=(
-            "examples:\n"
-            "  labkit serve pocket\n"
-            "  labkit serve autoglm-phone-9b --plan int4 --engine vllm --tensor-parallel-size 2\n\n"
-            "assets/run_autoglm_server.sh does the same in the background."
-        ),
-    )
-    command.add_argument("model", help=MODEL)
-    command.add_argument(
-        "--plan", help="a name from `labkit plans`, or a YAML file (bf16; a quantized folder has its own)"
-    )
-    add_machine(command)
-    add_service_arguments(command)
-    command.set_defaults(run=later("serve"))

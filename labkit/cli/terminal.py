@@ -12,7 +12,7 @@ def console() -> Any:
     from rich.console import Console
 
     class LabConsole(Console):
-        def on_broken_pipe(self) -> None:  # rich's own exits with code 1; `labkit.cli.main` knows better
+        def on_broken_pipe(self) -> None:  # rich's own exits with code 1; `labkit.cli.main.main` knows better
             raise BrokenPipeError
 
     return LabConsole() if sys.stdout.isatty() else LabConsole(width=WIDTH_WITHOUT_TERMINAL)

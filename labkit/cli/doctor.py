@@ -6,6 +6,7 @@ an exception out: what cannot be examined says so in its line.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -314,3 +315,9 @@ def _training() -> Iterator[Finding]:
     found = f"found: {', '.join(tools)}" if tools else "none found"
     text = f"speech synthesizers and ffmpeg are needed only to train the pocket model anew ({found})"
     yield Finding("Training only", NOTE, text)
+
+
+def doctor(options: argparse.Namespace) -> int | None:
+    """``labkit doctor``."""
+
+    return examine()

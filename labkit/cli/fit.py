@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from labkit.arguments import count, later
+from labkit.cli.arguments import count
 from labkit.common.errors import LabError
 
 CONTEXT = 4096
@@ -54,7 +54,7 @@ def add_fit(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--output", metavar="FOLDER", help="with --check: where fit.json goes (results/fit-MODEL)"
     )
-    command.set_defaults(run=later("fit", "labkit.fit_cli"))
+    command.set_defaults(run=fit)
 
 
 def fit(options: argparse.Namespace) -> int | None:
@@ -63,10 +63,10 @@ def fit(options: argparse.Namespace) -> int | None:
         return _check(options)
     if not options.memory and not options.card:
         raise LabError("give the device's memory (--memory 8GB) or a card (--card rtx-4090); or --check")
+    from labkit.cli.terminal import console, make_table
     from labkit.common.formats import bytes_of, format_bytes
     from labkit.measure.fit import CONTEXT_BYTES, find_card, needs
     from labkit.plans.plan import presets
-    from labkit.terminal import console, make_table
 
     card = find_card(options.card) if options.card else None
     free = bytes_of(options.memory) if card is None else card.memory_bytes - CONTEXT_BYTES
@@ -103,6 +103,7 @@ def _check(options: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from labkit.cli.terminal import console, make_table
     from labkit.common.files import atomic_path
     from labkit.common.formats import format_bytes
     from labkit.common.machine import environment, gpus, usable_cores
@@ -110,7 +111,6 @@ def _check(options: argparse.Namespace) -> int:
     from labkit.measure.fit_check import PEAK_LIMIT, WEIGHTS_LIMIT
     from labkit.models.spec import get_spec
     from labkit.plans.plan import QuantizationPlan, presets
-    from labkit.terminal import console, make_table
 
     spec, screen = get_spec(options.model), _pixels(options.screen)
     names = [name.strip() for name in options.plans.split(",")] if options.plans else presets()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labkit.arguments import count, later
+from labkit.cli.arguments import count
 from labkit.common.errors import LabError
 
 PLANS = "fp32,bf16,int8,int8-dynamic,int4,article,nf4,llm-int8"
@@ -53,17 +53,17 @@ def add_bench_gpu(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--timeout", type=count, default=1800, metavar="S", help="seconds for each plan (1800)"
     )
-    command.set_defaults(run=later("bench_gpu", "labkit.gpu_cli"))
+    command.set_defaults(run=bench_gpu)
 
 
 def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
+    from labkit.cli.terminal import console, make_table
     from labkit.common.process import worker_environment
     from labkit.loading.prepare import choose_device
     from labkit.models.spec import get_spec
     from labkit.plans.plan import as_plan
     from labkit.results.gpu import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
-    from labkit.terminal import console, make_table
 
     numbers = {name: _numbers(name, getattr(options, name)) for name in ("batches", "contexts", "prompts")}
     choose_device("cuda")  # there has to be one

@@ -2,7 +2,8 @@
 
 import argparse
 
-from labkit.arguments import add_machine, count, count_or_none, later
+from labkit.cli.arguments import add_machine, count, count_or_none, listed
+from labkit.common.formats import format_bytes
 from labkit.loading.datasets import Datasets
 
 EXPORT_FORMATS = ("compressed-tensors", "gptq")
@@ -45,7 +46,7 @@ def add_quantize(commands: argparse._SubParsersAction) -> None:
     )
     _add_force(command, "and drop an unfinished one of another plan")
     add_machine(command)
-    command.set_defaults(run=later("quantize"))
+    command.set_defaults(run=quantize)
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:
@@ -78,9 +79,53 @@ def add_export(commands: argparse._SubParsersAction) -> None:
         help="parts (vision, projector, …) or names of Linears to write unquantized, as they multiply",
     )
     _add_force(command)
-    command.set_defaults(run=later("export"))
+    command.set_defaults(run=export)
 
 
 def _add_force(command: argparse.ArgumentParser, more: str = "") -> None:
     told = f"replace what the lab wrote there before{', ' + more if more else ''}"
     command.add_argument("--force", action="store_true", help=told)
+
+
+def quantize(options: argparse.Namespace) -> None:
+    """``labkit quantize``: everything that can be refused is refused before the model is read."""
+    import torch
+
+    from labkit.loading.quantize_to import CalibrationSettings, quantize_to
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    made = quantize_to(
+        options.model,
+        options.plan,
+        options.output,
+        options.device,
+        calibration=CalibrationSettings(
+            options.calibration_items, options.calibration_seed, options.calibration_text
+        ),
+        force=options.force,
+    )
+    for note in made.engine.resolved.notes:
+        print(f"• {note}")
+    if made.continued:
+        print(f"• {made.continued} Linears were finished by an earlier run.")
+    size = sum(path.stat().st_size for path in made.folder.iterdir())
+    predicted = made.engine.resolved.predicted_bytes
+    print(f"{made.folder}: {format_bytes(predicted)} of weights, {format_bytes(size)} on disk")
+
+
+def export(options: argparse.Namespace) -> None:
+    """``labkit export``."""
+    from labkit.loading.export import export as write
+
+    done = write(
+        options.folder,
+        options.output,
+        format=options.format,
+        dequantize=listed(options.dequantize),
+        force=options.force,
+    )
+    for note in done.notes:
+        print(f"• {note}")
+    size = sum(path.stat().st_size for path in done.folder.iterdir())
+    print(f"{done.folder}: {done.quantized} Linears quantized, {format_bytes(size)} on disk")

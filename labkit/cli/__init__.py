@@ -1,0 +1,1 @@
+"""The command ``labkit``: one file a command, its arguments and what it prints; nothing is computed here."""
