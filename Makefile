@@ -31,8 +31,8 @@ install: $(INSTALLED)
 	@:
 
 # Made anew when the pins change; otherwise done at once, and without a network.
-$(INSTALLED): requirements.txt pyproject.toml tools/find_python.sh
-	@[ -x $(BIN)/python ] || { python=$$(sh tools/find_python.sh $(PYTHON)) && "$$python" -m venv $(VENV); }
+$(INSTALLED): requirements.txt pyproject.toml .ci/find_python.sh
+	@[ -x $(BIN)/python ] || { python=$$(sh .ci/find_python.sh $(PYTHON)) && "$$python" -m venv $(VENV); }
 	@echo "Installing the lab into $(VENV): some minutes the first time."
 	@$(PIP) install --quiet "setuptools>=77"
 	@$(PIP) install $(if $(wildcard $(BIN)/labkit),--quiet) --requirement requirements.txt
@@ -42,12 +42,12 @@ $(INSTALLED): requirements.txt pyproject.toml tools/find_python.sh
 
 # Synthesizers that only training and its tests use. Where one cannot be installed, its tests are skipped.
 $(VOICES): $(INSTALLED)
-	@missing=; for package in $$($(BIN)/python tools/list_extra.py train); do \
+	@missing=; for package in $$($(BIN)/python .ci/list_extra.py train); do \
 		$(PIP) install --quiet "$$package" || missing="$$missing $$package"; done; \
 	if [ -z "$$missing" ]; then touch $@; else echo "Not installed, so their tests are skipped:$$missing"; fi
 
 lab: $(INSTALLED)
-	@$(BIN)/python tools/open_lab.py --port $(PORT) $(ARGS)
+	@$(BIN)/python -m labkit.interactive.lab --port $(PORT) $(ARGS)
 
 # One thread a worker: the workers share the cores. pytest comes last, and so does its closing line.
 test: export OMP_NUM_THREADS = 1
@@ -68,18 +68,18 @@ $(VLLM)/.installed: $(INSTALLED)
 	@touch $@
 
 test-vllm: $(VLLM)/.installed
-	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/test_interchange_vllm.py tests/test_service_vllm_real.py -s $(ARGS)
+	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/loading/test_export_vllm.py tests/service/test_vllm_real.py -s $(ARGS)
 
 $(LLAMA)/.installed: $(INSTALLED) pyproject.toml
 	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
-	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $$($(BIN)/python tools/list_extra.py llama)
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $$($(BIN)/python .ci/list_extra.py llama)
 	@touch $@
 
 bench-cpu: $(LLAMA)/.installed
-	@$(BIN)/labkit bench-cpu --python $(LLAMA)/bin/python $(ARGS)
+	@$(BIN)/python tests/peers/cpu.py --python $(LLAMA)/bin/python $(ARGS)
 
 readme: $(INSTALLED)
-	@$(BIN)/python tools/fill_readme.py
+	@$(BIN)/python .ci/fill_readme.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
