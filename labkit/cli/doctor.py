@@ -142,7 +142,8 @@ def _machine() -> Iterator[Finding]:
 
 def _compiled_step() -> Finding:
     """Whether decoding on the CPU is compiled (`labkit.quantization.native`)."""
-    from labkit.quantization.native.library import NativeError, library
+    from labkit.common.errors import NativeError
+    from labkit.quantization.native.library import library
 
     try:
         found = library()

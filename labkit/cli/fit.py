@@ -104,10 +104,11 @@ def _check(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from labkit.cli.terminal import console, make_table
+    from labkit.common.errors import WorkerFailedError
     from labkit.common.files import atomic_path
     from labkit.common.formats import format_bytes
     from labkit.common.machine import environment, gpus, usable_cores
-    from labkit.common.process import WorkerFailedError, run_workers
+    from labkit.common.process import run_workers
     from labkit.measure.fit_check import PEAK_LIMIT, WEIGHTS_LIMIT
     from labkit.models.spec import get_spec
     from labkit.plans.plan import QuantizationPlan, presets

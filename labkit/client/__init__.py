@@ -12,7 +12,8 @@
 from labkit.client.asynchronous import AsyncClient, AsyncStream
 from labkit.client.client import Client, Stream
 from labkit.client.parts import audio_part, image_part, user_message
-from labkit.client.reply import ClientError, Piece, Reply
+from labkit.client.reply import Piece, Reply
+from labkit.common.errors import ClientError
 
 __all__ = [
     "AsyncClient",

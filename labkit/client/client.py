@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 
 from labkit.client.reply import (
-    ClientError,
     Piece,
     Reply,
     error_of,
@@ -20,6 +19,7 @@ from labkit.client.reply import (
     unreachable,
 )
 from labkit.common.actions import Action
+from labkit.common.errors import ClientError
 
 BASE_URL = "http://127.0.0.1:8000/v1"
 TIMEOUT_S = 600.0

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from labkit.common.actions import SAMPLE_RATE
-from labkit.common.messages import MediaError, read_bytes
+from labkit.common.errors import MediaError
+from labkit.common.messages import read_bytes
 
 _TYPES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 

@@ -11,28 +11,7 @@ from urllib.parse import urlsplit
 
 from labkit.client.parts import as_openai, user_message
 from labkit.common.actions import Action, Answer, parse_answer
-from labkit.common.errors import LabError
-
-
-class ClientError(LabError):
-    """A service that refuses, fails, or is not there.
-
-    Attributes:
-        status: the HTTP status, or None if there was no answer.
-        param, code: as the service says.
-        retry_after_s: seconds after which a busy service wants to be asked again, or None.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        status: int | None = None,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry_after_s = status, param, code, retry_after_s
+from labkit.common.errors import ClientError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import ActionSyntaxError
 
 COORDINATE_MAX = 999
 """Largest coordinate: (0, 0) is the top left corner, (999, 999) the bottom right one."""
@@ -48,10 +48,6 @@ ACTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTyp
 POINTS = ("element", "start", "end")
 _ACTION_START = re.compile(r"\b(?:do\s*\(\s*action|finish\s*\(\s*message)\s*=")
 _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises on hostile text
-
-
-class ActionSyntaxError(LabError):
-    """A text is no action in AutoGLM's syntax; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from labkit.common.errors import GoalError
+from labkit.common.errors import LabError
 
 
 def format_bytes(value: float | None) -> str:
@@ -70,11 +70,11 @@ def bytes_of(text: str | int) -> int:
     """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and no unit is bytes.
 
     Raises:
-        GoalError: it cannot be read, or is not positive.
+        LabError: it cannot be read, or is not positive.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
     unit = UNITS.get(found[2].lower()) if found else None
     size = round(float(found[1]) * unit) if unit else 0
     if size < 1:
-        raise GoalError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
+        raise LabError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
     return size

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from labkit.common.errors import LabError
+from labkit.common.errors import LabError, MediaError
 
 SAMPLING_RATE = 16_000
 """Samples a second that every speech encoder here expects."""
@@ -35,10 +35,6 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO",
 """Those that Pillow decodes itself: for PostScript it would start another program."""
 MAX_ASPECT = 100
 """Largest ratio of an image's sides; the processors refuse more than 200."""
-
-
-class MediaError(LabError):
-    """An image or a recording that cannot be used."""
 
 
 def read_bytes(source: str | Path | bytes, what: str) -> bytes:
@@ -232,31 +228,27 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
     Raises:
         MediaError: an unusable image or recording.
-        MessageError: a message or part of the wrong form.
+        LabError: a message or part of the wrong form.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise MessageError("messages is a list such as [{'role': 'user', 'content': 'Open the settings'}]")
+        raise LabError("messages is a list such as [{'role': 'user', 'content': 'Open the settings'}]")
     if not messages:
-        raise MessageError("messages is empty: at least one user message is needed")
+        raise LabError("messages is empty: at least one user message is needed")
     return [_normalise_message(message, index) for index, message in enumerate(messages)]
-
-
-class MessageError(LabError):
-    """A message of the wrong form."""
 
 
 def _normalise_message(message: Any, index: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        raise MessageError(f"message {index} needs 'role' and 'content'")
+        raise LabError(f"message {index} needs 'role' and 'content'")
     role, content = message["role"], message["content"]
     if role not in ("system", "user", "assistant"):
-        raise MessageError(f"message {index} has the role {role!r}; known roles: system, user, assistant")
+        raise LabError(f"message {index} has the role {role!r}; known roles: system, user, assistant")
     if isinstance(content, str):
         return {"role": role, "content": content}
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise MessageError(f"the content of message {index} is a string or a list of parts")
+        raise LabError(f"the content of message {index} is a string or a list of parts")
     if not content:
-        raise MessageError(f"the content of message {index} is an empty list")
+        raise LabError(f"the content of message {index} is an empty list")
     return {"role": role, "content": [_normalise_part(part, index) for part in content]}
 
 
@@ -265,7 +257,7 @@ def _normalise_part(part: Any, index: int) -> dict[str, Any]:
     try:
         if kind == "text":
             if not isinstance(part["text"], str):
-                raise MessageError(f"a text part of message {index} holds a {type(part['text']).__name__}")
+                raise LabError(f"a text part of message {index} holds a {type(part['text']).__name__}")
             return {"type": "text", "text": part["text"]}
         if kind == "image":
             return {"type": "image", "image": load_image(part["image"])}
@@ -283,5 +275,5 @@ def _normalise_part(part: Any, index: int) -> dict[str, Any]:
             url = data if str(data).startswith("data:") else f"data:audio;base64,{data}"
             return {"type": "audio", "audio": load_audio(url)}
     except (KeyError, TypeError) as error:
-        raise MessageError(f"a part of message {index} of type {kind!r} lacks {error}") from None
-    raise MessageError(f"a part of message {index} has the type {kind!r}; known types: text, image, audio")
+        raise LabError(f"a part of message {index} of type {kind!r} lacks {error}") from None
+    raise LabError(f"a part of message {index} has the type {kind!r}; known types: text, image, audio")

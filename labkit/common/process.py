@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import LabError, WorkerFailedError
 from labkit.common.files import checkout_folder
 
 
@@ -42,10 +42,6 @@ def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], N
         emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
         return 1
     return 0
-
-
-class WorkerFailedError(LabError):
-    """The measuring process failed; the message is its own, or points to its log."""
 
 
 def worker_environment(threads: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward
-from labkit.engine.generation import Generation, GenerationError, RunningAnswer
+from labkit.engine.generation import Generation, RunningAnswer
 
 DECODE_SHARE = 0.25
 """The least share of the time that goes to rows which are being decoded while prompts wait."""
@@ -125,7 +125,7 @@ class Batch:
         try:
             answer.row, logits = self._forward.prefill(inputs)
         except torch.OutOfMemoryError:
-            answer.fail(GenerationError("there is not enough memory on the device for this prompt"))
+            answer.fail(LabError("there is not enough memory on the device for this prompt"))
             return [Piece(answer, "")]
         pieces, tokens = _choose(logits, [answer], self._forward)
         if not answer.finished:
@@ -199,7 +199,7 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
         if not math.isfinite(best[index]):
             dtype = str(forward.dtype).removeprefix("torch.")
             answer.fail(
-                GenerationError(
+                LabError(
                     f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
                 )
             )

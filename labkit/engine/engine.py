@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
+from labkit.common.errors import LabError, PromptTooLongError
 from labkit.common.messages import normalise_messages
 from labkit.engine.batching import DECODE_SHARE, Batch, TextStream
 from labkit.engine.detokenize import Detokenizer
 from labkit.engine.forward import Forward
-from labkit.engine.generation import Generation, GenerationError, PromptTooLongError, RunningAnswer
+from labkit.engine.generation import Generation, RunningAnswer
 from labkit.engine.grammar import Grammar, Grammars
 from labkit.engine.kv_cache import keeping_of
 from labkit.engine.sampling import Sampler, SamplingSettings
@@ -28,7 +29,7 @@ from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.quantization.logits import keep_logits_
 
-__all__ = ["Engine", "Generation", "GenerationError", "Messages"]
+__all__ = ["Engine", "Generation", "Messages"]
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -146,12 +147,10 @@ class Engine:
         except TypeError:
             known = list(SamplingSettings.__dataclass_fields__)
             unknown = sorted(set(options) - set(known))
-            raise GenerationError(
-                f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}"
-            ) from None
+            raise LabError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}") from None
         outside = [token for token in settings.logit_bias if token >= self.vocabulary]
         if outside:
-            raise GenerationError(
+            raise LabError(
                 f"logit_bias names the token {outside[0]}; {self.spec.name} has 0 to {self.vocabulary - 1}"
             )
         inputs = self.prepare(messages, enable_thinking) if inputs is None else inputs
@@ -181,7 +180,7 @@ class Engine:
         """Model inputs for one conversation, on the CPU: ``input_ids [1, L]`` and what its media need.
 
         Raises:
-            GenerationError: media this model has no sense for, or a prompt longer than its context.
+            LabError: media this model has no sense for, or a prompt longer than its context.
         """
         messages = normalise_messages(messages)
         kinds = {
@@ -193,14 +192,14 @@ class Engine:
         for kind in sorted(kinds - {"text"} - self.modalities):
             reason = getattr(self.processor, "missing", {}).get(kind)
             senses = ", ".join(["text", *sorted(self.modalities)])
-            raise GenerationError(
+            raise LabError(
                 f"{self.spec.name} does not take {kind} input"
                 + (f": {reason}" if reason else f"; it takes {senses}")
             )
         inputs = dict(self.processor(messages, enable_thinking=enable_thinking))
         length = inputs["input_ids"].shape[1]
         if length == 0:
-            raise GenerationError("the prompt is empty")
+            raise LabError("the prompt is empty")
         if self.max_length is not None and length >= self.max_length:
             raise PromptTooLongError(
                 f"the prompt has {length} tokens; {self.spec.name} takes {self.max_length - 1}"

@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from labkit.engine.forward import Row
 
 
-class GenerationError(LabError):
-    """A request that this model cannot answer."""
-
-
-class PromptTooLongError(GenerationError):
-    """A prompt that leaves no room in the model's context."""
-
-
 @dataclass
 class Generation:
     """One answer and what it cost.

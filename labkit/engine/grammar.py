@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from labkit.common.actions import ACTIONS, POINTS
-from labkit.common.errors import LabError
+from labkit.common.errors import GrammarError
 from labkit.engine.json_closing import JsonTail
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ LONGEST_STRING = 200
 """Characters of a string of an action, at most."""
 _LONGEST = {"string": LONGEST_STRING, "thought": 600}  # characters
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-
-
-class GrammarError(LabError):
-    """A grammar that cannot be used: a broken schema, or too few tokens for it."""
 
 
 class Grammars:

@@ -15,10 +15,6 @@ MAX_LOGPROBS = 20
 """Most alternatives whose log-probabilities can be asked for at each token."""
 
 
-class SamplingError(LabError):
-    """A sampling setting out of range."""
-
-
 @dataclass(frozen=True)
 class SamplingSettings:
     """How the next token is chosen, and when to stop.
@@ -61,9 +57,9 @@ class SamplingSettings:
         for name, test, expected in _RULES:
             value = getattr(self, name)
             if not test(value):
-                raise SamplingError(f"{name} is {value!r}; expected {expected}")
+                raise LabError(f"{name} is {value!r}; expected {expected}")
         if self.min_new_tokens > self.max_new_tokens:
-            raise SamplingError(
+            raise LabError(
                 f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens}"
             )
 
@@ -222,12 +218,12 @@ class Sampler:
             logits: ``[vocabulary]``, any float dtype, on the sampler's device.
 
         Raises:
-            SamplingError: biases and grammar together leave no token.
+            LabError: biases and grammar together leave no token.
         """
         if self._adjusts:
             logits = self._adjusted(logits.float())
             if not bool(torch.isfinite(logits.amax())):
-                raise SamplingError("no token is left: logit_bias or the grammar excludes all of them")
+                raise LabError("no token is left: logit_bias or the grammar excludes all of them")
         if self._generator is None:
             return logits.argmax(dim=-1)
         probabilities = distribution(logits.float(), self.settings)

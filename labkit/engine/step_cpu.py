@@ -53,10 +53,6 @@ UNIT = 64  # channels that fused Linears are split at: `UNIT` of linear.h
 TABLE_GROWTH = 512  # positions
 
 
-class NotDescribedError(LabError):
-    """Why a model's steps are left to torch."""
-
-
 @dataclass
 class RowState:
     """What the library knows of one conversation: pointers to its keys and values, which change as they grow, and the
@@ -76,7 +72,7 @@ class NativeStep:
         model: as `labkit.engine.forward.Forward` takes it.
 
     Raises:
-        NotDescribedError: the decoder, a Linear or a device that the library does not know; says which.
+        LabError: the decoder, a Linear or a device that the library does not know; says which.
         NativeError: there is no library.
     """
 
@@ -164,7 +160,7 @@ class NativeStep:
         described = (native.Layer * len(layers))()
         for number, (one, layer) in enumerate(zip(described, layers)):
             if type(layer) is not type(first) or layer.self_attn.scaling != attention.scaling:
-                raise NotDescribedError(f"decoder layer {number} is unlike the first")
+                raise LabError(f"decoder layer {number} is unlike the first")
             self._describe_layer(one, layer)
         width, head_width = first.input_layernorm.weight.numel(), attention.head_dim
         self._layers = described
@@ -193,7 +189,7 @@ class NativeStep:
     def _describe_layer(self, one: native.Layer, layer: nn.Module) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         if hasattr(attention, "q_norm"):
-            raise NotDescribedError("heads are normalised")
+            raise LabError("heads are normalised")
         one.before_attention = self._floats(layer.input_layernorm.weight)
         if _is_interleaved(self._decoder):
             one.after_attention = self._floats(layer.post_self_attn_layernorm.weight)
@@ -218,7 +214,7 @@ class NativeStep:
             model.embedding_type, model.embedding_given = native.INT8, TYPES[embedding.stored_dtype]
             model.embedding_scale = self._pointer(embedding.scale)
         else:
-            raise NotDescribedError(f"the embedding is a {type(embedding).__name__}")
+            raise LabError(f"the embedding is a {type(embedding).__name__}")
         model.embedding = self._pointer(weight)
 
     def _linear(self, module: nn.Module, part: slice | None = None) -> native.Linear:
@@ -229,7 +225,7 @@ class NativeStep:
         if type(module) in DENSE and module.weight.dtype in TYPES:
             one.type = TYPES[module.weight.dtype]
             if not isinstance(module, DenseLinear) and one.type != dtype:
-                raise NotDescribedError(f"a Linear is in {module.weight.dtype}")
+                raise LabError(f"a Linear is in {module.weight.dtype}")
             one.taken, one.given, one.bias_first = one.type, one.type, 1
             one.weight = self._pointer(module.weight[part])
         elif type(module) is Int8Linear:
@@ -239,7 +235,7 @@ class NativeStep:
         elif type(module) is Int4Linear and module.layout.startswith("blocks"):
             block = block_of(module.layout)
             if part.start % UNIT or (part.start and part.stop % UNIT):
-                raise NotDescribedError(f"channels {part.start} to {part.stop} are no whole blocks")
+                raise LabError(f"channels {part.start} to {part.stop} are no whole blocks")
             one.type, one.group, one.block, one.stride = (
                 native.INT4,
                 module.group_size,
@@ -250,7 +246,7 @@ class NativeStep:
             one.scale = self._pointer(module.scale_zero) + 4 * part.start
         else:
             told = f"{type(module).__name__}, {getattr(module, 'layout', 'plain')} layout"
-            raise NotDescribedError(f"a Linear is of a kind that is left to torch ({told})")
+            raise LabError(f"a Linear is of a kind that is left to torch ({told})")
         if module.bias is not None:
             one.bias = self._floats(module.bias[part])
         return one
@@ -258,7 +254,7 @@ class NativeStep:
     def _pointer(self, tensor: Tensor) -> int:
         tensor = tensor.detach()
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise NotDescribedError("a weight is not on the CPU, or not in one piece")
+            raise LabError("a weight is not on the CPU, or not in one piece")
         self._kept.append(tensor)
         return tensor.data_ptr()
 
@@ -293,22 +289,22 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
 def _dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype of the hidden states, after checking that the decoder is one that is known."""
     if not any(cls.__name__ in MODELS for cls in type(model).__mro__):
-        raise NotDescribedError(f"{type(model).__name__} is left to torch")
+        raise LabError(f"{type(model).__name__} is left to torch")
     decoder = model.get_decoder()
     kind = type(decoder.layers[0]).__name__
     config = model.config.get_text_config(decoder=True)
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind not in INTERLEAVED or config.hidden_act != "silu" or rotary not in ROTARY_TYPES:
-        raise NotDescribedError(f"{kind} with {config.hidden_act} and {rotary} rotation is left to torch")
+        raise LabError(f"{kind} with {config.hidden_act} and {rotary} rotation is left to torch")
     if any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         for module in _modules(model)
     ):
-        raise NotDescribedError("a module of the decoder is watched")
+        raise LabError("a module of the decoder is watched")
     norms = [one.weight for name, one in decoder.named_modules() if name.endswith("norm")]
     dtypes = {one.dtype for one in norms}
     if len(dtypes) != 1 or not dtypes <= set(TYPES) or any(one.device.type != "cpu" for one in norms):
-        raise NotDescribedError("the decoder is not on the CPU, or in several dtypes")
+        raise LabError("the decoder is not on the CPU, or in several dtypes")
     return dtypes.pop()
 
 

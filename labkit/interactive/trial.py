@@ -40,10 +40,6 @@ MOST_BYTES = 2**30
 """Of the inputs' second moments that are held at a time."""
 
 
-class ExploringError(LabError):
-    """A Linear, a part or a scheme that cannot be looked at."""
-
-
 @dataclass(frozen=True)
 class Look:
     """What a scheme makes of one Linear.
@@ -83,13 +79,13 @@ class Look:
 
 
 def linears(engine: Engine) -> dict[str, list[str]]:
-    """Part -> names of its Linears, in the model's order. Raises ExploringError for a quantized model."""
+    """Part -> names of its Linears, in the model's order. Raises LabError for a quantized model."""
     found: dict[str, list[str]] = {}
     for name, module in engine.model.named_modules():
         if isinstance(module, nn.Linear):
             found.setdefault(engine.roles.get(name, "other"), []).append(name)
     if not found:
-        raise ExploringError(
+        raise LabError(
             f"{engine.spec.name} is quantized already: load it with the plan fp32 or bf16 to explore it"
         )
     return found
@@ -105,11 +101,11 @@ def statistics(engine: Engine, names: Sequence[str], items: int = ITEMS) -> dict
     """Name -> second moments of the Linear's inputs on calibration items, as the model is.
 
     Raises:
-        ExploringError: together they would take more than `MOST_BYTES`, or no item comes to one of the Linears.
+        LabError: together they would take more than `MOST_BYTES`, or no item comes to one of the Linears.
     """
     size = sum(4 * _linear(engine, name).in_features ** 2 for name in names)
     if size > MOST_BYTES and len(names) > 1:
-        raise ExploringError(
+        raise LabError(
             f"calibrating these {len(names)} Linears at once takes {size / 1e9:.1f} GB: choose one of them"
         )
     batches = default_calibration(
@@ -117,7 +113,7 @@ def statistics(engine: Engine, names: Sequence[str], items: int = ITEMS) -> dict
     )
     found = input_statistics(engine.model, names, batches)
     if missing := [name for name in names if name not in found]:
-        raise ExploringError(f"no calibration item comes to {missing[0]}")
+        raise LabError(f"no calibration item comes to {missing[0]}")
     return found
 
 
@@ -184,18 +180,14 @@ def _linear(engine: Engine, name: str) -> nn.Linear:
     try:
         module = engine.model.get_submodule(name)
     except AttributeError:
-        raise ExploringError(f"{engine.spec.name} has no module {name!r}") from None
+        raise LabError(f"{engine.spec.name} has no module {name!r}") from None
     if not isinstance(module, nn.Linear):
-        raise ExploringError(f"{name} is a {type(module).__name__}, not an unquantized Linear")
+        raise LabError(f"{name} is a {type(module).__name__}, not an unquantized Linear")
     return module
 
 
 KEPT_ROWS = 2048
 JUDGING = 4  # every fourth item judges, and is not seen by what calibrates
-
-
-class SpecimenError(LabError):
-    """No such Linear, or no input came to it."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +214,7 @@ class Specimen:
         One in `JUDGING` of them judges what the others calibrate; a single one does both.
 
         Raises:
-            SpecimenError: the model has no such Linear, or nothing came to it.
+            LabError: the model has no such Linear, or nothing came to it.
         """
         try:
             linear = engine.model.get_submodule(name)
@@ -230,7 +222,7 @@ class Specimen:
             linear = None
         if not isinstance(linear, nn.Linear):
             some = [one for one, module in engine.model.named_modules() if isinstance(module, nn.Linear)][:3]
-            raise SpecimenError(f"the model has no Linear called {name}; there are {', '.join(some)} …")
+            raise LabError(f"the model has no Linear called {name}; there are {', '.join(some)} …")
         if batches is None:
             batches = default_calibration(engine.processor, engine.modalities, items, model=engine.model)
         rows: list[Tensor] = []
@@ -250,7 +242,7 @@ class Specimen:
         finally:
             handle.remove()
         if not rows or not statistics.rows:
-            raise SpecimenError(f"no calibration item comes to {name}")
+            raise LabError(f"no calibration item comes to {name}")
         inputs = torch.cat(rows)
         inputs = inputs[:: -(-len(inputs) // KEPT_ROWS)]
         copied = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)

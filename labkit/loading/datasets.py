@@ -24,10 +24,6 @@ SHARES = {"calibration": (0.0, 0.6), "probe": (0.6, 0.8), "validation": (0.8, 1.
 """The parts of a text, from its beginning to its end."""
 
 
-class DatasetError(LabError):
-    """There is nothing to calibrate on or to score on, or too little of it."""
-
-
 @dataclass(frozen=True)
 class Datasets:
     """How much of what: for phone agents the counts are items, for other models sequences of ``length`` tokens from
@@ -47,7 +43,7 @@ class Datasets:
             value = getattr(self, name)
             least = 0 if name in ("validation", "seed") else 1
             if type(value) is not int or value < least:
-                raise DatasetError(f"{name} must be a whole number of at least {least}, not {value!r}")
+                raise LabError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
     def settings(self) -> dict[str, Any]:
         """What `labkit.results.folders` remembers; ``text`` by its content."""
@@ -62,12 +58,12 @@ class Datasets:
         """Refuse what cannot be had, before a model is loaded.
 
         Raises:
-            DatasetError: a model that takes no images, and no text, or a text that cannot be read.
+            LabError: a model that takes no images, and no text, or a text that cannot be read.
         """
         if self.text is not None:
             self._read()
         elif "image" not in modalities:
-            raise DatasetError(
+            raise LabError(
                 f"{name} takes no images, so PhoneTap cannot judge it: give a file of plain text (--text)"
             )
 
@@ -98,7 +94,7 @@ class Datasets:
         for calibration with a ``seed`` such as that draws.
 
         Raises:
-            DatasetError: the part is shorter than one sequence.
+            LabError: the part is shorter than one sequence.
         """
         import torch
 
@@ -107,7 +103,7 @@ class Datasets:
         ids = tokenizer.encode(text[low:high], add_special_tokens=False)
         there = len(ids) // self.length
         if not there:
-            raise DatasetError(
+            raise LabError(
                 f"{self.text}: its part for {purpose} has {len(ids)} tokens, and a sequence takes {self.length}"
             )
         whole = torch.tensor(ids[: there * self.length]).view(there, self.length)
@@ -119,4 +115,4 @@ class Datasets:
         try:
             return Path(self.text).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"the text {self.text} cannot be read: {error}") from None
+            raise LabError(f"the text {self.text} cannot be read: {error}") from None

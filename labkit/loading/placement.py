@@ -28,10 +28,6 @@ from labkit.plans.plan import QuantizationPlan
 from labkit.plans.resolved import ResolvedPlan
 
 
-class PlacementError(LabError):
-    """A device map that leaves out, or does not know, a part of the model."""
-
-
 @dataclass(frozen=True)
 class Placement:
     """Where each module is.
@@ -71,13 +67,13 @@ def split_by_layers(
     """Deal out the decoder's layers, in their order, so that each device holds about the same bytes.
 
     Raises:
-        PlacementError: fewer layers than devices, or a device named twice.
+        LabError: fewer layers than devices, or a device named twice.
     """
     if len(set(devices)) < len(devices):
-        raise PlacementError(f"a device is named twice: {', '.join(map(str, devices))}")
+        raise LabError(f"a device is named twice: {', '.join(map(str, devices))}")
     layers = decoder_layers(skeleton)
     if len(layers) < len(devices):
-        raise PlacementError(f"{len(layers)} decoder layers cannot be split over {len(devices)} devices")
+        raise LabError(f"{len(layers)} decoder layers cannot be split over {len(devices)} devices")
     sizes = dict.fromkeys(layers, 0)
     rest = 0
     for part in resolved.parts:
@@ -110,7 +106,7 @@ def decoder_layers(model: nn.Module) -> list[str]:
     """Names of the decoder's layers, in their order.
 
     Raises:
-        PlacementError: the decoder has no list of layers.
+        LabError: the decoder has no list of layers.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     for name, module in model.named_modules():
@@ -118,27 +114,27 @@ def decoder_layers(model: nn.Module) -> list[str]:
             owner = model.get_submodule(name.rpartition(".")[0])
             if owner is decoder:
                 return [f"{name}.{index}" for index in range(len(module))]
-    raise PlacementError(f"{type(model).__name__} has no decoder with a list of layers to split")
+    raise LabError(f"{type(model).__name__} has no decoder with a list of layers to split")
 
 
 def check_map(skeleton: nn.Module, parts: Mapping[str, Any], first: torch.device) -> Placement:
     """A device map that was given: prefix of module names -> device.
 
     Raises:
-        PlacementError: a name that no module has, or a decoder layer that is split itself.
+        LabError: a name that no module has, or a decoder layer that is split itself.
     """
     known = {name for name, _ in skeleton.named_modules()}
     layers = decoder_layers(skeleton)
     for name in parts:
         if name not in known:
-            raise PlacementError(f"the device map names {name!r}, which the model does not have")
+            raise LabError(f"the device map names {name!r}, which the model does not have")
         if any(name.startswith(f"{layer}.") for layer in layers):
-            raise PlacementError(f"the device map splits a layer ({name}): name whole layers")
+            raise LabError(f"the device map splits a layer ({name}): name whole layers")
     placed = Placement(first, {name: torch.device(device) for name, device in parts.items()})
     ends = {"input embedding": skeleton.get_input_embeddings(), "head": skeleton.get_output_embeddings()}
     for what, module in ends.items():
         if placed(name := _name_of(skeleton, module)) != first:
-            raise PlacementError(f"the {what} ({name}) must be on the first device, {first}")
+            raise LabError(f"the {what} ({name}) must be on the first device, {first}")
     return placed
 
 

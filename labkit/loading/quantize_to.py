@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from labkit.common.errors import CheckpointError
+from labkit.common.errors import CheckpointError, Interrupted
 from labkit.loading.calibration import Fingerprinted, default_calibration
 from labkit.loading.datasets import Datasets
 from labkit.loading.load import load
@@ -83,10 +83,6 @@ class Made:
     continued: int
 
 
-class QuantizeInterrupted(KeyboardInterrupt):
-    """Ctrl-C during `quantize_to`: the message says what is kept."""
-
-
 def quantize_to(
     model: str | Path | ModelSpec,
     plan: str | Path | QuantizationPlan,
@@ -112,7 +108,7 @@ def quantize_to(
 
     Raises:
         LabError: whatever cannot work, before weights are read.
-        QuantizeInterrupted: on Ctrl-C.
+        Interrupted: on Ctrl-C.
     """
     spec = get_spec(model)
     if spec.is_quantized:
@@ -140,7 +136,7 @@ def quantize_to(
         save(engine, folder, force=force, progress=progress)
     except KeyboardInterrupt:
         finished, total = steps.found + steps.kept, len(resolved.schemes)
-        raise QuantizeInterrupted(
+        raise Interrupted(
             f"interrupted: {finished} of {total} Linears are kept in {steps.folder}; "
             "run the same again to continue"
         ) from None

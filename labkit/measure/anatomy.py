@@ -42,10 +42,6 @@ CONTEXT_TOKENS = 25_480
 """The context length with which AutoGLM-Phone's authors serve it (``--max-model-len``)."""
 
 
-class AnatomyError(LabError):
-    """A question this model's configuration has no answer to."""
-
-
 def dissect(model: str | Path | ModelSpec = "pocket", plan: PlanLike = "bf16") -> Anatomy:
     """The parts of a model under a plan; nothing but its configuration is read.
 
@@ -54,7 +50,7 @@ def dissect(model: str | Path | ModelSpec = "pocket", plan: PlanLike = "bf16") -
     """
     spec, plan = get_spec(model), _as_plan(plan)
     if spec.is_quantized:
-        raise AnatomyError(f"{spec.name} is quantized already: dissect the model that it was made of")
+        raise LabError(f"{spec.name} is quantized already: dissect the model that it was made of")
     if spec.folder is None and spec.published is not None:
         skeleton = _published_skeleton(spec.published)
     else:
@@ -179,7 +175,7 @@ class Anatomy:
         """Tokens that an image of this size takes in the prompt, after the processor has resized it.
 
         max_pixels: the processor's limit (``longest_edge``), which counts a still image twice, as a pair of
-        frames; default: as the model ships. Raises AnatomyError for a model that is no Glm4v.
+        frames; default: as the model ships. Raises LabError for a model that is no Glm4v.
         """
         rows, columns = self.image_grid(width, height, max_pixels)
         return rows * columns
@@ -190,7 +186,7 @@ class Anatomy:
 
         vision = getattr(self.skeleton.config, "vision_config", None)
         if not hasattr(vision, "spatial_merge_size") or not hasattr(vision, "temporal_patch_size"):
-            raise AnatomyError(f"{self.name} has no Glm4v vision encoder, whose image tokens are known here")
+            raise LabError(f"{self.name} has no Glm4v vision encoder, whose image tokens are known here")
         limits = dict(Glm4vImageProcessorPil.size)
         if self.spec.folder is not None and (self.spec.folder / "preprocessor_config.json").is_file():
             limits |= json.loads((self.spec.folder / "preprocessor_config.json").read_text()).get("size", {})
@@ -209,7 +205,7 @@ class Anatomy:
     def treemap(self, value: str = "parameters") -> go.Figure:
         """Rectangles in proportion to ``parameters`` or ``bytes``: parts, their layers, their modules."""
         if value not in ("parameters", "bytes"):
-            raise AnatomyError(f"a treemap shows parameters or bytes, not {value!r}")
+            raise LabError(f"a treemap shows parameters or bytes, not {value!r}")
         return anatomy.treemap(self.parts, f"{self.name}, {self.resolved.plan.name}", value)
 
     def skyline(self) -> go.Figure:
@@ -224,7 +220,7 @@ class Anatomy:
     def memory_chart(self, plans: Sequence[PlanLike], tokens: int = CONTEXT_TOKENS) -> go.Figure:
         """Lines: weights and KV cache of one conversation against its length, and the sizes of GPUs."""
         if tokens < 1:
-            raise AnatomyError(f"tokens must be 1 or more, not {tokens}")
+            raise LabError(f"tokens must be 1 or more, not {tokens}")
         lines = {}
         for plan in plans:
             one = self.under(plan)
@@ -236,7 +232,7 @@ class Anatomy:
 def shares_chart(anatomies: Sequence[Anatomy]) -> go.Figure:
     """Stacked bars that all reach 100 %: which share of each model's parameters each part has."""
     if not anatomies:
-        raise AnatomyError("there is nothing to draw: no anatomy given")
+        raise LabError("there is nothing to draw: no anatomy given")
     return anatomy.bars({one.name: one.parameters_by_role for one in anatomies}, "share")
 
 

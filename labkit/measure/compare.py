@@ -16,23 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import Interrupted, LabError, WorkerFailedError
 from labkit.common.machine import environment
-from labkit.common.process import WorkerFailedError, end_process, told_death, worker_environment
+from labkit.common.process import end_process, told_death, worker_environment
 from labkit.measure.job import Job, prepare
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder
 
 if TYPE_CHECKING:
     pass
-
-
-class ComparisonInterrupted(KeyboardInterrupt):
-    """Ctrl-C during `compare`: what was finished is in `comparison` and on disk."""
-
-    def __init__(self, comparison: Comparison, message: str):
-        super().__init__(message)
-        self.comparison = comparison
 
 
 def compare(
@@ -63,7 +55,7 @@ def compare(
     an interrupted comparison continues. Without one nothing is left on disk.
 
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
-    before anything is measured, and `ComparisonInterrupted` (a KeyboardInterrupt) on Ctrl-C.
+    before anything is measured, and `Interrupted` (a KeyboardInterrupt) on Ctrl-C.
     """
     job = prepare(
         model,
@@ -122,7 +114,7 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
                 f"interrupted: {len(measurements)} of {len(order)} plans are finished, {answers} answers of "
                 f"{name} are kept; run the same again to continue"
             )
-            raise ComparisonInterrupted(comparison, message) from None
+            raise Interrupted(message, comparison) from None
         measurements[name] = folder.load_finished(name, job.plans[name].definition)
         current().save(folder.path)
     if not measurements:

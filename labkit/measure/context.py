@@ -44,10 +44,6 @@ TRIED = 64  # fillers by which is found out how many tokens one takes
 NAME = "context.json"
 
 
-class GrowthError(LabError):
-    """A context that cannot be measured."""
-
-
 @dataclass(frozen=True)
 class LongItem(phonetap.Item):
     """A PhoneTap item with ``filler`` before its screen."""
@@ -182,20 +178,20 @@ def _plans(
     """The plans, and the first one with each window."""
     found = [one if isinstance(one, QuantizationPlan) else QuantizationPlan.from_yaml(one) for one in plans]
     if not found:
-        raise GrowthError("no plan given; `labkit plans` lists them")
+        raise LabError("no plan given; `labkit plans` lists them")
     first = found[0]
     for window in windows:
         runtime = dataclasses.replace(first.runtime, sliding_window=window)
         found.append(dataclasses.replace(first, name=f"{first.name}-window-{window}", runtime=runtime))
     names = [plan.name for plan in found]
     if len(set(names)) < len(names):
-        raise GrowthError(f"two plans have the same name: {', '.join(names)}")
+        raise LabError(f"two plans have the same name: {', '.join(names)}")
     return found
 
 
 def _contexts(contexts: Sequence[int]) -> list[int]:
     if not contexts or any(type(one) is not int or one < 1 for one in contexts):
-        raise GrowthError(f"contexts are whole numbers of tokens from 1 on, not {list(contexts)!r}")
+        raise LabError(f"contexts are whole numbers of tokens from 1 on, not {list(contexts)!r}")
     return sorted(set(contexts))
 
 
@@ -209,7 +205,7 @@ def _measure(
     standard = phonetap.items(split="typed", count=max(items, timing.prompts), part="test")
     for context in tqdm(contexts, desc=engine.plan.name, unit="context", disable=not progress):
         if engine.max_length is not None and context + timing.new_tokens >= engine.max_length:
-            raise GrowthError(
+            raise LabError(
                 f"{engine.spec.name} takes {engine.max_length} tokens, and the context is {context}"
             )
         record = {"plan": engine.plan.name, "context": context}
@@ -264,7 +260,7 @@ def _lengthener(engine: Engine) -> Callable[[phonetap.Item, int], Any]:
     if getattr(engine.processor, "takes_ids", False):
         return lambda item, context: _IdItem(engine, item, context)
     if "image" not in engine.modalities:
-        raise GrowthError(f"{engine.spec.name} takes no images, and PhoneTap items are screens")
+        raise LabError(f"{engine.spec.name} takes no images, and PhoneTap items are screens")
 
     def tokens(item: phonetap.Item) -> int:
         return engine.prepare(item.messages())["input_ids"].shape[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from labkit.common.errors import LabError
 from labkit.engine.kv_cache import keeping_of
-from labkit.measure.anatomy import Anatomy, AnatomyError, PlanLike, dissect
+from labkit.measure.anatomy import Anatomy, PlanLike, dissect
 from labkit.models import ModelSpec
 from labkit.plans.plan import RuntimeOptions
 from labkit.quantization import DTYPES
@@ -28,10 +28,6 @@ from labkit.quantization.kernels.reference import SLICE_ELEMENTS_GPU
 GIB = 1 << 30
 CONTEXT_BYTES = 600_000_000
 """About what the driver and torch's kernels take of a card before a model is there."""
-
-
-class CardError(LabError):
-    """A card whose name is not known here."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +64,14 @@ CARDS: tuple[Card, ...] = (
 
 
 def find_card(name: str) -> Card:
-    """A card by name; capitals, spaces and the maker's name do not matter. Raises CardError."""
+    """A card by name; capitals, spaces and the maker's name do not matter. Raises LabError."""
     known = {card.name: card for card in CARDS}
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
     if wanted in known:
         return known[wanted]
     near = difflib.get_close_matches(wanted, known, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise CardError(
-        f"unknown card {name!r}{hint} Known: {', '.join(known)}. Or give --memory and --bandwidth"
-    )
+    raise LabError(f"unknown card {name!r}{hint} Known: {', '.join(known)}. Or give --memory and --bandwidth")
 
 
 SCREEN = (1080, 2400)
@@ -137,13 +131,13 @@ def needs(
         LabError: an unknown model or plan; a context below 1, or one that does not hold the screenshot.
     """
     if context < 1:
-        raise AnatomyError(f"a context of {context} tokens holds nothing; 1 or more")
+        raise LabError(f"a context of {context} tokens holds nothing; 1 or more")
     anatomy = dissect(model, "bf16")
     image = 0
     if screen is not None and anatomy.parameters_by_role.get("vision"):
         image = anatomy.image_tokens(*screen, max_pixels)
         if image >= context:
-            raise AnatomyError(
+            raise LabError(
                 f"a screenshot of {screen[0]} x {screen[1]} takes {image} tokens, and the context has {context}: "
                 "give more (--context), or fewer pixels (--max-pixels)"
             )

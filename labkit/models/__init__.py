@@ -4,16 +4,14 @@
 The embedded pocket model is in ``labkit.models.pocket``.
 """
 
-from labkit.models.families import FAMILIES, ROLES, Family, RoleError, family_of, find_roles
-from labkit.models.spec import ModelNotFoundError, ModelSpec, get_spec, list_models
+from labkit.models.families import FAMILIES, ROLES, Family, family_of, find_roles
+from labkit.models.spec import ModelSpec, get_spec, list_models
 
 __all__ = [
     "FAMILIES",
     "ROLES",
     "Family",
-    "ModelNotFoundError",
     "ModelSpec",
-    "RoleError",
     "family_of",
     "find_roles",
     "get_spec",

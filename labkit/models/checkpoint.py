@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from labkit.common.errors import LabError, LoadError
+from labkit.common.errors import HubError, LabError, LoadError
 from labkit.models.families import family_of
-from labkit.models.hub import HubError, _first_line, _from_hub
+from labkit.models.hub import _first_line, _from_hub
 from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
 from labkit.models.spec import ModelSpec, list_models
 from labkit.models.token_ids import IdProcessor

@@ -24,10 +24,6 @@ ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding",
 """Every role a module can play, in the order tables list them."""
 
 
-class RoleError(LabError):
-    """A model whose modules match no known role."""
-
-
 @dataclass(frozen=True)
 class Family:
     """One architecture family.
@@ -151,7 +147,7 @@ def roles_of_names(names: Iterable[str], family: Family, model: str = "this mode
     """Roles for module names of one family.
 
     Raises:
-        RoleError: naming the modules that match no pattern of the family.
+        LabError: naming the modules that match no pattern of the family.
     """
     roles, unmatched = {}, []
     for name in names:
@@ -163,7 +159,7 @@ def roles_of_names(names: Iterable[str], family: Family, model: str = "this mode
     if unmatched:
         known = ", ".join(one.name for one in FAMILIES)
         more = f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else ""
-        raise RoleError(
+        raise LabError(
             f"no role is known for {len(unmatched)} modules of {model}: {', '.join(unmatched[:6])}{more}. "
             f"Known families: {known}, and text models with model.layers.N, embed_tokens and lm_head. "
             "Name the modules in the plan with match: rules and pass roles={} to quantize_, "
@@ -183,7 +179,7 @@ def find_roles(model: nn.Module) -> dict[str, str]:
         (it has no ``config.model_type``): plans then apply by name and default alone.
 
     Raises:
-        RoleError: a transformers model with modules that match no pattern of its family.
+        LabError: a transformers model with modules that match no pattern of its family.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from labkit.common.errors import LoadError
-
-
-class HubError(LoadError):
-    """A model on the hub that cannot be read."""
+from labkit.common.errors import HubError
 
 
 def _from_hub(source: str, name: str) -> Path:

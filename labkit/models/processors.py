@@ -21,10 +21,6 @@ MARK = "\x00"
 """Stands in a templated prompt around the number of a text that holds control tokens."""
 
 
-class PromptError(LabError):
-    """A conversation that the model's chat template cannot express."""
-
-
 class TemplateProcessor:
     """A tokenizer's chat template, with images for the Glm4v family; alone for text-only models.
 
@@ -60,7 +56,7 @@ class TemplateProcessor:
         Control tokens that stand in a text, ``<|user|>`` say, are encoded as the letters they are.
 
         Raises:
-            PromptError: the template refuses the messages.
+            LabError: the template refuses the messages.
         """
         messages, hostile = self._without_control_tokens(messages)
         images = [
@@ -141,13 +137,13 @@ class TemplateProcessor:
                 stripped, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
             )
         except Exception as error:  # jinja's own errors and raise_exception() in templates
-            raise PromptError(f"the model's chat template refuses these messages: {error}") from None
+            raise LabError(f"the model's chat template refuses these messages: {error}") from None
 
     def _expand(self, text: str, counts: Sequence[int]) -> str:
         """Replace the n-th placeholder by as many as the n-th image has tokens."""
         pieces = text.split(self.image_token)
         if len(pieces) != len(counts) + 1:
-            raise PromptError(
+            raise LabError(
                 f"the model's chat template made {len(pieces) - 1} image placeholders of {len(counts)} images"
             )
         return pieces[0] + "".join(
@@ -175,7 +171,7 @@ class AutoProcessorAdapter:
         """Inputs for one conversation, as the family's processor names them.
 
         Raises:
-            PromptError: the processor or its template refuses the messages.
+            LabError: the processor or its template refuses the messages.
         """
         conversation = [{"role": message["role"], "content": _parts(message)} for message in messages]
         knows_thinking = "enable_thinking" in str(self._processor.chat_template)
@@ -189,7 +185,7 @@ class AutoProcessorAdapter:
                 **({"enable_thinking": enable_thinking} if knows_thinking else {}),
             )
         except Exception as error:
-            raise PromptError(f"the model's processor refuses these messages: {error}") from error
+            raise LabError(f"the model's processor refuses these messages: {error}") from error
         tensors = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
         return {
             key: value.to(self.dtype) if value.is_floating_point() else value

@@ -51,10 +51,6 @@ GLM_4_1V_9B = {
 """The sizes of GLM-4.1V-9B, which both AutoGLM-Phone models have."""
 
 
-class ModelNotFoundError(LabError):
-    """No such model: an unknown name, or a folder without a usable checkpoint."""
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """One model.
@@ -154,7 +150,7 @@ def get_spec(model: str | Path | ModelSpec) -> ModelSpec:
     """The spec for a registered name, a local folder, or a hub id ``owner/name``.
 
     Raises:
-        ModelNotFoundError: for anything else, with the known names and the nearest of them.
+        LabError: for anything else, with the known names and the nearest of them.
     """
     if isinstance(model, ModelSpec):
         return model
@@ -165,21 +161,17 @@ def get_spec(model: str | Path | ModelSpec) -> ModelSpec:
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelNotFoundError(
-                f"the folder {text} has no config.json, so it is no transformers checkpoint"
-            )
+            raise LabError(f"the folder {text} has no config.json, so it is no transformers checkpoint")
         return ModelSpec(path.resolve().name, str(path.resolve()), f"the checkpoint in {text}")
     if path.exists():
-        raise ModelNotFoundError(
-            f"{text} is a file; a model is a name, a folder with config.json, or a hub id"
-        )
+        raise LabError(f"{text} is a file; a model is a name, a folder with config.json, or a hub id")
     looks_like_path = isinstance(model, Path) or text.startswith(("/", ".", "~")) or "\\" in text
     if not looks_like_path and HUB_ID.fullmatch(text):
         return ModelSpec(text, text, f"{text} on the Hugging Face hub")
     near = difflib.get_close_matches(text, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     what = f"the folder {text} does not exist" if looks_like_path else f"no model is called {text!r}"
-    raise ModelNotFoundError(
+    raise LabError(
         f"{what}.{hint} Known models: {', '.join(known)}; or give a local folder with a transformers "
         "checkpoint, or a hub id such as owner/name"
     )

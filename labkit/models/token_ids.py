@@ -19,10 +19,6 @@ Message = Mapping[str, Any]
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id")
 
 
-class IdPromptError(LabError):
-    """A text where token ids are needed."""
-
-
 class IdTokenizer:
     """Stands where a tokenizer would: an answer is its token ids, written as numbers."""
 
@@ -45,17 +41,17 @@ class IdTokenizer:
         """The numbers in a text.
 
         Raises:
-            IdPromptError: it holds something else, or a number that is no token's.
+            LabError: it holds something else, or a number that is no token's.
         """
         if not re.fullmatch(r"[\d\s]*", text):
-            raise IdPromptError(
+            raise LabError(
                 f"there is no tokenizer here, so a prompt is token ids, such as '17 4 250'; not {text[:40]!r}"
             )
         ids = [int(one) for one in text.split()]
         if wrong := [one for one in ids if one >= self.vocabulary]:
-            raise IdPromptError(f"there is no token {wrong[0]}; the model has 0 to {self.vocabulary - 1}")
+            raise LabError(f"there is no token {wrong[0]}; the model has 0 to {self.vocabulary - 1}")
         if wrong := [one for one in ids if one in self.media]:
-            raise IdPromptError(f"the token {wrong[0]} stands for a picture or a sound: give that itself")
+            raise LabError(f"the token {wrong[0]} stands for a picture or a sound: give that itself")
         return ids
 
     def random_text(self, count: int, seed: int = 0) -> str:
@@ -94,7 +90,7 @@ class IdProcessor:
         """As `labkit.models.processors.TemplateProcessor`, without a template: one part after the other.
 
         Raises:
-            IdPromptError: a text that is no token ids.
+            LabError: a text that is no token ids.
         """
         ids: list[int] = []
         images: list[dict[str, torch.Tensor]] = []

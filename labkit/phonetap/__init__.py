@@ -1,10 +1,11 @@
 """PhoneTap: synthetic phone screens with exact ground truth, and the question whether the tap lands. No torch."""
 
+from labkit.common.errors import ScreenError
 from labkit.phonetap.agent import PhoneScore, Run, Turn, evaluate, run
-from labkit.phonetap.items import SPLITS, Item, ItemError, items
-from labkit.phonetap.phone import Phone, PhoneError, Place
+from labkit.phonetap.items import SPLITS, Item, items
+from labkit.phonetap.phone import Phone, Place
 from labkit.phonetap.scoring import Score, score
-from labkit.phonetap.screens import KINDS, Element, Screen, ScreenError, draw_screen
+from labkit.phonetap.screens import KINDS, Element, Screen, draw_screen
 from labkit.phonetap.tasks import Task, TaskStep, tasks
 
 __all__ = [
@@ -12,9 +13,7 @@ __all__ = [
     "SPLITS",
     "Element",
     "Item",
-    "ItemError",
     "Phone",
-    "PhoneError",
     "PhoneScore",
     "Place",
     "Run",

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.common.actions import COORDINATE_MAX, Action
-from labkit.common.errors import LabError
+from labkit.common.errors import LabError, ScreenError
 from labkit.phonetap import instructions, words
 from labkit.phonetap.recordings import Recording, load_recording, recordings
-from labkit.phonetap.screens import Element, Screen, ScreenError, draw_screen
+from labkit.phonetap.screens import Element, Screen, draw_screen
 
 SPLITS = ("typed", "spoken", "hard")
 PARTS = ("train", "calibration", "test")
@@ -36,10 +36,6 @@ _SCREENS_FOR = {
     "menu": ("menu", "settings"), "chip": ("search",), "button": ("dialog", "detail"), "tab": ("menu",),
 }  # fmt: skip
 _TARGETLESS = tuple(task for task in instructions.FIXED_TASKS if task not in ("who", "outside", "done"))
-
-
-class ItemError(LabError):
-    """Items were asked for that the benchmark does not have."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +104,13 @@ def items(
     size: the screens' pixels (default 224 x 476). Screens are drawn when their image is first used.
     """
     if split != "all" and split not in SPLITS:
-        raise ItemError(f"unknown split {split!r}; known: all, {', '.join(SPLITS)}")
+        raise LabError(f"unknown split {split!r}; known: all, {', '.join(SPLITS)}")
     if part not in ("test", "calibration"):
-        raise ItemError(f"unknown part {part!r}; known: test, calibration")
+        raise LabError(f"unknown part {part!r}; known: test, calibration")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ItemError(f"count must be a whole number of 1 or more; it is {count!r}")
+        raise LabError(f"count must be a whole number of 1 or more; it is {count!r}")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise ItemError(f"seed must be a whole number of 0 or more; it is {seed!r}")
+        raise LabError(f"seed must be a whole number of 0 or more; it is {seed!r}")
     base = STANDARD_SEED if seed is None else seed
     wanted = SPLITS if split == "all" else (split,)
     streams = {name: _stream(name, base, part, size or SIZE) for name in wanted}

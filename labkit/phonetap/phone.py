@@ -29,10 +29,6 @@ LEAST_SWIPE = 100
 """Thousandths of the screen that a finger must move for the page to follow."""
 
 
-class PhoneError(LabError):
-    """Something this phone has no answer to."""
-
-
 @dataclass(frozen=True)
 class Place:
     """Where the phone is: the kind of screen, the labels that led here, how far it is scrolled, what was typed."""
@@ -54,7 +50,7 @@ class Phone:
 
     def __init__(self, seed: int = 0, lang: str = "zh", size: tuple[int, int] = SIZE):
         if lang not in ("zh", "en"):
-            raise PhoneError(f"unknown language {lang!r}; known: zh, en")
+            raise LabError(f"unknown language {lang!r}; known: zh, en")
         self.seed, self.lang, self.size = seed, lang, size
         self._stack = [Place("home")]
 

@@ -32,10 +32,6 @@ GROUPS = ("unseen_voice", "unseen_speaker")
 _DATE = (2026, 1, 1, 0, 0, 0)  # one date for every member, so that equal contents make equal files
 
 
-class RecordingError(LabError):
-    """A recording or a pool of them is missing or cannot be read."""
-
-
 def recordings_folder() -> Path:
     """Where the shipped pools of recordings are."""
     return assets_folder() / "speech"
@@ -85,7 +81,7 @@ def decode(data: bytes) -> np.ndarray:
 
     samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     if rate != SAMPLE_RATE:
-        raise RecordingError(f"a recording has {rate} samples a second; {SAMPLE_RATE} are needed")
+        raise LabError(f"a recording has {rate} samples a second; {SAMPLE_RATE} are needed")
     return np.ascontiguousarray(samples[:, 0])
 
 
@@ -126,12 +122,12 @@ class SpeechPool:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise RecordingError(f"no pool of recordings at {self.path}")
+            raise LabError(f"no pool of recordings at {self.path}")
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(self.path.read_bytes()))
             lines = self._archive.read("index.jsonl").decode().splitlines()
         except (zipfile.BadZipFile, KeyError) as error:
-            raise RecordingError(f"{self.path} is not a pool of recordings ({error})") from error
+            raise LabError(f"{self.path} is not a pool of recordings ({error})") from error
         self.entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self._by_id = {entry["id"]: entry for entry in self.entries}
         self._last: tuple[str, np.ndarray] = ("", np.zeros(0, np.float32))
@@ -139,7 +135,7 @@ class SpeechPool:
     def raw(self, name: str) -> bytes:
         """The encoded file that holds a recording."""
         if name not in self._by_id:
-            raise RecordingError(f"{self.path.name} has no recording {name!r}")
+            raise LabError(f"{self.path.name} has no recording {name!r}")
         return self._archive.read(self._by_id[name].get("file", f"{name}.ogg"))
 
     def load(self, name: str) -> np.ndarray:
@@ -155,7 +151,7 @@ class SpeechPool:
 @functools.cache
 def _shipped(part: str) -> tuple[SpeechPool, tuple[Recording, ...]]:
     if part not in PARTS:
-        raise RecordingError(f"unknown part {part!r} of the recordings; known: {', '.join(PARTS)}")
+        raise LabError(f"unknown part {part!r} of the recordings; known: {', '.join(PARTS)}")
     pool = SpeechPool(recordings_folder() / f"{part}.zip")
     known = {field.name for field in fields(Recording)}
     return pool, tuple(Recording(**{k: v for k, v in entry.items() if k in known}) for entry in pool.entries)
@@ -164,7 +160,7 @@ def _shipped(part: str) -> tuple[SpeechPool, tuple[Recording, ...]]:
 def recordings(part: str = "test", lang: str | None = None, group: str | None = None) -> list[Recording]:
     """The shipped recordings of a part ("test" or "calibration"), optionally of one language or group."""
     if group is not None and group not in GROUPS:
-        raise RecordingError(f"unknown group {group!r}; known: {', '.join(GROUPS)}")
+        raise LabError(f"unknown group {group!r}; known: {', '.join(GROUPS)}")
     return [
         recording
         for recording in _shipped(part)[1]
@@ -176,5 +172,5 @@ def load_recording(name: str) -> np.ndarray:
     """A shipped recording's samples by its id, float32 [n] in -1..1 at 16 kHz, mono."""
     part = name.split("-", 1)[0]
     if part not in PARTS:
-        raise RecordingError(f"unknown recording {name!r}; ids look like test-zh-003")
+        raise LabError(f"unknown recording {name!r}; ids look like test-zh-003")
     return _shipped(part)[0].load(name)

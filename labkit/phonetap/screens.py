@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labkit.common.errors import LabError
+from labkit.common.errors import ScreenError
 from labkit.phonetap import words as phonetap_words
 from labkit.phonetap.drawing.canvas import Canvas, Written
 from labkit.phonetap.drawing.fonts import has_chinese
@@ -54,10 +54,6 @@ _LAYOUTS = {
 }
 _WITH_TOASTS = ("home", "settings", "contacts", "messages", "menu", "detail")
 _ATTEMPTS = 12
-
-
-class ScreenError(LabError):
-    """A screen was asked for that cannot be drawn."""
 
 
 @dataclass(frozen=True)

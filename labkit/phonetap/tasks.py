@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from labkit.common.actions import Action
+from labkit.common.errors import LabError
 from labkit.phonetap import instructions, words
 from labkit.phonetap.items import tap_action
-from labkit.phonetap.phone import Phone, PhoneError, Place
+from labkit.phonetap.phone import Phone, Place
 from labkit.phonetap.screens import Element
 
 LANGUAGES = ("zh", "en")
@@ -47,10 +48,10 @@ def tasks(count: int = 20, seed: int = 0, lang: str | None = None) -> list[Task]
     """Tasks of two to four steps, the same for the same arguments; ``lang`` None takes both in turn.
 
     Raises:
-        PhoneError: no tasks, or an unknown language.
+        LabError: no tasks, or an unknown language.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise PhoneError(f"count must be a whole number of 1 or more; it is {count!r}")
+        raise LabError(f"count must be a whole number of 1 or more; it is {count!r}")
     made: list[Task] = []
     number = 0
     while len(made) < count:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.common.errors import LabError
 from labkit.plans.finished import FinishedModules
-from labkit.plans.sequential import TOO_LARGE, Lockstep, LockstepError, run_model, to_device
+from labkit.plans.sequential import TOO_LARGE, Lockstep, run_model, to_device
 from labkit.plans.unread import at_hand
 from labkit.quantization import Scheme
 from labkit.quantization.gptq_blocks import forget_graphs
@@ -48,7 +49,7 @@ def calibrate_(
         work: where finished modules are kept, and taken from.
 
     Raises:
-        LockstepError: a batch does not run, or no batch comes to some of the Linears (before any is solved); or all
+        LabError: a batch does not run, or no batch comes to some of the Linears (before any is solved); or all
             of them together do not fit into the device's memory.
         SchemeError: a Linear cannot be solved, naming it.
     """
@@ -83,13 +84,13 @@ def calibrate_(
         with Lockstep(model, linears, batches, device, references) as lockstep:
             missing = lockstep.scout()
             if needing := [name for name in missing if schemes[name].requires_calibration]:
-                raise LockstepError(_about_missing(needing))
+                raise LabError(_about_missing(needing))
             lockstep.let_go(missing)
             for name in missing:
                 visit(name, [], None)
             lockstep.walk(visit)
     except torch.OutOfMemoryError as error:
-        raise LockstepError(TOO_LARGE) from error
+        raise LabError(TOO_LARGE) from error
     finally:
         forget_graphs()
         for name in in_training:

@@ -59,7 +59,7 @@ def fill_(
     Raises:
         SchemeError: a weight cannot be quantized, naming its module.
         LoadError: a file is broken.
-        LockstepError: calibration batches that do not run, or do not come to every Linear that needs them.
+        LabError: calibration batches that do not run, or do not come to every Linear that needs them.
     """
     _Filling(skeleton, source, resolved, place, work).run(batches, progress)
     initialize_computed_(skeleton, place)

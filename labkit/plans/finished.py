@@ -146,10 +146,6 @@ def _lock(folder: Path) -> int | None:
 SUFFIX = ".safetensors"
 
 
-class WorkFolderError(LabError):
-    """The work folder holds another run, is damaged, or cannot be written."""
-
-
 class FinishedModules(Protocol):
     """Where finished modules are kept, so that an interrupted run continues."""
 
@@ -170,7 +166,7 @@ class WorkFolder:
         fingerprint: what the run is made of (see `fingerprint_of`): a folder of another run is refused.
 
     Raises:
-        WorkFolderError: it holds another run, naming what differs, or cannot be written.
+        LabError: it holds another run, naming what differs, or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, fingerprint: Mapping[str, str]) -> None:
@@ -180,21 +176,21 @@ class WorkFolder:
             if record.is_file():
                 self._check(json.loads(record.read_text(encoding="utf-8")), fingerprint)
             elif self.path.is_dir() and any(self.path.glob(f"*{SUFFIX}")):
-                raise WorkFolderError(f"{self.path} holds other files: give a folder of its own")
+                raise LabError(f"{self.path} holds other files: give a folder of its own")
             else:
                 with atomic_path(record) as temporary:
                     temporary.write_text(json.dumps(dict(fingerprint), indent=1), encoding="utf-8")
         except ValueError as error:
             if isinstance(error, LabError):
                 raise
-            raise WorkFolderError(f"{record} is damaged: delete {self.path} to begin anew") from None
+            raise LabError(f"{record} is damaged: delete {self.path} to begin anew") from None
         except OSError as error:
-            raise WorkFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
     def _check(self, kept: Mapping[str, str], now: Mapping[str, str]) -> None:
         differing = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
         if differing:
-            raise WorkFolderError(
+            raise LabError(
                 f"{self.path} holds a run with another {' and '.join(differing)}: give another folder, or "
                 "delete it to begin anew"
             )
@@ -206,7 +202,7 @@ class WorkFolder:
     def load(
         self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
     ) -> nn.Module | None:
-        """What was made of ``module``, or None. Raises WorkFolderError if its file is damaged."""
+        """What was made of ``module``, or None. Raises LabError if its file is damaged."""
         path = self.path / f"{name}{SUFFIX}"
         if not path.is_file():
             return None
@@ -218,7 +214,7 @@ class WorkFolder:
             made.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
             told = str(error).splitlines()[0]
-            raise WorkFolderError(f"{path} is damaged ({told}): delete it to make that module anew") from None
+            raise LabError(f"{path} is damaged ({told}): delete it to make that module anew") from None
         return made
 
     def save(self, name: str, module: nn.Module) -> None:
@@ -230,7 +226,7 @@ class WorkFolder:
             with atomic_path(self.path / f"{name}{SUFFIX}") as temporary:
                 save_file(state, temporary)
         except OSError as error:
-            raise WorkFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
 
 def fingerprint_of(

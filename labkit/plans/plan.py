@@ -37,9 +37,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from labkit.common.errors import PlanError
 from labkit.common.files import assets_folder, atomic_path
 from labkit.models.checkpoint import LoadError
-from labkit.plans.rule import PlanError, Rule
+from labkit.plans.rule import Rule
 from labkit.quantization import DTYPES, get_scheme
 
 if TYPE_CHECKING:

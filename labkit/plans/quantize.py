@@ -57,8 +57,8 @@ def quantize_(
     Raises:
         PlanError: the plan does not fit the model, or calibration is missing (before anything is changed).
         SchemeError: a weight cannot be quantized (not finite), naming the Linear.
-        LockstepError: calibration batches that do not run, or do not come to every Linear that needs them.
-        WorkFolderError: the work folder holds another run.
+        LabError: calibration batches that do not run, or do not come to every Linear that needs them.
+        LabError: the work folder holds another run.
     """
     if not isinstance(plan, QuantizationPlan):
         plan = QuantizationPlan.from_yaml(plan)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from labkit.common.errors import PlanError
 from labkit.plans.resolved import NO_ROLE, Part, ResolvedPlan
-from labkit.plans.rule import PlanError, Rule, kind_of, relative_depths
+from labkit.plans.rule import Rule, kind_of, relative_depths
 from labkit.quantization import QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int8_storage import StoredInt8, module_kind

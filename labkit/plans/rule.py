@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import PlanError
 from labkit.models.families import ROLES
 from labkit.quantization import Scheme, SchemeError, get_scheme
 
@@ -44,10 +44,6 @@ def kind_of(name: str) -> str:
 
 MODULE_KINDS = ("linear", "embedding", "conv")
 _KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupported", "optional")
-
-
-class PlanError(LabError):
-    """A plan that says something impossible, or that does not fit the model."""
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,6 @@ from labkit.common.errors import LabError
 Visit = Callable[[str, list[Tensor], list[Tensor] | None], nn.Module]
 
 
-class LockstepError(LabError):
-    """Batches that do not run through the model, or do not reach what they should."""
-
-
 def run_model(model: nn.Module, batch: Any) -> Any:
     """``model(**batch)`` for a mapping, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
 
@@ -100,7 +96,7 @@ class Lockstep:
         """Find the order in which the watched modules are called; returns the names that no batch calls.
 
         One batch of each kind (the same arguments given) is run through the model as it is; all are if those
-        do not call every watched module. Raises LockstepError if a batch does not run.
+        do not call every watched module. Raises LabError if a batch does not run.
         """
         kinds = [_kind(batch) for batch in self.batches]
         first = [index for index, kind in enumerate(kinds) if kind not in kinds[:index]]
@@ -214,7 +210,7 @@ class _Pass(threading.Thread):
         self.start()
 
     def advance(self) -> None:
-        """Let it run to its next halt, or to the end of the model. Raises LockstepError if the model raises an error."""
+        """Let it run to its next halt, or to the end of the model. Raises LabError if the model raises an error."""
         self.halted_at = self.inputs = None
         self._go.release()
         self._back.acquire()
@@ -305,23 +301,23 @@ TOO_LARGE = (
 )
 
 
-def _about_failure(index: int, error: Exception) -> LockstepError:
+def _about_failure(index: int, error: Exception) -> LabError:
     if isinstance(error, torch.OutOfMemoryError):
-        return LockstepError(TOO_LARGE)
+        return LabError(TOO_LARGE)
     told = " ".join(f"{type(error).__name__}: {error}".split())
-    return LockstepError(f"calibration batch {index} does not run through the model ({told})")
+    return LabError(f"calibration batch {index} does not run through the model ({told})")
 
 
 def checked_batches(batches: Iterable[Any]) -> list[Any]:
-    """The batches as a list. Raises LockstepError if there are none, or if one is of a kind no model takes."""
+    """The batches as a list. Raises LabError if there are none, or if one is of a kind no model takes."""
     if isinstance(batches, Tensor | Mapping):
-        raise LockstepError("calibration is a list of batches; this is a single one: put it in a list")
+        raise LabError("calibration is a list of batches; this is a single one: put it in a list")
     found = list(batches)
     if not found:
-        raise LockstepError("there are no calibration batches")
+        raise LabError("there are no calibration batches")
     for index, batch in enumerate(found):
         if not isinstance(batch, Tensor | Mapping | tuple | list):
-            raise LockstepError(
+            raise LabError(
                 f"calibration batch {index} is of type {type(batch).__name__}; a batch is a tensor, a mapping of "
                 "arguments, or a tuple of them"
             )

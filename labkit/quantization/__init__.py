@@ -28,7 +28,7 @@ from labkit.quantization import nf4 as nf4
 from labkit.quantization import llm_int8 as llm_int8
 
 # isort: on
-from labkit.quantization.errors import SchemeError
+from labkit.common.errors import SchemeError
 from labkit.quantization.linear import QuantizedLinear
 from labkit.quantization.scheme import DTYPES, Scheme, get_scheme, known_schemes, register
 

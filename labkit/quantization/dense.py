@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from labkit.quantization.errors import SchemeError
+from labkit.common.errors import SchemeError
 from labkit.quantization.scheme import DTYPES, Scheme, register
 
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labkit.common.errors import SchemeError
 from labkit.quantization import affine
-from labkit.quantization.errors import SchemeError
 from labkit.quantization.gptq_blocks import refine_block, run_block, solve_block
 from labkit.quantization.int4 import Int4, Int4Linear
 from labkit.quantization.kernels.reference import row_slices

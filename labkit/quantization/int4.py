@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labkit.common.errors import SchemeError
 from labkit.quantization import affine
-from labkit.quantization.errors import SchemeError
 from labkit.quantization.kernels import cpu_int4, cuda
 from labkit.quantization.kernels.cuda_products import Packed
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices, sliced_multiply

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labkit.quantization.errors import SchemeError
+from labkit.common.errors import SchemeError
 from labkit.quantization.int8 import Int8Linear, Int8Scheme
 from labkit.quantization.kernels.int8 import int8_dynamic_multiply
 from labkit.quantization.linear import ScaledInput

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from labkit.quantization.errors import SchemeError
+from labkit.common.errors import SchemeError
 from labkit.quantization.int8_storage import empty_stored, module_kind, stored_bytes
 
 if TYPE_CHECKING:

@@ -13,27 +13,23 @@ from labkit.common.errors import LabError
 from labkit.quantization import Scheme, SchemeError, get_scheme
 
 
-class CandidateError(LabError):
-    """A candidate that names no scheme, or one that cannot be had so."""
-
-
 def parse_candidate(text: str) -> Scheme:
     """The scheme that ``text`` names: a scheme's name, ``-Nbit`` for its num_bits, ``:option=value,…``."""
     found = re.fullmatch(r"(?P<name>[a-z0-9-]+?)(?:-(?P<bits>\d+)bit)?(?::(?P<options>.+))?", text.strip())
     if not found:
-        raise CandidateError(f"{text!r} names no scheme; write int8, gptq-3bit, or awq-4bit:group_size=128")
+        raise LabError(f"{text!r} names no scheme; write int8, gptq-3bit, or awq-4bit:group_size=128")
     options: dict[str, Any] = {}
     for pair in filter(None, (found["options"] or "").split(",")):
         key, separator, value = pair.partition("=")
         if not separator:
-            raise CandidateError(f"{text!r}: an option is written name=value, not {pair!r}")
+            raise LabError(f"{text!r}: an option is written name=value, not {pair!r}")
         options[key.strip()] = yaml.safe_load(value)
     if found["bits"]:
         options["num_bits"] = int(found["bits"])
     try:
         return get_scheme(found["name"], **options)
     except SchemeError as error:
-        raise CandidateError(f"{text!r}: {error}") from None
+        raise LabError(f"{text!r}: {error}") from None
 
 
 def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
@@ -45,7 +41,7 @@ def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
         texts = split_candidates(texts)
     schemes = [parse_candidate(text) for text in texts if text.strip()]
     if not schemes:
-        raise CandidateError("no candidate scheme is given")
+        raise LabError("no candidate scheme is given")
     return {label_of(scheme): scheme for scheme in schemes}
 
 

@@ -9,7 +9,7 @@ The mean of (x' - x) xᵀ says how, as far as a Linear can answer to it.
 import torch
 from torch import Tensor
 
-from labkit.quantization.errors import SchemeError
+from labkit.common.errors import SchemeError
 
 
 class InputStatistics:

@@ -22,13 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from labkit.common.errors import LabError, ResultsError
+from labkit.common.errors import LabError, ResultsError, RunFolderError
 from labkit.common.files import atomic_path, read_json
 from labkit.results.measurement import Measurement
-
-
-class RunFolderError(LabError):
-    """The output folder cannot be used; the message says why and what to do."""
 
 
 class RunFolder:
@@ -179,10 +175,6 @@ def _told(value: Any) -> str:
 ENVIRONMENTS = "environments.jsonl"
 
 
-class RecordFolderError(LabError):
-    """The folder cannot be used; the message says why and what to do."""
-
-
 class RecordFolder:
     """See the module's text. ``what`` the folder holds is for messages: ``sensitivities``, ``a search``."""
 
@@ -195,14 +187,14 @@ class RecordFolder:
         The setting ``grows`` is a list that a later run may add to; what it leaves out stays in the folder.
 
         Raises:
-            RecordFolderError: it holds something else, naming each setting that differs; or cannot be written.
+            LabError: it holds something else, naming each setting that differs; or cannot be written.
         """
         settings = json.loads(json.dumps(settings))
         record = self.path / "settings.json"
         try:
             if not record.is_file():
                 if self.path.is_dir() and any(self.path.glob("*.jsonl")):
-                    raise RecordFolderError(f"{self.path} holds other files: give another folder")
+                    raise LabError(f"{self.path} holds other files: give another folder")
                 _write(record, settings)
                 return
             kept = dict(json.loads(record.read_text(encoding="utf-8")))
@@ -213,13 +205,13 @@ class RecordFolder:
                     _write(record, settings)
                     return
         except OSError as error:
-            raise RecordFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
         except (ValueError, TypeError) as error:
             if isinstance(error, LabError):
                 raise
-            raise RecordFolderError(f"{record} is damaged: delete {self.path} to begin anew") from None
+            raise LabError(f"{record} is damaged: delete {self.path} to begin anew") from None
         if differing := [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]:
-            raise RecordFolderError(
+            raise LabError(
                 f"{self.path} holds {self.what} of another kind: {tell_differences(differing, kept, settings)}; "
                 "give another folder, or delete that one to begin anew"
             )
@@ -248,7 +240,7 @@ class RecordFolder:
         """All records. A last line that a killed process left unfinished is dropped, also from the file.
 
         Raises:
-            RecordFolderError: a line is damaged.
+            LabError: a line is damaged.
         """
         found = []
         for path in sorted(self.path.glob("records*.jsonl")):
@@ -261,7 +253,7 @@ class RecordFolder:
                 try:
                     found.append(dict(json.loads(line)))
                 except (ValueError, TypeError):
-                    raise RecordFolderError(
+                    raise LabError(
                         f"{path}: damaged in line {number}; delete the file to make its records anew"
                     ) from None
         return found

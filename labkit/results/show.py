@@ -30,10 +30,6 @@ SCALE = 2
 """Pictures are drawn at twice a screen's pixels, so that marks are crisp."""
 
 
-class ShowError(LabError):
-    """Something that cannot be shown."""
-
-
 def tap(
     screen: Screen | Image.Image,
     answer: Any = None,
@@ -42,7 +38,7 @@ def tap(
     """The screen with the model's tap (orange ring) and the true target (blue box).
 
     answer: a `Generation`, its text, or an `Action`; what has no point draws nothing. target: an element's
-    label, or a box (x0, y0, x1, y1) in thousandths. Raises ShowError for a label that is not on the screen.
+    label, or a box (x0, y0, x1, y1) in thousandths. Raises LabError for a label that is not on the screen.
     """
     canvas = _enlarged(screen)
     if target is not None:
@@ -94,7 +90,7 @@ def elements(screen: Screen) -> Image.Image:
 def grid(screen: Screen | Image.Image, rows: int, columns: int) -> Image.Image:
     """The picture with the grid of its image tokens: each cell becomes one token."""
     if rows < 1 or columns < 1:
-        raise ShowError(f"a grid needs at least one row and one column, not {rows} x {columns}")
+        raise LabError(f"a grid needs at least one row and one column, not {rows} x {columns}")
     canvas = _enlarged(screen)
     draw, (width, height) = ImageDraw.Draw(canvas), canvas.size
     for column in range(1, columns):
@@ -109,7 +105,7 @@ def grid(screen: Screen | Image.Image, rows: int, columns: int) -> Image.Image:
 def row(*pictures: Image.Image, captions: Sequence[str] = (), height: int = 420) -> IPython.display.HTML:
     """Pictures side by side, each ``height`` pixels high with its caption below."""
     if captions and len(captions) != len(pictures):
-        raise ShowError(f"{len(pictures)} pictures and {len(captions)} captions: give one for each, or none")
+        raise LabError(f"{len(pictures)} pictures and {len(captions)} captions: give one for each, or none")
     cells = []
     for number, picture in enumerate(pictures):
         caption = html.escape(captions[number]) if captions else ""
@@ -240,7 +236,7 @@ def _place(point: tuple[int, int]) -> str:
 def _text(generation: Any) -> str:
     text = getattr(generation, "text", generation)
     if not isinstance(text, str):
-        raise ShowError(f"an answer is a Generation or its text, not {type(generation).__name__}")
+        raise LabError(f"an answer is a Generation or its text, not {type(generation).__name__}")
     return text
 
 
@@ -257,10 +253,10 @@ def _target_box(screen: Screen | Image.Image, target: str | tuple) -> tuple[floa
     if not isinstance(target, str):
         return tuple(target)
     if not isinstance(screen, Screen):
-        raise ShowError("a picture has no labels: give the target as a box in thousandths")
+        raise LabError("a picture has no labels: give the target as a box in thousandths")
     labels = [element.label for element in screen.elements]
     if target not in labels:
-        raise ShowError(f"there is no {target!r} on this screen; there are {', '.join(labels)}")
+        raise LabError(f"there is no {target!r} on this screen; there are {', '.join(labels)}")
     sides = screen.size * 2
     return tuple(edge / side * 1000 for edge, side in zip(screen.find(target).box, sides))
 

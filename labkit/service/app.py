@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from labkit import __version__
+from labkit.common.errors import ApiError
 from labkit.service import page
 from labkit.service.backend import Backend
-from labkit.service.errors import ApiError
 from labkit.service.guard import Guard, error_response
 from labkit.service.options import ServiceOptions
 from labkit.service.replies import ChatCompletion, ErrorReply, ModelCard, ModelList

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from labkit.service.options import API_KEY_VARIABLE, ServiceError, ServiceOptions, help_of
+from labkit.common.errors import LabError
+from labkit.service.options import API_KEY_VARIABLE, ServiceOptions, help_of
 
 ENGINES = ("labkit", "vllm")
 _NUMBERS = {
@@ -72,18 +73,16 @@ def options_of(namespace: argparse.Namespace) -> ServiceOptions:
     """The options in parsed arguments; the key may come from the environment.
 
     Raises:
-        ServiceError: an option out of range.
+        LabError: an option out of range.
     """
     given = {name: getattr(namespace, name) for name in (*_NUMBERS, *_TEXTS, *_SWITCHES)}
     given["api_key"] = given["api_key"] or os.environ.get(API_KEY_VARIABLE) or None
     if namespace.tensor_parallel_size < 1 or namespace.pipeline_parallel_size < 1:
-        raise ServiceError("parallel sizes are whole numbers from 1")
+        raise LabError("parallel sizes are whole numbers from 1")
     if namespace.engine == "labkit" and (
         namespace.tensor_parallel_size > 1 or namespace.pipeline_parallel_size > 1 or namespace.vllm_args
     ):
-        raise ServiceError(
-            "the lab's engine uses one device: several GPUs, and --vllm-args, need --engine vllm"
-        )
+        raise LabError("the lab's engine uses one device: several GPUs, and --vllm-args, need --engine vllm")
     return ServiceOptions(**given)
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from labkit.common.errors import LabError
+from labkit.common.errors import ApiError, LabError
 from labkit.engine.engine import Engine
 from labkit.service import log, writing
 from labkit.service.chat import ChatService, Completion
-from labkit.service.errors import ApiError, as_api_error
+from labkit.service.errors import as_api_error
 from labkit.service.metrics import Metrics
 from labkit.service.options import ALIAS, ServiceOptions
 from labkit.service.replies import error_text

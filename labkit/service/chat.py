@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import ApiError, GrammarError, LabError
 from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
-from labkit.engine.grammar import Grammar, GrammarError
+from labkit.engine.grammar import Grammar
 from labkit.service.choice import APART, HIDDEN, INLINE, ChoiceReader, News
 from labkit.service.conversation import check_media, fetch_images, lab_messages
 from labkit.service.engine_settings import longest_answer, settings_of
-from labkit.service.errors import ApiError, as_api_error
+from labkit.service.errors import as_api_error
 from labkit.service.metrics import Metrics
 from labkit.service.options import ServiceOptions
 from labkit.service.reasoning import OPEN

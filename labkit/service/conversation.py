@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from labkit.common.messages import MediaError, load_audio, load_image
-from labkit.service.errors import ApiError
+from labkit.common.errors import ApiError, MediaError
+from labkit.common.messages import load_audio, load_image
 from labkit.service.messages import AudioPart, ImagePart, Message, TextPart
 from labkit.service.options import ServiceOptions
 from labkit.service.remote import RemoteImages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.service.errors import ApiError
+from labkit.common.errors import ApiError
 from labkit.service.options import ServiceOptions
 from labkit.service.schemas import ChatRequest
 

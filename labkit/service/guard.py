@@ -11,8 +11,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from labkit.common.errors import ApiError
 from labkit.service import log
-from labkit.service.errors import ApiError, as_api_error
+from labkit.service.errors import as_api_error
 from labkit.service.metrics import Metrics
 from labkit.service.replies import error_text
 from labkit.service.transport import ClientGoneError

@@ -16,10 +16,6 @@ ALIAS = "autoglm-phone-9b"
 """What published clients of AutoGLM call the model; every service answers to it."""
 
 
-class ServiceError(LabError):
-    """A service that cannot be started as asked for."""
-
-
 def _option(default: Any, help: str, metavar: str = "N") -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar})
 
@@ -61,15 +57,15 @@ class ServiceOptions:
         for name in (*counts, "queue", "max_images", "max_recordings"):
             value, least = getattr(self, name), int(name in counts)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ServiceError(f"{name} is {value!r}; expected a whole number from {least}")
+                raise LabError(f"{name} is {value!r}; expected a whole number from {least}")
         for name in ("timeout_s", "grace_s", "stuck_s", "body_s"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-                raise ServiceError(f"{name} is {value!r}; expected a number of seconds above 0")
+                raise LabError(f"{name} is {value!r}; expected a number of seconds above 0")
         if not isinstance(self.port, int) or not 0 <= self.port <= 65535:
-            raise ServiceError(f"port is {self.port!r}; expected 0 (any free one) to 65535")
+            raise LabError(f"port is {self.port!r}; expected 0 (any free one) to 65535")
         if self.api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
-            raise ServiceError("the API key must be visible ASCII characters without spaces")
+            raise LabError("the API key must be visible ASCII characters without spaces")
 
     @property
     def is_local(self) -> bool:

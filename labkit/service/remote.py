@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from labkit.common.messages import MediaError
+from labkit.common.errors import MediaError
 
 MAX_BYTES = 20 * 2**20
 MAX_REDIRECTS = 3

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import ApiError, LabError
 from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
 from labkit.engine.sampling import TokenLogprobs
 from labkit.service import log
-from labkit.service.errors import ApiError, as_api_error
+from labkit.service.errors import as_api_error
 from labkit.service.options import ServiceOptions
 
 MOST_FAILURES = 3

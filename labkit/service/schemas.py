@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, FiniteFloat, Tag, ValidationError, model_validator
 
+from labkit.common.errors import ApiError
 from labkit.engine.sampling import MAX_LOGPROBS
-from labkit.service.errors import ApiError
 from labkit.service.messages import ROLES, Message, Strict, kind_of_content
 from labkit.service.options import ALIAS
 

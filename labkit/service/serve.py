@@ -11,11 +11,12 @@ from typing import Any
 
 import uvicorn
 
+from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes, format_seconds
 from labkit.service import log
 from labkit.service.app import build_app
 from labkit.service.backend import Backend, EngineBackend
-from labkit.service.options import ServiceError, ServiceOptions
+from labkit.service.options import ServiceOptions
 
 
 def serve(
@@ -81,19 +82,19 @@ def listening(options: ServiceOptions) -> Iterator[socket.socket]:
     """The service's socket, bound before anything takes long; it takes connections once the server runs.
 
     Raises:
-        ServiceError: the port is taken, or the address is none of this machine's.
+        LabError: the port is taken, or the address is none of this machine's.
     """
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
     except OSError:
-        raise ServiceError(f"the address {options.host} is unknown") from None
+        raise LabError(f"the address {options.host} is unknown") from None
     with socket.socket(*found[:3]) as listener:  # with its protocol: asyncio then sends small pieces at once
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(found[4])
         except OSError as error:
-            raise ServiceError(
+            raise LabError(
                 f"port {options.port} of {options.host} cannot be used: {error.strerror}; "
                 "another --port can, or end what uses it"
             ) from None

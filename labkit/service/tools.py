@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.service.errors import ApiError
+from labkit.common.errors import ApiError
 from labkit.service.replies import CalledFunction, ToolCall
 from labkit.service.schemas import ChatRequest, FunctionDefinition, NamedTool
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from labkit.service.errors import ApiError
+from labkit.common.errors import ApiError
 from labkit.service.options import ServiceOptions
 
 T = TypeVar("T")

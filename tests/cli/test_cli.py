@@ -12,7 +12,7 @@ from PIL import Image
 
 import labkit
 from labkit.cli.main import build_parser, main
-from labkit.measure.compare import ComparisonInterrupted
+from labkit.common.errors import Interrupted
 from labkit.results.comparison import Comparison
 
 SETTINGS = {
@@ -221,7 +221,7 @@ def test_a_failed_plan_gives_exit_code_one(capsys, monkeypatch, tmp_path, finish
 
 def test_ctrl_c_tells_what_is_kept(capsys, monkeypatch, tmp_path, finished):
     def interrupt(*arguments, **options):
-        raise ComparisonInterrupted(finished, "interrupted: 1 of 2 plans are finished")
+        raise Interrupted("interrupted: 1 of 2 plans are finished", finished)
 
     monkeypatch.setattr("labkit.measure.compare.compare", interrupt)
     code, _, err = run(capsys, "compare", "pocket", "--output", tmp_path)

@@ -16,7 +16,7 @@ from labkit import phonetap
 from labkit.client import AsyncClient, Client, ClientError, audio_part, image_part, user_message
 from labkit.client.langchain import ReasoningChatOpenAI
 from labkit.common.actions import parse_answer
-from labkit.common.messages import MediaError
+from labkit.common.errors import MediaError
 from labkit.phonetap.recordings import load_recording
 
 pytestmark = [

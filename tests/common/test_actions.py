@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from labkit.common.actions import Action, ActionSyntaxError, format_action, parse_action, parse_answer
+from labkit.common.actions import Action, format_action, parse_action, parse_answer
+from labkit.common.errors import ActionSyntaxError
 
 WRITTEN = {
     'do(action="Tap", element=[500,120])': Action("Tap", {"element": (500, 120)}),

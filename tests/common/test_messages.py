@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from labkit.common.errors import LabError
-from labkit.common.messages import MediaError, MessageError, load_audio, load_image, normalise_messages
+from labkit.common.errors import LabError, MediaError
+from labkit.common.messages import load_audio, load_image, normalise_messages
 
 
 @pytest.fixture
@@ -169,6 +169,6 @@ def test_a_service_request_cannot_name_a_local_file(picture, tmp_path):
     ],
 )
 def test_a_message_of_the_wrong_form_says_what_is_right(messages, error):
-    with pytest.raises(MessageError, match=error) as caught:
+    with pytest.raises(LabError, match=error) as caught:
         normalise_messages(messages)
     assert isinstance(caught.value, LabError)

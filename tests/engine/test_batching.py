@@ -8,10 +8,10 @@ import torch
 from test_engine import ask, picture, pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM
 
+from labkit.common.errors import LabError
 from labkit.engine.batching import Batch
-from labkit.engine.engine import Engine, GenerationError
+from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward, Row, find_way
-from labkit.engine.sampling import SamplingError
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.quantize import quantize_
@@ -205,7 +205,7 @@ def test_an_answer_that_cannot_go_on_fails_alone(llama):
         batch.add(answer)
     batch.run()
     assert len(good.result().token_ids) == 9
-    with pytest.raises(SamplingError, match="no token is left"):
+    with pytest.raises(LabError, match="no token is left"):
         bad.result()
 
 
@@ -224,7 +224,7 @@ def test_a_prompt_that_does_not_fit_the_devices_memory_fails_alone(llama, monkey
         batch.add(answer)
     batch.run()
     assert len(good.result().token_ids) == 5
-    with pytest.raises(GenerationError, match="not enough memory"):
+    with pytest.raises(LabError, match="not enough memory"):
         bad.result()
 
 

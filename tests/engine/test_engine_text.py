@@ -4,8 +4,9 @@ import pytest
 import tiny_models
 import torch
 
+from labkit.common.errors import LabError
 from labkit.engine.detokenize import Detokenizer, StopMatcher
-from labkit.engine.sampling import Sampler, SamplingError, SamplingSettings, distribution
+from labkit.engine.sampling import Sampler, SamplingSettings, distribution
 
 
 def test_top_k_keeps_the_likeliest():
@@ -146,5 +147,5 @@ def test_log_probabilities_are_the_models_own():
     ],
 )
 def test_penalties_and_biases_out_of_range_are_refused(settings, told):
-    with pytest.raises(SamplingError, match=told):
+    with pytest.raises(LabError, match=told):
         SamplingSettings(**settings)

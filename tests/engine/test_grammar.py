@@ -7,8 +7,9 @@ import tiny_models
 from transformers import LlamaForCausalLM
 
 from labkit.common.actions import ACTIONS, Action, format_action, parse_answer
+from labkit.common.errors import GrammarError
 from labkit.engine.engine import Engine
-from labkit.engine.grammar import LEAST_TOKENS, GrammarError, Grammars, action_rules
+from labkit.engine.grammar import LEAST_TOKENS, Grammars, action_rules
 from labkit.engine.json_closing import JsonTail
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec

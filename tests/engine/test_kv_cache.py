@@ -250,13 +250,11 @@ def test_a_model_with_windows_of_its_own_refuses_a_plans(tmp_path):
 
 
 def test_vllm_does_not_take_them():
+    from labkit.common.errors import LabError
     from labkit.measure.anatomy import dissect
-    from labkit.service.options import ServiceError
     from labkit.service.vllm.command import VllmOptions, check_plan
 
     big = dissect("autoglm-phone-9b", "int8-kv")
-    with pytest.raises(
-        ServiceError, match="the runtime options of the plan int8-kv are for the lab's engine"
-    ):
+    with pytest.raises(LabError, match="the runtime options of the plan int8-kv are for the lab's engine"):
         check_plan(big.resolved, big.skeleton, VllmOptions())
     check_plan(big.under("bf16").resolved, big.skeleton, VllmOptions())

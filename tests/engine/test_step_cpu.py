@@ -9,9 +9,10 @@ import torch
 from test_engine import pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.engine.forward import COMPILED, Forward
-from labkit.engine.step_cpu import NativeStep, NotDescribedError, describe
+from labkit.engine.step_cpu import NativeStep, describe
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.quantize import quantize_
@@ -320,7 +321,7 @@ def test_a_model_of_another_family_is_left_to_torch():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
-    with pytest.raises(NotDescribedError, match="GPT2LMHeadModel"):
+    with pytest.raises(LabError, match="GPT2LMHeadModel"):
         NativeStep(model)
 
 

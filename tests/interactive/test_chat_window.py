@@ -10,11 +10,11 @@ from PIL import Image
 
 from labkit import phonetap
 from labkit.cli import main
-from labkit.common.errors import LabError
+from labkit.common.errors import ClientError, LabError
 from labkit.common.messages import normalise_messages
 from labkit.interactive import chat
 from labkit.interactive.chat import local, turns, window, words
-from labkit.interactive.chat.service import Reply, ServiceError, facts_of, models_of
+from labkit.interactive.chat.service import Reply, facts_of, models_of
 
 ENGLISH = words.words_of("en")
 
@@ -75,7 +75,7 @@ def test_a_refusal_and_a_dead_service_are_told_not_raised():
     [reply] = chat.stream(endpoint, [chat.user_message("x")])
     assert "does not answer" in reply.error
     assert facts_of(endpoint) == {}
-    with pytest.raises(ServiceError, match="does not answer"):
+    with pytest.raises(ClientError, match="does not answer"):
         models_of(endpoint)
 
 
@@ -91,11 +91,11 @@ def test_leaving_early_ends_the_request():
 
 
 def test_a_wrong_address_or_language_is_refused():
-    with pytest.raises(ServiceError, match="a base URL is like"):
+    with pytest.raises(ClientError, match="a base URL is like"):
         chat.Endpoint("127.0.0.1:8000")
     with pytest.raises(LabError, match="not 'fr'"):
         chat.build(language="fr")
-    with pytest.raises(ServiceError, match="one service or to two"):
+    with pytest.raises(ClientError, match="one service or to two"):
         chat.build([])
     assert words.WORDS["en"].keys() == words.WORDS["zh"].keys()
 

@@ -7,8 +7,9 @@ import pytest
 import tiny_models
 import torch
 
+from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
-from labkit.interactive.trial import Specimen, SpecimenError
+from labkit.interactive.trial import Specimen
 from labkit.quantization import affine, gptq
 from labkit.quantization.gptq_steps import watch
 from labkit.results.charts.layers import (
@@ -46,15 +47,15 @@ def test_it_holds_what_the_linear_is_given(engine, specimen):
 
 
 def test_what_is_not_there_is_told(engine):
-    with pytest.raises(SpecimenError, match=r"no Linear called model\.nothing; there are model\."):
+    with pytest.raises(LabError, match=r"no Linear called model\.nothing; there are model\."):
         Specimen.of(engine, "model.nothing")
-    with pytest.raises(SpecimenError, match=r"no Linear called model\.language_model; "):
+    with pytest.raises(LabError, match=r"no Linear called model\.language_model; "):
         Specimen.of(engine, "model.language_model")
     words = [{"input_ids": torch.arange(5, 12)[None]}]
     name = next(
         one for one, _ in engine.model.named_modules() if one.endswith("feature_projection.projection")
     )
-    with pytest.raises(SpecimenError, match="no calibration item comes to"):
+    with pytest.raises(LabError, match="no calibration item comes to"):
         Specimen.of(engine, name, batches=words)
 
 

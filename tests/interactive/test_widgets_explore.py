@@ -65,11 +65,11 @@ def test_calibrated_schemes_are_offered_and_beat_rounding_where_it_counts(engine
 def test_what_cannot_be_calibrated_is_said(engine, monkeypatch):
     names = trial.linears(engine)["decoder"]
     monkeypatch.setattr(trial, "MOST_BYTES", 10_000_000)
-    with pytest.raises(trial.ExploringError, match="choose one of them"):
+    with pytest.raises(trial.LabError, match="choose one of them"):
         trial.statistics(engine, names)
     monkeypatch.setattr(trial, "default_calibration", only_typed)
     unheard = trial.linears(engine)["speech"][-1:]
-    with pytest.raises(trial.ExploringError, match="no calibration item comes to"):
+    with pytest.raises(trial.LabError, match="no calibration item comes to"):
         trial.statistics(engine, unheard, 1)
 
 

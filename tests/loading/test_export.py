@@ -10,8 +10,8 @@ from checkpoint_models import PLANS, calibration_for, save_glm4v, save_llama, sa
 from safetensors.torch import load_file
 
 from labkit.cli.main import main
-from labkit.common.errors import CheckpointError
-from labkit.loading.export import ExportError, export
+from labkit.common.errors import CheckpointError, LabError
+from labkit.loading.export import export
 from labkit.loading.export.packing import pack_words, unpack_words
 from labkit.loading.load import load
 from labkit.loading.save import save
@@ -217,7 +217,7 @@ def test_gptqs_exceptions_stand_in_dynamic(made, tmp_path):
 )  # fmt: skip
 def test_what_the_format_cannot_express_is_refused_with_the_nearest(made, tmp_path, plan, format, told):
     _, folder = made(PLANS[plan])
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(LabError) as caught:
         export(folder, tmp_path / "out", format=format, progress=False)
     assert told in str(caught.value)
     assert str(caught.value).startswith(f"{format} cannot express")
@@ -236,11 +236,9 @@ def test_all_refusals_come_at_once_and_parts_can_be_written_unquantized(made, tm
         }
     )
     engine, folder = made(plan)
-    with pytest.raises(ExportError, match=r"llm-int8 of .* and 1 more.*\. Nor nf4 of lm_head"):
+    with pytest.raises(LabError, match=r"llm-int8 of .* and 1 more.*\. Nor nf4 of lm_head"):
         export(folder, tmp_path / "out", progress=False)
-    with pytest.raises(
-        ExportError, match=r"nothing quantized is called 'head'; parts .* are decoder, lm_head"
-    ):
+    with pytest.raises(LabError, match=r"nothing quantized is called 'head'; parts .* are decoder, lm_head"):
         export(folder, tmp_path / "out", dequantize=["head"], progress=False)
     names = ["lm_head", *(f"model.layers.{i}.self_attn.q_proj" for i in (0, 1))]
     done = export(folder, tmp_path / "out", dequantize=names, progress=False)
@@ -252,7 +250,7 @@ def test_all_refusals_come_at_once_and_parts_can_be_written_unquantized(made, tm
     assert set(names) <= set(config_of(done.folder)["quantization_config"]["ignore"])
     assert done.notes[0] == "3 Linears are written unquantized in bf16."
     assert "vLLM joins model.layers.0.self_attn.q_proj and" in done.notes[1]
-    with pytest.raises(ExportError, match="nothing is quantized in this checkpoint"):
+    with pytest.raises(LabError, match="nothing is quantized in this checkpoint"):
         export(folder, tmp_path / "more", dequantize=["lm_head", "decoder"], progress=False)
 
 
@@ -276,7 +274,7 @@ def test_zero_points_that_are_real_numbers_are_refused(tmp_path):
     folder = save_llama(tmp_path / "llama", vocab_size=320)
     engine = load(folder, int4(symmetric=False), "cpu", progress=False)
     engine.model.get_submodule(LAYER).scale_zero[0, :, 1] *= 1.25
-    with pytest.raises(ExportError, match=rf"int4 of {LAYER}: its zero points are real numbers"):
+    with pytest.raises(LabError, match=rf"int4 of {LAYER}: its zero points are real numbers"):
         export(save(engine, tmp_path / "q", progress=False), progress=False)
 
 
@@ -296,7 +294,7 @@ def test_smoothed_inputs_and_stored_embeddings_are_refused_or_written_as_they_co
     folder = save_pocket(tmp_path / "pocket")
     engine = load(folder, PLANS["calibrated"], "cpu", calibration=2, progress=False)
     made = save(engine, tmp_path / "q", progress=False)
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(LabError) as caught:
         export(made, format="compressed-tensors", progress=False)
     told = str(caught.value)
     assert "cannot take it up; nearest: int8-dynamic without smoothing" in told
@@ -386,5 +384,5 @@ def test_names_that_other_engines_may_not_know_are_told(tmp_path):
 def test_what_is_no_quantized_checkpoint_is_refused(llama, made, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no labkit\.json: it is no quantized checkpoint"):
         export(llama, tmp_path / "out")
-    with pytest.raises(ExportError, match="unknown format 'gguf'; known are compressed-tensors, gptq"):
+    with pytest.raises(LabError, match="unknown format 'gguf'; known are compressed-tensors, gptq"):
         export(llama, tmp_path / "out", format="gguf")

@@ -13,12 +13,12 @@ import torch
 from checkpoint_models import HELLO, logits, save_glm4v, save_llama
 
 from labkit.cli.main import main
-from labkit.common.errors import CheckpointError, LabError
+from labkit.common.errors import CheckpointError, Interrupted, LabError
 from labkit.common.files import sha256_of
 from labkit.loading.load import load
 from labkit.loading.manifest import Manifest
-from labkit.loading.quantize_to import CalibrationSettings, QuantizeInterrupted, quantize_to
-from labkit.measure.anatomy import AnatomyError, dissect
+from labkit.loading.quantize_to import CalibrationSettings, quantize_to
+from labkit.measure.anatomy import dissect
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.finished import Steps
 from labkit.quantization.int4 import Int4
@@ -62,7 +62,7 @@ def test_the_command_makes_a_folder_that_can_be_asked(model, tmp_path, capsys):
     assert (code, "small is quantized already, by the plan int4" in err) == (2, True)
     code, _, err = run(capsys, "plans", "--model", folder)
     assert (code, "small is quantized already" in err) == (2, True)
-    with pytest.raises(AnatomyError, match="small is quantized already"):
+    with pytest.raises(LabError, match="small is quantized already"):
         dissect(folder)
     code, _, err = run(capsys, "quantize", folder, "--plan", "int8", "--output", tmp_path / "more")
     assert (code, "quantize the model that it was made of" in err) == (2, True)
@@ -108,7 +108,7 @@ def test_an_interrupted_run_continues_where_it_stopped(model, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "save", save)
-        with pytest.raises(QuantizeInterrupted, match=r"5 of 29 Linears are kept in .*q\.partial"):
+        with pytest.raises(Interrupted, match=r"5 of 29 Linears are kept in .*q\.partial"):
             quantize_to(model, "int4", target, "cpu", progress=False)
     assert not target.exists()
     code, out, _ = run(capsys, "quantize", model, "--plan", "int4", "--output", target, "--device", "cpu")
@@ -123,7 +123,7 @@ def test_another_run_is_refused_or_dropped(model, tmp_path, monkeypatch):
     target = tmp_path / "q"
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "save", interrupt)
-        with pytest.raises(QuantizeInterrupted):
+        with pytest.raises(Interrupted):
             quantize_to(model, "int4", target, "cpu", progress=False)
     with pytest.raises(CheckpointError, match=r"another unfinished run \(other plan\): give another folder"):
         quantize_to(model, "int8", target, "cpu", progress=False)
@@ -156,7 +156,7 @@ def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "save", save)
-        with pytest.raises(QuantizeInterrupted):
+        with pytest.raises(Interrupted):
             quantize_to(model, "int4", target, "cpu", progress=False)
     files = sorted((tmp_path / "q.partial/modules").glob("*.safetensors"))
     files[0].write_bytes(files[0].read_bytes()[:-50])

@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.measure.search.allocate import (
-    Allocation,
-    AllocationError,
-    Option,
-    Unit,
-    allocate,
-    front,
-    units_of,
-)
+from labkit.common.errors import AllocationError
+from labkit.measure.search.allocate import Allocation, Option, Unit, allocate, front, units_of
 from labkit.measure.search.plan_writer import plan_of
 from labkit.plans.plan import QuantizationPlan
 

@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 from compare_fakes import request_for
 
-from labkit.common.errors import LabError, ResultsError
-from labkit.common.process import WorkerFailedError
-from labkit.measure.compare import ComparisonInterrupted, _measure_all, run_worker
+from labkit.common.errors import (
+    Interrupted,
+    LabError,
+    ResultsError,
+    RunFolderError,
+    WorkerFailedError,
+)
+from labkit.measure.compare import _measure_all, run_worker
 from labkit.measure.job import Job, JobPlan
 from labkit.results.comparison import Comparison
-from labkit.results.folders import RunFolder, RunFolderError
+from labkit.results.folders import RunFolder
 
 WORKER = [sys.executable, str(Path(__file__).parents[1] / "compare_fakes.py")]
 SETTINGS = {
@@ -187,10 +192,10 @@ SCRIPT = textwrap.dedent(
     import sys
     sys.path[:0] = {paths!r}
     from test_compare import measure
-    from labkit.measure.compare import ComparisonInterrupted
+    from labkit.measure.compare import Interrupted
     try:
         measure({folder!r}, "fp32", "int8")
-    except ComparisonInterrupted as interruption:
+    except Interrupted as interruption:
         print(interruption)
         sys.exit(130)
     """
@@ -234,4 +239,4 @@ def test_ctrl_c_keeps_what_is_measured_and_ends_the_process(tmp_path):
 
 
 def test_the_interruption_is_a_keyboard_interrupt():
-    assert issubclass(ComparisonInterrupted, KeyboardInterrupt)
+    assert issubclass(Interrupted, KeyboardInterrupt)

@@ -8,8 +8,9 @@ import tiny_models
 
 from labkit import phonetap
 from labkit.cli.main import main
+from labkit.common.errors import LabError
 from labkit.measure import context as growth
-from labkit.measure.context import GrowthError, LongItem, growth_rows, measure_growth
+from labkit.measure.context import LongItem, growth_rows, measure_growth
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_what_cannot_be_measured_is_refused(tiny_pocket, tmp_path, capsys):
         ([0], "from 1 on"),
         ([10**6], "tokens, and the"),
     ):
-        with pytest.raises(GrowthError, match=message):
+        with pytest.raises(LabError, match=message):
             measure_growth(tiny_pocket, ["bf16"], contexts=contexts, output=tmp_path / "x", progress=False)
     assert main(["context", "pocket", "--windows", "many"]) == 2
     assert "'many' is no whole number" in capsys.readouterr().err

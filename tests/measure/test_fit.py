@@ -10,15 +10,9 @@ from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel, Glm4vVision
 
 import labkit
 from labkit.cli.main import main
-from labkit.measure.anatomy import Anatomy, AnatomyError, dissect
-from labkit.measure.fit import (
-    LIBRARY_BYTES,
-    CardError,
-    activation_bytes,
-    find_card,
-    needs,
-    unpacked_cache_bytes,
-)
+from labkit.common.errors import LabError
+from labkit.measure.anatomy import Anatomy, dissect
+from labkit.measure.fit import LIBRARY_BYTES, activation_bytes, find_card, needs, unpacked_cache_bytes
 from labkit.measure.fit_check import LiveBytes, check_plan
 
 
@@ -187,7 +181,7 @@ def test_the_9b_with_random_weights_takes_what_is_predicted(plan):
 def test_cards_are_found_by_their_makers_names():
     assert find_card("NVIDIA H200").name == "h200"
     assert find_card("RTX 4090").memory_bytes == 24 << 30
-    with pytest.raises(CardError, match="Known: rtx-4060"):
+    with pytest.raises(LabError, match="Known: rtx-4060"):
         find_card("voodoo")
-    with pytest.raises(AnatomyError, match="1 or more"):
+    with pytest.raises(LabError, match="1 or more"):
         needs("pocket", ["bf16"], context=0)

@@ -17,7 +17,6 @@ from labkit.measure.evaluator import Judge
 from labkit.measure.perplexity import Perplexities, compare_perplexity
 from labkit.measure.probe import perplexity_of, sequence_losses
 from labkit.plans.plan import PlanError
-from labkit.results.folders import RecordFolderError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANS = "int4-8bit:group_size=32,int4-2bit:group_size=32,gptq-2bit:group_size=32"
@@ -80,7 +79,7 @@ def test_further_plans_are_added_and_nothing_is_measured_again(measured, folder,
     more = compare_perplexity(folder, ["int8", *PLANS.split(",")], datasets=datasets, output=output)
     assert names == ["int8"]
     assert more.records[2:] == found.records[1:]
-    with pytest.raises(RecordFolderError, match="dtype was fp32, now bf16"):
+    with pytest.raises(LabError, match="dtype was fp32, now bf16"):
         compare_perplexity(folder, PLANS, datasets=datasets, output=output, dtype="bf16")
 
 

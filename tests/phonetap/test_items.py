@@ -137,7 +137,7 @@ def test_fixed_requests_are_varied_in_training_and_never_say_what_is_held_out():
     ],
 )
 def test_bad_requests_name_what_would_be_right(arguments, says):
-    with pytest.raises(phonetap.ItemError, match=says):
+    with pytest.raises(phonetap.LabError, match=says):
         phonetap.items(**arguments)
 
 

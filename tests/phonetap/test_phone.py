@@ -11,7 +11,8 @@ import labkit
 from labkit import phonetap
 from labkit.client import Client
 from labkit.common.actions import Action, format_action
-from labkit.phonetap import Phone, PhoneError, Place
+from labkit.common.errors import LabError
+from labkit.phonetap import Phone, Place
 from labkit.phonetap.items import tap_action
 
 
@@ -88,9 +89,9 @@ def test_tasks_are_the_same_again_and_their_actions_do_them():
             one.do(step.action)
             assert one.place == step.place
     assert made != phonetap.tasks(24, seed=1)
-    with pytest.raises(PhoneError, match="count"):
+    with pytest.raises(LabError, match="count"):
         phonetap.tasks(0)
-    with pytest.raises(PhoneError, match="language"):
+    with pytest.raises(LabError, match="language"):
         phonetap.tasks(1, lang="fr")
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from labkit.common.errors import LabError
 from labkit.phonetap.recordings import (
     GROUPS,
-    RecordingError,
     SpeechPool,
     load_recording,
     recordings,
@@ -101,16 +101,16 @@ def test_equal_recordings_make_equal_pools(tmp_path):
 
 
 def test_wrong_names_are_answered_with_what_would_be_right(tmp_path):
-    with pytest.raises(RecordingError, match="known: test, calibration"):
+    with pytest.raises(LabError, match="known: test, calibration"):
         recordings("train")
-    with pytest.raises(RecordingError, match="known: unseen_voice"):
+    with pytest.raises(LabError, match="known: unseen_voice"):
         recordings("test", group="loud")
-    with pytest.raises(RecordingError, match="test-zh-003"):
+    with pytest.raises(LabError, match="test-zh-003"):
         load_recording("nothing")
-    with pytest.raises(RecordingError, match="has no recording"):
+    with pytest.raises(LabError, match="has no recording"):
         load_recording("test-fr-000")
-    with pytest.raises(RecordingError, match="no pool"):
+    with pytest.raises(LabError, match="no pool"):
         SpeechPool(tmp_path / "none.zip")
     (tmp_path / "bad.zip").write_bytes(b"not a zip")
-    with pytest.raises(RecordingError, match="not a pool"):
+    with pytest.raises(LabError, match="not a pool"):
         SpeechPool(tmp_path / "bad.zip")

@@ -10,12 +10,12 @@ import numpy as np
 import PIL
 import pytest
 
+from labkit.common.errors import LabError, ScreenError
 from labkit.models.pocket.training.fonts import characters_of
 from labkit.phonetap import words
 from labkit.phonetap.drawing.canvas import Canvas, intersects
 from labkit.phonetap.drawing.fonts import (
     FAMILIES,
-    FontError,
     Typeface,
     fonts_folder,
     gb2312_first_level,
@@ -24,7 +24,7 @@ from labkit.phonetap.drawing.fonts import (
 from labkit.phonetap.drawing.icons import ICON_NAMES, glyph
 from labkit.phonetap.drawing.themes import OPTIONS
 from labkit.phonetap.drawing.wallpapers import WALLPAPERS
-from labkit.phonetap.screens import DEFAULT_SIZE, KINDS, ScreenError, draw_screen, render
+from labkit.phonetap.screens import DEFAULT_SIZE, KINDS, draw_screen, render
 
 PIXELS_OF_PILLOW = "12.3"  # the version whose rasterizers made HASHES
 HASHES = {
@@ -262,7 +262,7 @@ def test_a_character_outside_the_subset_is_drawn_by_the_full_font():
     x0, y0, x1, y1 = canvas.text(20, 50, rare, 14, (255, 255, 255))
     assert x1 - x0 > 8
     assert y1 - y0 > 8
-    with pytest.raises(FontError, match="no font here can draw '饕'"):
+    with pytest.raises(LabError, match="no font here can draw '饕'"):
         canvas.text(20, 50, "老饕", 14, (255, 255, 255))
 
 

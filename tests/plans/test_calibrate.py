@@ -13,14 +13,13 @@ import tiny_models
 import torch
 from torch import nn
 
+from labkit.common.errors import LabError
 from labkit.loading.calibration import default_calibration
 from labkit.models.families import find_roles
 from labkit.plans import calibrate
 from labkit.plans.calibrate import input_statistics
-from labkit.plans.finished import WorkFolderError
 from labkit.plans.plan import PlanError, QuantizationPlan
 from labkit.plans.quantize import quantize_, weights_bytes
-from labkit.plans.sequential import LockstepError
 from labkit.quantization import QuantizedLinear, SchemeError, get_scheme
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.int4 import Int4Linear
@@ -152,7 +151,7 @@ def test_missing_calibration_is_refused_before_anything_is_changed(llama):
     model = copy.deepcopy(llama)
     with pytest.raises(PlanError, match="plan gptq, rule 1: gptq needs calibration batches"):
         quantize_(model, "gptq", progress=False)
-    with pytest.raises(LockstepError, match="there are no calibration batches"):
+    with pytest.raises(LabError, match="there are no calibration batches"):
         quantize_(model, "gptq", [], progress=False)
     assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
 
@@ -160,9 +159,7 @@ def test_missing_calibration_is_refused_before_anything_is_changed(llama):
 def test_parts_that_no_batch_comes_to_are_named():
     model, _ = tiny_models.pocket()
     text = [{"input_ids": torch.tensor([[30, 31, 32, 33]])}]
-    with pytest.raises(
-        LockstepError, match=r"comes to model\.visual\.blocks\.0.*images for a vision encoder"
-    ):
+    with pytest.raises(LabError, match=r"comes to model\.visual\.blocks\.0.*images for a vision encoder"):
         quantize_(model, "gptq", text, progress=False)
 
 
@@ -184,9 +181,7 @@ def test_too_little_memory_is_told_with_what_helps(llama, monkeypatch, where):
         monkeypatch.setattr(calibrate.InputStatistics, "add", full)
     else:
         monkeypatch.setattr(type(llama.model.norm), "forward", full)
-    with pytest.raises(
-        LockstepError, match=r"fewer or shorter ones, or .*drift_correction: 0\.0\), which halves"
-    ):
+    with pytest.raises(LabError, match=r"fewer or shorter ones, or .*drift_correction: 0\.0\), which halves"):
         quantized(llama, "gptq", sequences())
 
 
@@ -223,12 +218,12 @@ def test_an_interrupted_run_continues_to_the_same_bits(llama, tmp_path, monkeypa
 
 def test_a_work_folder_of_another_run_is_refused(llama, tmp_path):
     quantized(llama, "gptq", sequences(), work_folder=tmp_path)
-    with pytest.raises(WorkFolderError, match="a run with another calibration: give another folder"):
+    with pytest.raises(LabError, match="a run with another calibration: give another folder"):
         quantized(llama, "gptq", sequences(seed=1), work_folder=tmp_path)
     other = tiny_models.llama(seed=1)
-    with pytest.raises(WorkFolderError, match="another weights"):
+    with pytest.raises(LabError, match="another weights"):
         quantized(other, "gptq", sequences(), work_folder=tmp_path)
-    with pytest.raises(WorkFolderError, match="another plan"):
+    with pytest.raises(LabError, match="another plan"):
         quantized(llama, "awq", sequences(), work_folder=tmp_path)
 
 
@@ -236,13 +231,13 @@ def test_a_damaged_work_folder_is_named(llama, tmp_path):
     quantized(llama, "gptq", sequences(), work_folder=tmp_path)
     path = tmp_path / "model.layers.1.mlp.up_proj.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(WorkFolderError, match=r"up_proj\.safetensors is damaged .*delete it"):
+    with pytest.raises(LabError, match=r"up_proj\.safetensors is damaged .*delete it"):
         quantized(llama, "gptq", sequences(), work_folder=tmp_path)
     (tmp_path / "fingerprint.json").write_text("{")
-    with pytest.raises(WorkFolderError, match=r"fingerprint\.json is damaged"):
+    with pytest.raises(LabError, match=r"fingerprint\.json is damaged"):
         quantized(llama, "gptq", sequences(), work_folder=tmp_path)
     (tmp_path / "fingerprint.json").unlink()
-    with pytest.raises(WorkFolderError, match="holds other files"):
+    with pytest.raises(LabError, match="holds other files"):
         quantized(llama, "gptq", sequences(), work_folder=tmp_path)
 
 

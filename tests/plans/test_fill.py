@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import labkit
+from labkit.common.errors import LabError
 from labkit.loading.load import load
-from labkit.loading.placement import PlacementError, check_map, connect_, split_by_layers
+from labkit.loading.placement import check_map, connect_, split_by_layers
 from labkit.loading.prepare import choose_devices
 from labkit.measure.cost import measure
 from labkit.measure.fit_check import LiveBytes
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.spec import ModelSpec
-from labkit.models.token_ids import IdPromptError
 from labkit.models.weights import RandomSource
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_, weights_bytes
@@ -201,11 +201,11 @@ def test_random_weights_need_nothing_but_a_configuration(glm4v_folder, monkeypat
     assert answer.text.split() == [str(one) for one in answer.token_ids]
     cost = measure(engine, prompts=2, warmup=0, max_new_tokens=3)
     assert cost["prompt_tokens"] > 100
-    with pytest.raises(IdPromptError, match="a prompt is token ids, such as '17 4 250'; not 'hello'"):
+    with pytest.raises(LabError, match="a prompt is token ids, such as '17 4 250'; not 'hello'"):
         engine.generate(HELLO)
-    with pytest.raises(IdPromptError, match="stands for a picture"):
+    with pytest.raises(LabError, match="stands for a picture"):
         engine.generate([{"role": "user", "content": str(config["image_token_id"])}])
-    with pytest.raises(IdPromptError, match="no token 99999"):
+    with pytest.raises(LabError, match="no token 99999"):
         engine.generate([{"role": "user", "content": "99999"}])
 
 
@@ -289,7 +289,7 @@ def test_the_9bs_layers_are_dealt_out_evenly(plan, count, monkeypatch):
 
 
 def test_a_split_that_cannot_be_is_refused(glm4v_folder):
-    with pytest.raises(PlacementError, match="2 decoder layers cannot be split over 3"):
+    with pytest.raises(LabError, match="2 decoder layers cannot be split over 3"):
         split(glm4v_folder, "bf16", 3)
     skeleton = Checkpoint(get_spec(glm4v_folder)).skeleton()
     first = torch.device("cuda:0")
@@ -299,7 +299,7 @@ def test_a_split_that_cannot_be_is_refused(glm4v_folder):
         ({"lm_head": "cuda:1"}, "the head .lm_head. must be on the first device"),
         ({"model": "cuda:1"}, "the input embedding .* must be on the first device"),
     ):
-        with pytest.raises(PlacementError, match=message):
+        with pytest.raises(LabError, match=message):
             check_map(skeleton, parts, first)
     with pytest.raises(LoadError, match="only GPUs share a model"):
         choose_devices("cpu,cpu")

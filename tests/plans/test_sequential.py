@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.plans.sequential import Lockstep, LockstepError, checked_batches, run_model
+from labkit.common.errors import LabError
+from labkit.plans.sequential import Lockstep, checked_batches, run_model
 
 
 class Branches(nn.Module):
@@ -168,7 +169,7 @@ def test_a_batch_that_does_not_run_is_named():
     ):
         layers = watched(model)
         del layers["side"]  # so that not every batch is run beforehand
-        with pytest.raises(LockstepError, match=message):
+        with pytest.raises(LabError, match=message):
             run(model, layers, batches, lambda name, inputs, references: doubled(model.first))
         assert not passes_alive()
 
@@ -181,7 +182,7 @@ def test_batches_are_checked_before_anything_runs():
         ({"a": rows(0)}, "put it in a list"),
         ([rows(0), "text"], "calibration batch 1 is of type str"),
     ):
-        with pytest.raises(LockstepError, match=message):
+        with pytest.raises(LabError, match=message):
             checked_batches(wrong)
 
 

@@ -79,9 +79,9 @@ def test_the_screen_itself_is_not_drawn_on(screen):
 
 
 def test_an_unknown_label_is_named_with_those_there_are(screen):
-    with pytest.raises(show.ShowError, match=r"no 'Teapot' on this screen; there are .*Bluetooth"):
+    with pytest.raises(show.LabError, match=r"no 'Teapot' on this screen; there are .*Bluetooth"):
         show.tap(screen, target="Teapot")
-    with pytest.raises(show.ShowError, match="box in thousandths"):
+    with pytest.raises(show.LabError, match="box in thousandths"):
         show.tap(screen.image, target="Bluetooth")
 
 
@@ -89,7 +89,7 @@ def test_a_grid_has_a_line_between_cells(screen, plain):
     drawn = np.asarray(show.grid(screen.image, 1, 2))
     changed = (drawn != np.asarray(plain)).any(-1).all(0)
     assert np.flatnonzero(changed) == pytest.approx(plain.size[0] / 2, abs=2)
-    with pytest.raises(show.ShowError, match="at least one row"):
+    with pytest.raises(show.LabError, match="at least one row"):
         show.grid(screen, 0, 2)
 
 
@@ -132,7 +132,7 @@ def test_pictures_stand_in_a_row_with_captions(plain):
     told = show.row(plain, plain, captions=["one", "<two>"]).data
     assert told.count("data:image/png;base64,") == 2
     assert "&lt;two&gt;" in told
-    with pytest.raises(show.ShowError, match="2 pictures and 1 captions"):
+    with pytest.raises(show.LabError, match="2 pictures and 1 captions"):
         show.row(plain, plain, captions=["one"])
 
 

@@ -19,12 +19,13 @@ import pytest
 import tiny_models
 from service_tools import CHAT, body, image_part, running, screen, streamed
 
+from labkit.common.errors import LabError
 from labkit.engine.batching import Batch
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
-from labkit.service.options import ServiceError, ServiceOptions
+from labkit.service.options import ServiceOptions
 
 LONG = {"max_tokens": 200}
 STEP_S = 0.02
@@ -413,7 +414,7 @@ def test_small_answers_do_not_wait_for_acknowledgements(service):
     ],
 )
 def test_options_out_of_range_are_refused(options, told):
-    with pytest.raises(ServiceError, match=told):
+    with pytest.raises(LabError, match=told):
         ServiceOptions(**options)
 
 

@@ -7,11 +7,11 @@ import json
 import httpx
 import pytest
 
-from labkit.common.messages import MediaError
+from labkit.common.errors import LabError, MediaError
 from labkit.service import remote
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.choice import ChoiceReader
-from labkit.service.options import API_KEY_VARIABLE, ServiceError, ServiceOptions
+from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.remote import RemoteImages, public_address
 from labkit.service.scheduler import Event
@@ -223,5 +223,5 @@ def test_the_arguments_defaults_are_the_options(monkeypatch):
 
 
 def test_several_gpus_need_vllm():
-    with pytest.raises(ServiceError, match="--engine vllm"):
+    with pytest.raises(LabError, match="--engine vllm"):
         options_of(parsed("--tensor-parallel-size", "2"))

@@ -25,7 +25,7 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.models.families import find_roles
 from labkit.models.spec import get_spec
 from labkit.plans.plan import QuantizationPlan
-from labkit.service.options import ServiceError, ServiceOptions
+from labkit.service.options import ServiceOptions
 from labkit.service.vllm import command as vllm_command
 from labkit.service.vllm import serve
 from labkit.service.vllm.backend import VllmBackend
@@ -94,7 +94,7 @@ def test_a_language_model_gets_no_flags_of_pictures():
     ],
 )
 def test_what_vllm_cannot_do_with_a_plan_is_said(skeleton, rule, size, told):
-    with pytest.raises(ServiceError, match=told):
+    with pytest.raises(LabError, match=told):
         check_plan(resolved(skeleton, rule), skeleton, VllmOptions(size))
 
 
@@ -111,9 +111,9 @@ def test_what_it_can_do_passes(skeleton, size):
 
 
 def test_models_that_vllm_has_not_and_gpus_that_do_not_divide_are_refused(phone):
-    with pytest.raises(ServiceError, match="--engine labkit"):
+    with pytest.raises(LabError, match="--engine labkit"):
         check_model(Checkpoint(get_spec("pocket")), VllmOptions())
-    with pytest.raises(ServiceError, match="32 attention heads, which 3 GPUs"):
+    with pytest.raises(LabError, match="32 attention heads, which 3 GPUs"):
         check_model(phone, VllmOptions(3))
     check_model(phone, VllmOptions(2))
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from labkit.client.launch import state
 from labkit.client.launch.state import Record, State
-from labkit.common.errors import LabError
+from labkit.common.errors import LaunchError
 from labkit.common.files import assets_folder, checkout_folder
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 
@@ -27,10 +27,6 @@ START_S = 600.0
 STOP_S = 45.0
 LAST_LINES = 8
 SCRIPT = "run_autoglm_server.sh"
-
-
-class LaunchError(LabError):
-    """A service that cannot be started, or has failed."""
 
 
 class Service:

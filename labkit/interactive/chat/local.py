@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from labkit.interactive.chat.service import Endpoint, ServiceError
+from labkit.common.errors import ClientError
+from labkit.interactive.chat.service import Endpoint
 
 PLANS = ["int4", "int8", "int8-dynamic", "nf4", "llm-int8", "bf16", "fp32"]
 """Plans to choose from at first; the name of any other, or of a file, may be written."""
@@ -21,7 +22,7 @@ def start(model: str, plan: str, port: int = 0) -> tuple[Endpoint, Any]:
     Returns where it is, and the service, whose ``stop()`` ends it. Raises LabError with its log's last words.
     """
     if not can_start():
-        raise ServiceError("services cannot be started from here: start one, and give its base URL")
+        raise ClientError("services cannot be started from here: start one, and give its base URL")
     from labkit.client import launch
 
     service = launch.start(model, plan, port=port, show=None)

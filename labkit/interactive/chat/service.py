@@ -8,16 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from labkit.common.actions import Answer, parse_answer
-from labkit.common.errors import LabError
+from labkit.common.errors import ClientError
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 TIMEOUT_S = 300.0
 HEARD = ("听到：", "I heard: ")
 """How the pocket model's thinking begins when it was spoken to."""
-
-
-class ServiceError(LabError):
-    """A service that does not answer, or refuses."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         place = urlsplit(self.base_url)
         if place.scheme not in ("http", "https") or not place.hostname:
-            raise ServiceError(f"a base URL is like http://127.0.0.1:8000/v1, not {self.base_url!r}")
+            raise ClientError(f"a base URL is like http://127.0.0.1:8000/v1, not {self.base_url!r}")
 
 
 @dataclass(frozen=True)
@@ -91,14 +87,14 @@ def client_of(endpoint: Endpoint) -> Any:
 
 
 def models_of(endpoint: Endpoint) -> list[str]:
-    """Names of the models that a service offers. Raises ServiceError if it does not answer."""
+    """Names of the models that a service offers. Raises ClientError if it does not answer."""
     import openai
 
     try:
         with client_of(endpoint) as client:
             return [model.id for model in client.with_options(timeout=10).models.list().data]
     except openai.OpenAIError as error:
-        raise ServiceError(f"{endpoint.base_url} does not answer: {_told(error)}") from None
+        raise ClientError(f"{endpoint.base_url} does not answer: {_told(error)}") from None
 
 
 def facts_of(endpoint: Endpoint) -> dict[str, Any]:
@@ -136,7 +132,7 @@ def stream(
     try:
         model = endpoint.model or next(iter(models_of(endpoint)), None)
         if model is None:
-            raise ServiceError(f"{endpoint.base_url} offers no model")
+            raise ClientError(f"{endpoint.base_url} offers no model")
         with (
             client_of(endpoint) as client,
             client.chat.completions.create(
@@ -152,7 +148,7 @@ def stream(
             for chunk in chunks:
                 reply = _grown(reply, chunk, time.perf_counter() - began)
                 yield reply
-    except (openai.OpenAIError, ServiceError) as error:
+    except (openai.OpenAIError, ClientError) as error:
         spent = time.perf_counter() - began
         yield dataclasses.replace(reply, error=_told(error), finished=True, total_s=spent)
         return

@@ -9,12 +9,12 @@ import gradio as gr
 from PIL import Image
 
 from labkit import phonetap
-from labkit.common.errors import LabError
+from labkit.common.errors import ClientError, LabError
 from labkit.common.messages import load_audio, load_image
 from labkit.interactive.chat import local
 from labkit.interactive.chat.frame import ChatBlocks
 from labkit.interactive.chat.messages import user_message
-from labkit.interactive.chat.service import Endpoint, Reply, ServiceError, facts_of, models_of, stream
+from labkit.interactive.chat.service import Endpoint, Reply, facts_of, models_of, stream
 from labkit.interactive.chat.turns import Turn, export, history, shown, target_of
 from labkit.interactive.chat.words import LANGUAGES, words_of
 
@@ -258,7 +258,7 @@ class Window:
 def build_window(endpoints: Sequence[Endpoint], language: str) -> gr.Blocks:
     """See `labkit.interactive.chat.build`."""
     if not 1 <= len(endpoints) <= 2:
-        raise ServiceError(f"the chat talks to one service or to two, not to {len(endpoints)}")
+        raise ClientError(f"the chat talks to one service or to two, not to {len(endpoints)}")
     return Window(endpoints, language).blocks
 
 

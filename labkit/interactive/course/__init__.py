@@ -9,6 +9,7 @@ In the Chinese edition (a folder called ``zh``), or where ``$LABKIT_LANGUAGE`` i
 import dataclasses
 from typing import Any
 
+from labkit.common.errors import LabError
 from labkit.interactive.course import (
     beyond,
     by_hand,
@@ -22,7 +23,7 @@ from labkit.interactive.course import (
     talk,
     tour,
 )
-from labkit.interactive.course.exercise import CourseError, Exercise, Verdict, judged
+from labkit.interactive.course.exercise import Exercise, Verdict, judged
 from labkit.interactive.language import language
 
 _EXERCISES: dict[str, Exercise] = {
@@ -32,7 +33,7 @@ _EXERCISES: dict[str, Exercise] = {
 }
 _hints_given: dict[str, int] = {}
 
-__all__ = ["CourseError", "Exercise", "Verdict", "check", "exercises", "get_exercise", "hint"]
+__all__ = ["Exercise", "Verdict", "check", "exercises", "get_exercise", "hint"]
 
 
 def exercises() -> list[Exercise]:
@@ -41,16 +42,16 @@ def exercises() -> list[Exercise]:
 
 
 def get_exercise(id: str) -> Exercise:
-    """The exercise with this id; raises CourseError that lists what is known."""
+    """The exercise with this id; raises LabError that lists what is known."""
     if id not in _EXERCISES:
-        raise CourseError(f"there is no exercise {id!r}; there are {', '.join(_EXERCISES)}")
+        raise LabError(f"there is no exercise {id!r}; there are {', '.join(_EXERCISES)}")
     return _EXERCISES[id]
 
 
 def check(id: str, answer: Any = ...) -> Verdict:
     """Judge an answer. Whatever the answer is, the verdict is a sentence that helps.
 
-    Raises CourseError for an unknown exercise.
+    Raises LabError for an unknown exercise.
     """
     return _spoken(judged(get_exercise(id), answer))
 
@@ -58,7 +59,7 @@ def check(id: str, answer: Any = ...) -> Verdict:
 def hint(id: str) -> Verdict:
     """The next hint for an exercise, each time a plainer one; the last one stays.
 
-    Raises CourseError for an unknown exercise.
+    Raises LabError for an unknown exercise.
     """
     exercise = get_exercise(id)
     given = min(_hints_given.get(id, 0), len(exercise.hints) - 1)

@@ -12,10 +12,6 @@ RIGHT, NOT_YET, OPEN = "#0072B2", "#D55E00", "#7A7A7A"
 """Colours of the bar beside a verdict (Okabe and Ito's); its first word says the same."""
 
 
-class CourseError(LabError):
-    """An exercise that the course does not have."""
-
-
 class Hint(Exception):
     """Raised by a judge: what to look at again. The message is shown to the learner."""
 

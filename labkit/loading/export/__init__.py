@@ -10,7 +10,6 @@
 | `card.py` | what its readers must know, and the folder's ``README.md`` |
 """
 
-from labkit.loading.export.integers import ExportError
 from labkit.loading.export.write import Exported, export
 
-__all__ = ["ExportError", "Exported", "export"]
+__all__ = ["Exported", "export"]

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.loading.export.integers import ExportError, Integers, Kind, Refusal
+from labkit.common.errors import LabError
+from labkit.loading.export.integers import Integers, Kind, Refusal
 from labkit.loading.export.packing import pack_words
 
 NEAREST = {
@@ -48,13 +49,13 @@ def tensors_of(integers: Integers, second_version: bool) -> dict[str, Tensor]:
     """The format's tensors for one weight, by their names in the module.
 
     Raises:
-        ExportError: a scale that fp16 cannot hold.
+        LabError: a scale that fp16 cannot hold.
     """
     kind = integers.kind
     scale = integers.scale.float()
     half = scale.to(torch.float16)
     if not ((half.float() - scale).abs() <= SCALE_ERROR * scale).all():
-        raise ExportError(
+        raise LabError(
             f"the format's scales are fp16, and one here is {scale.min():.3g} to {scale.max():.3g}: "
             "use --format compressed-tensors"
         )

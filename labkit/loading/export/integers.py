@@ -21,10 +21,6 @@ AFFINE = {
 }
 
 
-class ExportError(LabError):
-    """A checkpoint that cannot be written in the format asked for."""
-
-
 @dataclass(frozen=True)
 class Kind:
     """What Linears have in common that can stand in one group of a configuration.
@@ -104,7 +100,7 @@ class Refusal:
 
 
 def refuse(format: str, refused: Mapping[str, tuple[Scheme, Refusal]]) -> None:
-    """Raise `ExportError` for the Linears that ``format`` cannot express, those of one scheme and reason in
+    """Raise `LabError` for the Linears that ``format`` cannot express, those of one scheme and reason in
     one phrase; do nothing if there are none."""
     if not refused:
         return
@@ -115,7 +111,7 @@ def refuse(format: str, refused: Mapping[str, tuple[Scheme, Refusal]]) -> None:
     for (scheme, refusal), names in grouped.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         told.append(f"{scheme} of {names[0]}{more}: {refusal.reason}; nearest: {refusal.nearest}")
-    raise ExportError(
+    raise LabError(
         f"{format} cannot express {'. Nor '.join(told)}. Quantize with the nearest, or write these parts "
         "unquantized with --dequantize PART,…"
     )

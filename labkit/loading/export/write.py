@@ -14,16 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from labkit.common.errors import LabError
 from labkit.loading.export import compressed_tensors, gptq, readme
-from labkit.loading.export.integers import (
-    ExportError,
-    Kind,
-    Refusal,
-    cannot_be_integers,
-    integers_of,
-    kind_of,
-    refuse,
-)
+from labkit.loading.export.integers import Kind, Refusal, cannot_be_integers, integers_of, kind_of, refuse
 from labkit.loading.manifest import Manifest
 from labkit.loading.placement import Placement
 from labkit.loading.restore import resolve_stored, restore
@@ -72,11 +65,11 @@ def export(
         progress: show progress bars.
 
     Raises:
-        ExportError: a scheme that the format cannot express, with the nearest that can; an unknown part.
+        LabError: a scheme that the format cannot express, with the nearest that can; an unknown part.
         CheckpointError: the checkpoint is damaged, or the output cannot be written.
     """
     if format not in FORMATS:
-        raise ExportError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
+        raise LabError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
     rules = FORMATS[format]
     spec = get_spec(folder)
     manifest = Manifest.read(spec.folder or folder)
@@ -84,7 +77,7 @@ def export(
     output = Path(output).expanduser() if output is not None else named.with_name(f"{named.name}-{format}")
     check_target(output, force)
     if manifest.base["model_type"] == "qwen2_5_omni":
-        raise ExportError(
+        raise LabError(
             "of Qwen2.5-Omni the lab quantizes the thinker alone, which is no model that others load"
         )
     manifest.check_sizes(spec.folder)
@@ -131,7 +124,7 @@ def _named_parts(parts: Sequence[str], resolved: ResolvedPlan, roles: Mapping[st
     for part in parts:
         found = {name for name in resolved.schemes if part in (name, roles.get(name))}
         if not found:
-            raise ExportError(
+            raise LabError(
                 f"nothing quantized is called {part!r}; parts with quantized Linears are {', '.join(there)}"
             )
         chosen |= found
@@ -159,7 +152,7 @@ def _kinds(
             refused[name] = scheme, refusal
     refuse(format, refused)
     if not kinds:
-        raise ExportError(
+        raise LabError(
             f"nothing is quantized in this checkpoint, so it is no {format}: the original model loads as it is"
         )
     return kinds

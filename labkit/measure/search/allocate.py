@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import AllocationError
 
 TOGETHER = (
     ("q_proj", "k_proj", "v_proj"),
@@ -24,10 +24,6 @@ TOGETHER = (
 )
 """Kinds of Linears that engines multiply as one and that therefore get one scheme."""
 TIE_BREAK = 1e-6  # of the largest loss, for all bytes: of plans as good as each other, the smallest
-
-
-class AllocationError(LabError):
-    """No plan fits the budget."""
 
 
 @dataclass(frozen=True)

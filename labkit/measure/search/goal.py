@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labkit.common.errors import GoalError
+from labkit.common.errors import LabError
 from labkit.common.formats import UNITS, bytes_of
 
 
@@ -22,17 +22,17 @@ class Goal:
         """The goal that is given.
 
         Raises:
-            GoalError: none or several are, or its number makes no sense.
+            LabError: none or several are, or its number makes no sense.
         """
         given = [one for one in (memory, bits, max_loss) if one is not None]
         if len(given) != 1:
-            raise GoalError("give one goal: memory (60MB), bits (4.5) or max-loss (0.5)")
+            raise LabError("give one goal: memory (60MB), bits (4.5) or max-loss (0.5)")
         if memory is not None:
             return cls(memory=bytes_of(memory))
         if bits is not None and not 1 <= bits <= 32:
-            raise GoalError(f"bits must be between 1 and 32, not {bits!r}")
+            raise LabError(f"bits must be between 1 and 32, not {bits!r}")
         if max_loss is not None and not 0 <= max_loss <= 100:
-            raise GoalError(f"max-loss must be between 0 and 100, not {max_loss!r}")
+            raise LabError(f"max-loss must be between 0 and 100, not {max_loss!r}")
         return cls(bits=bits, max_loss=max_loss)
 
     @property

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.common.errors import LabError
+from labkit.common.errors import Interrupted, LabError
 from labkit.loading.datasets import Datasets
 from labkit.measure.defaults import CANDIDATES
 from labkit.measure.evaluator import Judge
@@ -27,10 +27,6 @@ from labkit.measure.search.solver import Solver
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
 from labkit.results.folders import RecordFolder
-
-
-class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C: what was measured is on disk."""
 
 
 def search_plan(
@@ -81,7 +77,7 @@ def search_plan(
 
     Raises:
         LabError: whatever cannot work, before anything is measured.
-        SearchInterrupted: Ctrl-C; the same call again continues.
+        Interrupted: Ctrl-C; the same call again continues.
     """
     goal = Goal.of(memory, bits, max_loss)
     spec = get_spec(model)
@@ -130,7 +126,7 @@ def search_plan(
         )  # fmt: skip
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted; run the same again to continue"
-        raise SearchInterrupted(told) from None
+        raise Interrupted(told) from None
 
 
 def _say(text: str) -> None:

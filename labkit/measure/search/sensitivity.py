@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import Interrupted, LabError
 from labkit.common.files import atomic_path
 from labkit.common.machine import usable_cores
 from labkit.common.process import run_workers
@@ -90,10 +90,6 @@ class Sensitivity:
             raise LabError(f"{path} is damaged: {error}") from None
 
 
-class SensitivityInterrupted(KeyboardInterrupt):
-    """Ctrl-C: what was measured is on disk."""
-
-
 def measure_sensitivity(
     model: str | os.PathLike = "pocket",
     schemes: str | Sequence[str] = CANDIDATES,
@@ -122,7 +118,7 @@ def measure_sensitivity(
 
     Raises:
         LabError: whatever cannot work, before anything is measured.
-        SensitivityInterrupted: Ctrl-C; the same call again continues.
+        Interrupted: Ctrl-C; the same call again continues.
     """
     job = _prepare(model, schemes, datasets or Datasets(), parts, device)
     output = Path(output or Path("results") / f"sensitivity-{Path(job.spec.name).name}")
@@ -259,7 +255,7 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
             )
         except KeyboardInterrupt:
             kept = len(folder.records())
-            raise SensitivityInterrupted(
+            raise Interrupted(
                 f"interrupted: {kept} of {total} are measured; run the same again to continue"
             ) from None
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import AllocationError, LabError
 from labkit.common.formats import format_bytes
 from labkit.measure.evaluator import Judge
 from labkit.measure.search import allocate
-from labkit.measure.search.allocate import TOGETHER, Allocation, AllocationError, Unit
+from labkit.measure.search.allocate import TOGETHER, Allocation, Unit
 from labkit.measure.search.goal import KEPT_DTYPES, Goal
 from labkit.measure.search.plan_writer import plan_of
 from labkit.measure.search.sensitivity import Sensitivity

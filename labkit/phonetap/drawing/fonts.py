@@ -40,10 +40,6 @@ FAMILIES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
 }
 
 
-class FontError(LabError):
-    """A font file is missing, or no font has a character that is to be drawn."""
-
-
 def fonts_folder() -> Path:
     """Where the fonts are."""
     return assets_folder() / "fonts"
@@ -117,7 +113,7 @@ def limited_characters() -> frozenset[str]:
     """Characters that every Chinese font here has."""
     path = fonts_folder() / "characters.txt"
     if not path.exists():
-        raise FontError(
+        raise LabError(
             f"{path} is missing: make the fonts with `python -m labkit.models.pocket.training.fonts`"
         )
     return frozenset(path.read_text(encoding="utf-8").rstrip("\n")) | frozenset(map(chr, range(32, 127)))
@@ -127,7 +123,7 @@ def limited_characters() -> frozenset[str]:
 def _load(name: str, size: float) -> Face:
     path = fonts_folder() / name
     if not path.exists():
-        raise FontError(
+        raise LabError(
             f"{path} is missing: make the fonts with `python -m labkit.models.pocket.training.fonts`"
         )
     return Face(path, size)
@@ -142,11 +138,11 @@ def gb2312_first_level() -> frozenset[str]:
 
 @lru_cache(maxsize=8192)
 def _needs_full(text: str) -> bool:
-    """Whether only the full font can draw `text`; FontError when it cannot either."""
+    """Whether only the full font can draw `text`; LabError when it cannot either."""
     lacking = set(text) - limited_characters()
     unknown = "".join(sorted(lacking - gb2312_first_level()))
     if unknown:
-        raise FontError(
+        raise LabError(
             f"no font here can draw {unknown!r} of {text!r}: they have ASCII and the 3,755 commonest Chinese "
             "characters"
         )

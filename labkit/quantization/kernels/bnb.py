@@ -3,7 +3,7 @@
 import logging
 from functools import cache
 
-from labkit.quantization.errors import SchemeError
+from labkit.common.errors import SchemeError
 
 
 @cache

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from labkit.common.errors import LabError
+from labkit.common.errors import NativeError
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")
@@ -39,10 +39,6 @@ F32, BF16, F16, INT8, INT4 = range(5)
 
 
 _suspended: ContextVar[bool] = ContextVar("suspended", default=False)
-
-
-class NativeError(LabError):
-    """Why there is no compiled library here."""
 
 
 class Linear(ctypes.Structure):

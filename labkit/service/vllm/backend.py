@@ -17,9 +17,10 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 
+from labkit.common.errors import ApiError
 from labkit.service import log
 from labkit.service.conversation import check_media, fetch_images, lab_messages
-from labkit.service.errors import ApiError, as_api_error
+from labkit.service.errors import as_api_error
 from labkit.service.metrics import Metrics
 from labkit.service.options import ServiceOptions
 from labkit.service.remote import RemoteImages

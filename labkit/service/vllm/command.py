@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.common.errors import LabError
 from labkit.common.files import checkout_folder
 from labkit.loading.export.compressed_tensors import NEAREST
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import DTYPES
-from labkit.service.options import ServiceError
 
 INTERPRETER_VARIABLE = "LABKIT_VLLM"
 CONTEXT = 25_480
@@ -39,18 +39,18 @@ def interpreter() -> str:
     """The Python that has vLLM: ``$LABKIT_VLLM``, the environment of ``make test-vllm``, or this one.
 
     Raises:
-        ServiceError: none has.
+        LabError: none has.
     """
     if named := os.environ.get(INTERPRETER_VARIABLE):
         if not os.access(named, os.X_OK):
-            raise ServiceError(f"${INTERPRETER_VARIABLE} names {named}, which is no interpreter")
+            raise LabError(f"${INTERPRETER_VARIABLE} names {named}, which is no interpreter")
         return named
     own = checkout_folder() / ".venv-vllm/bin/python"
     if own.exists():
         return str(own)
     if importlib.util.find_spec("vllm") is not None:
         return sys.executable
-    raise ServiceError(
+    raise LabError(
         "vLLM is not installed: install it into an environment of its own, and name that environment's Python in "
         f"${INTERPRETER_VARIABLE} (`make test-vllm` makes one for the CPU)"
     )
@@ -60,46 +60,46 @@ def check_model(checkpoint: Checkpoint, options: VllmOptions) -> None:
     """Refuse models that vLLM has not, and GPUs that do not divide the heads.
 
     Raises:
-        ServiceError: with what can be done.
+        LabError: with what can be done.
     """
     name, config = checkpoint.spec.name, checkpoint.config
     if type(config).__module__.startswith("labkit."):
-        raise ServiceError(
+        raise LabError(
             f"vLLM has no architecture of {name}'s, with its ear and cross-modal attention: serve it with --engine labkit"
         )
     heads, size = config.get_text_config().num_attention_heads, options.tensor_parallel_size
     if heads % size:
-        raise ServiceError(f"{name} has {heads} attention heads, which {size} GPUs do not divide evenly")
+        raise LabError(f"{name} has {heads} attention heads, which {size} GPUs do not divide evenly")
 
 
 def check_plan(resolved: ResolvedPlan, skeleton: Any, options: VllmOptions) -> None:
     """Refuse schemes that vLLM cannot multiply with, and groups that its GPUs would cut.
 
     Raises:
-        ServiceError: naming the first Linear, and the nearest that can be had.
+        LabError: naming the first Linear, and the nearest that can be had.
     """
     size, plan = options.tensor_parallel_size, resolved.plan.name
     if not resolved.plan.runtime.is_default:
-        raise ServiceError(
+        raise LabError(
             f"vLLM keeps the cache in its own way: the runtime options of the plan {plan} are for the lab's engine; "
             "take a plan without them"
         )
     for name, scheme in resolved.schemes.items():
         if scheme.name in NEAREST:
-            raise ServiceError(
+            raise LabError(
                 f"vLLM cannot serve the plan {plan}: {scheme.name} ({name}) cannot be exported; "
                 f"the nearest is {NEAREST[scheme.name]}"
             )
         bits = getattr(scheme, "num_bits", 8)
         if scheme.name not in DTYPES and bits not in _BITS:
-            raise ServiceError(
+            raise LabError(
                 f"vLLM cannot serve the plan {plan}: it has no kernel for {bits} bits ({name}); the nearest is 4"
             )
         group = getattr(scheme, "group_size", None)
         share = skeleton.get_submodule(name).in_features // size
         if group and size > 1 and name.endswith(_ROW_PARALLEL) and share % group:
             fits = [one for one in (128, 64, 32, 16) if share % one == 0]
-            raise ServiceError(
+            raise LabError(
                 f"the plan {plan} with {size} GPUs: each gets {share} inputs of {name}, which groups of {group} do "
                 f"not divide; {f'group_size {fits[0]} does' if fits else 'no usual group_size does'}"
             )

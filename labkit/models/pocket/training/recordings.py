@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from labkit.common.actions import format_action
+from labkit.common.errors import LabError
 from labkit.models.pocket.training.voices.choose import Voice, available_voices, synthesize
-from labkit.models.pocket.training.voices.libraries import SpeechError
 from labkit.models.pocket.training.voices.sound import SAMPLE_RATE
 from labkit.phonetap.instructions import Instruction, spoken_texts
 from labkit.phonetap.recordings import GROUPS, recordings_folder, write_pool
@@ -47,7 +47,7 @@ def cast(part: str, lang: str) -> dict[str, list[Voice]]:
     needed = {"en": ("espeak", "flite", "rhvoice", "pico", "kokoro"), "zh": ("espeak", "kokoro")}[lang]
     missing = set(needed) - {voice.engine for voice in available_voices(lang)}
     if missing:
-        raise SpeechError(f"not installed, but needed for the recordings: {', '.join(sorted(missing))}")
+        raise LabError(f"not installed, but needed for the recordings: {', '.join(sorted(missing))}")
     groups = {group: [voice for voice in mine if _SPLITS[voice.split] == group] for group in GROUPS}
     return {group: voices for group, voices in groups.items() if voices}
 
@@ -81,13 +81,13 @@ def assign(part: str, lang: str) -> list[tuple[dict[str, Any], Voice, random.Ran
 
 
 def speak_all(rows: Sequence) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Every row spoken: (index entry, samples float32 [n]); SpeechError if one is too short or long."""
+    """Every row spoken: (index entry, samples float32 [n]); LabError if one is too short or long."""
     for entry, voice, rng in rows:
         speed, pitch = rng.uniform(0.85, 1.15), rng.uniform(0.9, 1.1)
         samples = synthesize(entry["text"], entry["lang"], voice.name, speed=speed, pitch=pitch)
         seconds = len(samples) / SAMPLE_RATE
         if not SECONDS[0] <= seconds <= SECONDS[1]:
-            raise SpeechError(f"{entry['id']} by {voice.name} lasts {seconds:.2f} s: {entry['text']!r}")
+            raise LabError(f"{entry['id']} by {voice.name} lasts {seconds:.2f} s: {entry['text']!r}")
         yield {**entry, "seconds": round(seconds, 3)}, samples
 
 

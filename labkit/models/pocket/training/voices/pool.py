@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.models.pocket.training.voices import speakers
 from labkit.models.pocket.training.voices.choose import SPLITS, Voice, choose_voice, require_voice, synthesize
-from labkit.models.pocket.training.voices.libraries import SpeechError
 from labkit.models.pocket.training.voices.natural_pool import RawPool
 from labkit.models.pocket.training.voices.sound import SAMPLE_RATE, trim
 from labkit.phonetap.recordings import SpeechPool
@@ -108,10 +108,10 @@ def make_pool(
     """Speak all rows into folder/speech.npy and folder/speech.jsonl; returns counts and seconds taken."""
     options, began = options or PoolOptions(), time.monotonic()
     if options.natural and options.split != "train":
-        raise SpeechError("a natural pool holds training voices: it goes with the split train alone")
+        raise LabError("a natural pool holds training voices: it goes with the split train alone")
     for row in rows:
         if not {"id", "text", "lang"} <= row.keys():
-            raise SpeechError(f"a text needs id, text and lang; this one has {sorted(row)}")
+            raise LabError(f"a text needs id, text and lang; this one has {sorted(row)}")
     for lang in {row["lang"] for row in rows}:
         require_voice(lang, options.split)
     jobs = list(_jobs(rows, options))

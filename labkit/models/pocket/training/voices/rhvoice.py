@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from labkit.common.errors import LabError
 from labkit.models.pocket.training.voices.libraries import (
     LIBRARIES_VARIABLE,
-    SpeechError,
     find_library,
     from_int16,
     library_folders,
@@ -56,7 +56,7 @@ class RHVoice:
         core, path = self._library("RHVoice_core", 10), self._library("RHVoice", 5)
         data = self._data()
         if path is None or data is None:
-            raise SpeechError(f"RHVoice was not found: {self.install}")
+            raise LabError(f"RHVoice was not found: {self.install}")
         if core:
             ctypes.CDLL(core, mode=ctypes.RTLD_GLOBAL)
         self.library = ctypes.CDLL(path)
@@ -77,7 +77,7 @@ class RHVoice:
         )
         self.handle = self.library.RHVoice_new_tts_engine(ctypes.byref(self.setup))
         if not self.handle:
-            raise SpeechError(f"RHVoice could not read its data in {data}: {self.install}")
+            raise LabError(f"RHVoice could not read its data in {data}: {self.install}")
 
     @staticmethod
     def _library(name: str, version: int) -> str | None:
@@ -126,5 +126,5 @@ class RHVoice:
             self.library.RHVoice_speak(message)
             self.library.RHVoice_delete_message(message)
         if not self.chunks:
-            raise SpeechError(f"RHVoice could not speak {text!r} with voice {voice!r}")
+            raise LabError(f"RHVoice could not speak {text!r} with voice {voice!r}")
         return np.concatenate(self.chunks), self.sample_rate

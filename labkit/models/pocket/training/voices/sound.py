@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.common.errors import LabError
 
 SAMPLE_RATE = 16_000
 
@@ -26,6 +26,6 @@ def trim(samples: np.ndarray, threshold: float = 0.01, margin: int = 800) -> np.
     level = np.abs(samples)
     peak = float(level.max(initial=0.0))
     if peak <= 0:
-        raise SpeechError("a synthesizer returned silence")
+        raise LabError("a synthesizer returned silence")
     loud = np.flatnonzero(level > threshold * peak)
     return samples[max(0, loud[0] - margin) : loud[-1] + margin] * np.float32(0.9 / peak)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.models.pocket.training.voices.libraries import SpeechError
+from labkit.common.errors import LabError
 
 SAMPLE_RATE = 16_000
 TRAIN_PITCH = (0.58, 1.40)
@@ -37,12 +37,12 @@ class Speaker:
 
     @classmethod
     def from_name(cls, name: str) -> Speaker:
-        """The speaker called "p0.70f1.05"; other names raise SpeechError."""
+        """The speaker called "p0.70f1.05"; other names raise LabError."""
         try:
             pitch, formant = name.removeprefix("p").split("f")
             return cls(float(pitch), float(formant))
         except ValueError:
-            raise SpeechError(f"unknown speaker {name!r}; names look like p0.70f1.05") from None
+            raise LabError(f"unknown speaker {name!r}; names look like p0.70f1.05") from None
 
 
 SAME = Speaker(1.0, 1.0)
@@ -59,10 +59,10 @@ def _world():
     """The pyworld extension, loaded past its package, whose first line needs a setuptools older than 81."""
     spec = importlib.util.find_spec("pyworld")
     if spec is None or not spec.submodule_search_locations:
-        raise SpeechError("pyworld was not found: pip install pyworld==0.3.5")
+        raise LabError("pyworld was not found: pip install pyworld==0.3.5")
     file = next(Path(spec.submodule_search_locations[0]).glob("pyworld.*.so"), None)
     if file is None:
-        raise SpeechError("pyworld has no compiled part: pip install --force-reinstall pyworld==0.3.5")
+        raise LabError("pyworld has no compiled part: pip install --force-reinstall pyworld==0.3.5")
     loader = importlib.machinery.ExtensionFileLoader("pyworld", str(file))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("pyworld", loader))
     loader.exec_module(module)
