@@ -34,6 +34,7 @@ from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
 from labkit.results.folders import RecordFolder
+from labkit.results.summary import summarize, summarize_paired
 
 if TYPE_CHECKING:
     import pandas
@@ -217,7 +218,7 @@ def _measure(
         record |= _cost(engine, [item.messages() for item in longer[: timing.prompts]], timing)
         if items:
             records = quality.evaluate(engine, longer[:items], batch_size=batch_size)
-            record |= {**quality.summarize(records), "answers": records}
+            record |= {**summarize(records), "answers": records}
         yield record
 
 
@@ -303,7 +304,7 @@ def _pair(records: Sequence[dict[str, Any]], reference: str) -> None:
         if one["plan"] != reference and one.get("answers"):
             one["paired"] = {
                 "reference": reference,
-                **quality.summarize_paired(one["answers"], answers[one["context"]]),
+                **summarize_paired(one["answers"], answers[one["context"]]),
             }
 
 
