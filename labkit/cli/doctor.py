@@ -97,7 +97,7 @@ def _packages() -> Iterator[Finding]:
 
     pins = list(requirements())
     if not pins:
-        yield Finding("Packages", NOTE, "no requirements.txt was found to compare with")
+        yield Finding("Packages", NOTE, "no list of the lab's packages was found to compare with")
         return
     wrong = 0
     for name, wanted in pins:
@@ -279,7 +279,7 @@ def _notebooks() -> Iterator[Finding]:
     if _browser():
         yield Finding("Notebooks", OK, "a browser can be opened here")
     else:
-        advice = "make lab prints an address to open elsewhere (ssh -L 8888:localhost:8888 this-machine)"
+        advice = "in a checkout, make lab prints an address to open elsewhere (ssh -L 8888:localhost:8888 this-machine)"
         yield Finding("Notebooks", NOTE, "no browser here", advice)
 
 
