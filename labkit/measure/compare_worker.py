@@ -29,8 +29,8 @@ def run_plan(
 ) -> Measurement:
     """Load, measure and evaluate the plan that `request` describes, and save its measurement.
 
-    `request`: ``output, model, model_source, plan, source, definition, device, seed, split, items,
-    enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, source, device=…,
+    `request`: ``output, model, model_source, plan, definition, device, seed, split, items,
+    enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, definition, device=…,
     work_folder=…, progress=False)``, ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``,
     which gives the fields of cost. That is measured before anything is evaluated, so that batches do not raise the
     peak of memory. With ``weights`` in the request (``random``) nothing is evaluated.
@@ -50,7 +50,7 @@ def run_plan(
         emit({"event": "stage", "stage": "loading"})
         engine = load(
             request["model_source"],
-            request["source"],
+            request["definition"],
             device=request["device"],
             work_folder=folder.work_path(plan),
             progress=False,
