@@ -16,6 +16,7 @@ from typing import Any
 from labkit.common.process import serve_request
 from labkit.results.folders import RunFolder
 from labkit.results.measurement import Measurement
+from labkit.results.summary import summarize, summarize_groups
 
 
 def run_plan(
@@ -93,8 +94,8 @@ def run_plan(
         enable_thinking=request["enable_thinking"],
         batch_size=request["batch_size"],
         samples=samples,
-        splits=quality.summarize_groups(records),
-        **quality.summarize(records),
+        splits=summarize_groups(records),
+        **summarize(records),
         **cost,
     )
     folder.save_finished(measurement)
