@@ -1,6 +1,6 @@
 """The walk of calibrated schemes through a model: each Linear is solved on the inputs it really gets.
 
-The passes of all batches go through the model side by side (`lockstep.py`). Where they meet at a Linear, its
+The passes of all batches go through the model side by side (`labkit.plans.sequential`). Where they meet at a Linear, its
 inputs' second moments are gathered, the scheme solves it, and the passes go on with the solved one: so every
 layer is calibrated on the already quantized ones before it, and the memory needed is that of one layer's
 inputs. Weights may lie on the CPU while the solving and the passes are on a GPU: each is moved when its turn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labkit.common.errors import LabError
 from labkit.plans.finished import FinishedModules
-from labkit.plans.sequential import TOO_LARGE, Lockstep, run_model, to_device
+from labkit.plans.sequential import TOO_LARGE, SequentialRun, run_model, to_device
 from labkit.plans.unread import at_hand
 from labkit.quantization import Scheme
 from labkit.quantization.gptq_blocks import forget_graphs
@@ -42,7 +42,7 @@ def calibrate_(
         model: all else in it is quantized, or has its dtype, already; on ``device``.
         schemes: module name -> scheme. Those that require no calibration may be among them, so that the
             unquantized model's inputs are known behind them too.
-        batches: see `lockstep.run_model`.
+        batches: see `labkit.plans.sequential.run_model`.
         replace: called with each name and its new module, to put it in its place.
         dtype: of the new modules' biases.
         device: where they are solved, and where they stay (default: where each Linear is).
@@ -81,14 +81,14 @@ def calibrate_(
         return module
 
     try:
-        with Lockstep(model, linears, batches, device, references) as lockstep:
-            missing = lockstep.scout()
+        with SequentialRun(model, linears, batches, device, references) as run:
+            missing = run.find_order()
             if needing := [name for name in missing if schemes[name].requires_calibration]:
                 raise LabError(_about_missing(needing))
-            lockstep.let_go(missing)
+            run.release(missing)
             for name in missing:
                 visit(name, [], None)
-            lockstep.walk(visit)
+            run.visit_all(visit)
     except torch.OutOfMemoryError as error:
         raise LabError(TOO_LARGE) from error
     finally:
