@@ -21,8 +21,8 @@ from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.loading.calibration import default_calibration
 from labkit.plans.calibrate import input_statistics
-from labkit.plans.quantize import find_places
 from labkit.plans.sequential import run_model, to_device
+from labkit.plans.walk import find_places
 from labkit.quantization import Scheme, affine, get_scheme, gptq, known_schemes
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.gptq_steps import Step, watch

@@ -1,25 +1,25 @@
-"""The walk of calibrated schemes through a model: each Linear is solved on the inputs it really gets.
+"""Calibrated schemes: each Linear is solved on the inputs it really gets.
 
-The passes of all batches go through the model side by side (`labkit.plans.sequential`). Where they meet at a Linear, its
-inputs' second moments are gathered, the scheme solves it, and the passes go on with the solved one: so every
-layer is calibrated on the already quantized ones before it, and the memory needed is that of one layer's
-inputs. Weights may lie on the CPU while the solving and the passes are on a GPU: each is moved when its turn
-comes.
+The passes of all batches go through the model side by side (`labkit.plans.sequential`). Where they meet at a
+Linear, its inputs' second moments are gathered, the scheme solves it, and the passes go on with the solved one:
+so every layer is calibrated on the already quantized ones before it, and the memory needed is that of one
+layer's inputs. Weights may lie on the CPU while the solving and the passes are on a GPU: each is moved when its
+turn comes.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from labkit.common.errors import LabError
-from labkit.plans.finished import FinishedModules
 from labkit.plans.sequential import TOO_LARGE, SequentialRun, run_model, to_device
-from labkit.plans.unread import at_hand
+from labkit.plans.walk import PlanWalk
 from labkit.quantization import Scheme
 from labkit.quantization.gptq_blocks import forget_graphs
 from labkit.quantization.statistics import InputStatistics
@@ -27,61 +27,44 @@ from labkit.quantization.statistics import InputStatistics
 
 @torch.no_grad()
 def calibrate_(
-    model: nn.Module,
-    schemes: Mapping[str, Scheme],
-    batches: Sequence[Any],
-    replace: Callable[[str, nn.Module], None],
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str | None = None,
-    work: FinishedModules | None = None,
+    walk: PlanWalk, batches: Sequence[Any], device: torch.device | str | None = None, bar: tqdm | None = None
 ) -> None:
-    """Replace the Linears of ``model`` that ``schemes`` names, in the order in which the model calls them.
+    """Replace the Linears of ``walk.sequential`` in the order in which the model calls them.
 
     Args:
-        model: all else in it is quantized, or has its dtype, already; on ``device``.
-        schemes: module name -> scheme. Those that require no calibration may be among them, so that the
-            unquantized model's inputs are known behind them too.
+        walk: all else in its model is quantized, or has its dtype, already; on ``device``.
         batches: see `labkit.plans.sequential.run_model`.
-        replace: called with each name and its new module, to put it in its place.
-        dtype: of the new modules' biases.
-        device: where they are solved, and where they stay (default: where each Linear is).
-        work: where finished modules are kept, and taken from.
+        device: where the batches run (default: where they are).
+        bar: moved on for each Linear.
 
     Raises:
         LabError: a batch does not run, or no batch comes to some of the Linears (before any is solved); or all
             of them together do not fit into the device's memory.
         SchemeError: a Linear cannot be solved, naming it.
     """
+    model, schemes = walk.model, walk.sequential
     in_training = [name for name, module in model.named_modules() if module.training]
     model.eval()
-    linears = {name: model.get_submodule(name) for name in schemes}
     references = any(scheme.needs_reference for scheme in schemes.values())
     gathered: _Gathered | None = None
 
     def visit(name: str, inputs: list[Tensor], originals: list[Tensor] | None) -> nn.Module:
         nonlocal gathered
-        scheme, linear = schemes[name], linears.pop(name)
-        there = device or linear.weight.device
-        module = work.load(name, scheme, linear, there, dtype) if work is not None else None
-        if module is None:
+        scheme = schemes[name]
+        if not walk.take_finished(name):
             if not scheme.requires_calibration:
                 gathered = None
             elif gathered is None or not gathered.serves(scheme, inputs):
-                gathered = _Gathered(scheme, inputs, originals, there)
-            statistics = gathered and gathered.statistics
-            linear = at_hand(linear)
-            try:
-                module = scheme.quantize_linear(linear, device=there, dtype=dtype, statistics=statistics)
-            except ValueError as error:
-                raise type(error)(f"{name}: {error}") from error
-            if work is not None:
-                work.save(name, module)
-        replace(name, module.eval())
-        return module
+                gathered = _Gathered(scheme, inputs, originals, walk.place(name))
+            walk.quantize(name, gathered and gathered.statistics)
+        if bar is not None:
+            bar.update()
+        return model.get_submodule(name)
 
     try:
+        linears = {name: model.get_submodule(name) for name in schemes}
         with SequentialRun(model, linears, batches, device, references) as run:
+            del linears  # each original is freed as soon as its replacement stands
             missing = run.find_order()
             if needing := [name for name in missing if schemes[name].requires_calibration]:
                 raise LabError(_about_missing(needing))

@@ -255,7 +255,7 @@ test_calibrate.quantized(tiny_models.llama(), "gptq", test_calibrate.sequences(2
 
 @pytest.mark.slow
 def test_a_killed_process_loses_at_most_the_layer_under_way(llama, tmp_path):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(tmp_path)],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
