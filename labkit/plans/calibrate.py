@@ -10,7 +10,7 @@ turn comes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -105,33 +105,46 @@ class _Gathered:
 
 
 @torch.no_grad()
+def watch_inputs(
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    see: Callable[[str, int, Tensor], None],
+) -> None:
+    """Run the batches through the model as it is; ``see(name, batch number, inputs [..., K])`` at each call of the
+    Linears ``names``."""
+    number = 0
+
+    def hook_of(name: str) -> Callable:
+        return lambda module, arguments: see(name, number, arguments[0])
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook_of(name)) for name in names]
+    try:
+        device = next((parameter.device for parameter in model.parameters()), None)
+        for number, batch in enumerate(batches):  # noqa: B007 - the hooks read the number
+            run_model(model, to_device(batch, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def input_statistics(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Any], full: bool = True
+    model: nn.Module, names: Iterable[str], batches: Iterable[Any], full: bool = True
 ) -> dict[str, InputStatistics]:
     """Second moments of the inputs of the Linears ``names``, with the model as it is.
 
     One pass over the batches; memory holds K² numbers for each Linear (K with ``full`` False). A Linear that
     no batch comes to is left out.
     """
-    found: dict[str, InputStatistics] = {}
+    statistics: dict[str, InputStatistics] = {}
 
-    def watch(name: str) -> Callable:
-        def hook(_: nn.Module, arguments: tuple) -> None:
-            if name not in found:
-                found[name] = InputStatistics(arguments[0].shape[-1], full, device=arguments[0].device)
-            found[name].add(arguments[0])
+    def see(name: str, number: int, inputs: Tensor) -> None:
+        if name not in statistics:
+            statistics[name] = InputStatistics(inputs.shape[-1], full, device=inputs.device)
+        statistics[name].add(inputs)
 
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        device = next((parameter.device for parameter in model.parameters()), None)
-        for batch in batches:
-            run_model(model, to_device(batch, device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    watch_inputs(model, names, batches, see)
+    return statistics
 
 
 def _about_missing(names: Sequence[str]) -> str:
