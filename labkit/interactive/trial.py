@@ -1,16 +1,15 @@
-"""A specimen: one Linear of a model with the inputs that it really gets, to try schemes on and to look at.
+"""One Linear of a model with the inputs that it really gets, to try schemes on and to look at.
 
-    specimen = Specimen.of(labkit.load("pocket", "fp32"), "model.language_model.layers.1.mlp.down_proj")
-    specimen.output_db("int8-dynamic"), specimen.output_db("llm-int8")
+    trial = Trial.of(labkit.load("pocket", "fp32"), "model.language_model.layers.1.mlp.down_proj")
+    trial.output_db("int8-dynamic"), trial.output_db("llm-int8")
 
 Nothing of the model is changed.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,186 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LabError
-from labkit.engine.engine import Engine
 from labkit.loading.calibration import default_calibration
-from labkit.plans.calibrate import input_statistics
-from labkit.plans.quantize import find_places
-from labkit.plans.sequential import run_model, to_device
-from labkit.quantization import Scheme, affine, get_scheme, gptq, known_schemes
-from labkit.quantization.affine import sqnr_db
+from labkit.measure.trial import find_linear, try_scheme
+from labkit.plans.calibrate import watch_inputs
+from labkit.quantization import Scheme, affine, gptq
 from labkit.quantization.gptq_steps import Step, watch
-from labkit.quantization.scheme import resident_bytes
-from labkit.quantization.shorthand import parse_candidate
 from labkit.quantization.statistics import InputStatistics
 
 if TYPE_CHECKING:
     import numpy
 
-
-ITEMS = 8
-"""Calibration items: enough to see what calibration does, in a few seconds."""
-MOST_BYTES = 2**30
-"""Of the inputs' second moments that are held at a time."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a scheme makes of one Linear.
-
-    Attributes:
-        name: the Linear.
-        scheme: the scheme.
-        before: its weight [N, K] fp32.
-        after: the weight that is multiplied by afterwards [N, K] fp32.
-        bytes_before: of the Linear as it is loaded, bias included.
-        bytes_after: of the module that would stand in its place.
-        module: that module.
-    """
-
-    name: str
-    scheme: Scheme
-    before: Tensor = field(repr=False)
-    after: Tensor = field(repr=False)
-    bytes_before: int
-    bytes_after: int
-    module: nn.Module = field(repr=False)
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal-to-quantization-noise ratio of the weight."""
-        return sqnr_db(self.before, self.after)
-
-    @property
-    def largest_error(self) -> float:
-        """Largest |after - before|."""
-        return (self.after - self.before).abs().max().item()
-
-    @property
-    def bits(self) -> float:
-        """Bits a weight, scales and bias included."""
-        return 8 * self.bytes_after / self.before.numel()
-
-
-def linears(engine: Engine) -> dict[str, list[str]]:
-    """Part -> names of its Linears, in the model's order. Raises LabError for a quantized model."""
-    found: dict[str, list[str]] = {}
-    for name, module in engine.model.named_modules():
-        if isinstance(module, nn.Linear):
-            found.setdefault(engine.roles.get(name, "other"), []).append(name)
-    if not found:
-        raise LabError(
-            f"{engine.spec.name} is quantized already: load it with the plan fp32 or bf16 to explore it"
-        )
-    return found
-
-
-def explorable_schemes(engine: Engine) -> list[str]:
-    """Schemes that can be looked at; a model that takes no screens has no calibration items."""
-    sees = "image" in engine.modalities
-    return [name for name, scheme in known_schemes().items() if sees or not scheme().requires_calibration]
-
-
-def statistics(engine: Engine, names: Sequence[str], items: int = ITEMS) -> dict[str, InputStatistics]:
-    """Name -> second moments of the Linear's inputs on calibration items, as the model is.
-
-    Raises:
-        LabError: together they would take more than `MOST_BYTES`, or no item comes to one of the Linears.
-    """
-    size = sum(4 * _linear(engine, name).in_features ** 2 for name in names)
-    if size > MOST_BYTES and len(names) > 1:
-        raise LabError(
-            f"calibrating these {len(names)} Linears at once takes {size / 1e9:.1f} GB: choose one of them"
-        )
-    batches = default_calibration(
-        engine.processor, engine.modalities, items, device=engine.device, model=engine.model
-    )
-    found = input_statistics(engine.model, names, batches)
-    if missing := [name for name in names if name not in found]:
-        raise LabError(f"no calibration item comes to {missing[0]}")
-    return found
-
-
-@torch.no_grad()
-def look(engine: Engine, name: str, scheme: Scheme | str, inputs: InputStatistics | None = None) -> Look:
-    """What ``scheme`` makes of the Linear ``name``; ``inputs`` for schemes that calibrate (`statistics`).
-
-    Raises:
-        SchemeError: it cannot take the Linear, or wants inputs.
-    """
-    scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
-    linear = _linear(engine, name)
-    module = scheme.quantize_linear(linear, dtype=linear.weight.dtype, statistics=inputs)
-    dequantize = getattr(module, "dequantize", None)
-    after = dequantize(torch.float32) if dequantize else module.weight
-    before = linear.weight.detach().float().cpu()
-    return Look(
-        name,
-        scheme,
-        before,
-        after.detach().float().cpu(),
-        resident_bytes(linear),
-        resident_bytes(module),
-        module,
-    )
-
-
-def look_at_all(
-    engine: Engine,
-    names: Sequence[str],
-    scheme: Scheme | str,
-    inputs: Mapping[str, InputStatistics] | None = None,
-) -> dict[str, nn.Module]:
-    """Name -> the module that ``scheme`` puts in the place of each Linear."""
-    scheme, inputs = get_scheme(scheme) if isinstance(scheme, str) else scheme, inputs or {}
-    return {
-        name: scheme.quantize_linear(_linear(engine, name), statistics=inputs.get(name)) for name in names
-    }
-
-
-def answer(engine: Engine, item: Any, modules: Mapping[str, nn.Module], **options: Any) -> Any:
-    """The engine's `Generation` for a PhoneTap item while ``modules`` stand in their Linears' places."""
-    with replaced(engine.model, modules):
-        return engine.generate(item.messages(), **{"max_new_tokens": 64, **options})
-
-
-@contextlib.contextmanager
-def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """``model`` with other modules in some places; when the block ends, and if it fails, all is as before."""
-    places = find_places(model, set(modules))
-    originals = {name: model.get_submodule(name) for name in modules}
-    try:
-        for name, module in modules.items():
-            for parent, attribute in places[name]:
-                setattr(parent, attribute, module)
-        yield model
-    finally:
-        for name, original in originals.items():
-            for parent, attribute in places[name]:
-                setattr(parent, attribute, original)
-
-
-def _linear(engine: Engine, name: str) -> nn.Linear:
-    try:
-        module = engine.model.get_submodule(name)
-    except AttributeError:
-        raise LabError(f"{engine.spec.name} has no module {name!r}") from None
-    if not isinstance(module, nn.Linear):
-        raise LabError(f"{name} is a {type(module).__name__}, not an unquantized Linear")
-    return module
-
-
 KEPT_ROWS = 2048
-JUDGING = 4  # every fourth item judges, and is not seen by what calibrates
+HELD_OUT = 4  # every fourth item is held out: outputs are compared on it, and it does not calibrate
 
 
 @dataclass(frozen=True)
-class Specimen:
+class Trial:
     """One Linear and its inputs.
 
     Attributes:
         name: its name in the model.
         linear: the Linear, in fp32 and with a weight of its own.
-        inputs: [M, K] fp32, M at most `KEPT_ROWS`: rows of the items that judge.
+        inputs: [M, K] fp32, M at most `KEPT_ROWS`: rows of the items that are held out.
         statistics: second moments of the inputs of the other items, which calibrate.
     """
 
@@ -208,39 +49,28 @@ class Specimen:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, engine: Any, name: str, items: int = 12, batches: Sequence[Any] | None = None) -> Specimen:
+    def of(cls, engine: Any, name: str, items: int = 12, batches: Sequence[Any] | None = None) -> Trial:
         """Take the Linear ``name`` with its inputs on calibration items, or on ``batches`` of the model's arguments.
 
-        One in `JUDGING` of them judges what the others calibrate; a single one does both.
+        One in `HELD_OUT` of them tests what the others calibrate; a single one does both.
 
         Raises:
             LabError: the model has no such Linear, or nothing came to it.
         """
-        try:
-            linear = engine.model.get_submodule(name)
-        except AttributeError:
-            linear = None
-        if not isinstance(linear, nn.Linear):
-            some = [one for one, module in engine.model.named_modules() if isinstance(module, nn.Linear)][:3]
-            raise LabError(f"the model has no Linear called {name}; there are {', '.join(some)} …")
+        linear = find_linear(engine.model, name)
         if batches is None:
             batches = default_calibration(engine.processor, engine.modalities, items, model=engine.model)
         rows: list[Tensor] = []
         statistics = InputStatistics(linear.in_features, device=linear.weight.device)
-        given: list[Tensor] = []
-        handle = linear.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].detach()))
-        try:
-            for number, batch in enumerate(batches):
-                run_model(engine.model, to_device(batch, linear.weight.device))
-                judges = number % JUDGING == JUDGING - 1
-                for one in given:
-                    if judges or len(batches) == 1:
-                        rows.append(one.reshape(-1, linear.in_features).float().cpu())
-                    if not judges:
-                        statistics.add(one)
-                given.clear()
-        finally:
-            handle.remove()
+
+        def see(_: str, number: int, inputs: Tensor) -> None:
+            held_out = number % HELD_OUT == HELD_OUT - 1
+            if held_out or len(batches) == 1:
+                rows.append(inputs.detach().reshape(-1, linear.in_features).float().cpu())
+            if not held_out:
+                statistics.add(inputs)
+
+        watch_inputs(engine.model, [name], batches, see)
         if not rows or not statistics.rows:
             raise LabError(f"no calibration item comes to {name}")
         inputs = torch.cat(rows)
@@ -280,16 +110,13 @@ class Specimen:
         size = moment.diagonal().clamp(min=1e-30).sqrt()
         return (moment / size / size[:, None]).numpy()
 
-    @torch.no_grad()
     def quantized(self, scheme: str | Scheme) -> nn.Module:
         """The module that ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.quantization.shorthand`) puts in its place."""
-        scheme = parse_candidate(scheme) if isinstance(scheme, str) else scheme
-        return scheme.quantize_linear(self.linear, statistics=self.statistics)
+        return try_scheme(self.linear, scheme, self.statistics).module
 
-    @torch.no_grad()
     def output_db(self, scheme: str | Scheme) -> float:
-        """Signal-to-noise ratio of its outputs on the items that judge, in dB: 20 dB is an error of a tenth."""
-        return sqnr_db(self.linear(self.inputs), self.quantized(scheme)(self.inputs))
+        """Signal-to-noise ratio of its outputs on the items held out, in dB: 20 dB is an error of a tenth."""
+        return try_scheme(self.linear, scheme, self.statistics).output_sqnr_db(self.inputs)
 
     def output_error(self, approximation: Tensor) -> float:
         """The squared output error of a weight [N, K] in its place, as a share of the squared output, on

@@ -15,9 +15,9 @@ from labkit.loading.tensors import read_tensors
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import ModelSpec
 from labkit.plans.plan import PlanError, QuantizationPlan, as_plan
-from labkit.plans.quantize import find_places
 from labkit.plans.resolve import replaceable_linears, replaceable_others, resolved_as
 from labkit.plans.resolved import ResolvedPlan
+from labkit.plans.walk import find_places
 from labkit.quantization import SchemeError, get_scheme
 from labkit.quantization.int8_storage import KINDS
 

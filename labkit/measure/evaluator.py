@@ -24,12 +24,12 @@ from labkit.results.summary import summarize
 KEPT = ("items", "click_accuracy", "step_success_rate", "parse_rate")
 
 
-class Judge:
+class PlanEvaluator:
     """Loads a model under a plan and says how it does.
 
     Args:
         spec: the model.
-        datasets: what it is calibrated on and judged by.
+        datasets: what it is calibrated and validated on.
         probe: the file of the unquantized model's distributions.
         device: where.
         folder: where records are kept, and taken from.
@@ -57,19 +57,19 @@ class Judge:
         return self.prepared.calibration_batches(self.datasets)
 
     def measure(
-        self, plan: QuantizationPlan, predicted: float | None = None, *, judged: bool = True
+        self, plan: QuantizationPlan, predicted: float | None = None, *, validated: bool = True
     ) -> dict[str, Any]:
         """The record of a plan, measured now unless it was before.
 
-        ``plan, definition, searched, judged, bytes, predicted_kl, kl, agreement``; with ``judged`` also how it does
+        ``plan, definition, searched, judged, bytes, predicted_kl, kl, agreement``; with ``validated`` also how it does
         on validation items: ``items, click_accuracy, step_success_rate, parse_rate`` and ``right`` (item -> was the
         step right?), or ``perplexity`` and ``losses`` (of each sequence). ``predicted`` is the divergence that a
         search predicts.
         """
         key = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         record = self._records.get(key)
-        if record is None or (judged and not record["judged"]):
-            record = self._measure(plan, key, predicted, judged)
+        if record is None or (validated and not record["judged"]):
+            record = self._measure(plan, key, predicted, validated)
             if not self._begun:
                 self.folder.begin(environment_on(self.device))
                 self._begun = True
@@ -85,17 +85,17 @@ class Judge:
         """Points of right steps lost, or per cent of perplexity gained, against the unquantized model.
 
         Raises:
-            LabError: nothing was judged.
+            LabError: it was not validated.
         """
         reference = self.reference()
         if "perplexity" in record:
             return 100 * (record["perplexity"] / reference["perplexity"] - 1)
         if "step_success_rate" not in record:
-            raise LabError("a largest loss is judged on validation items: ask for at least one")
+            raise LabError("a largest loss is measured on validation items: ask for at least one")
         return 100 * (reference["step_success_rate"] - record["step_success_rate"])
 
     def _measure(
-        self, plan: QuantizationPlan, key: str, predicted: float | None, judged: bool
+        self, plan: QuantizationPlan, key: str, predicted: float | None, validated: bool
     ) -> dict[str, Any]:
         work = self.folder.path / "work" / key
         calibration = self.calibration if plan.requires_calibration else None
@@ -106,20 +106,20 @@ class Judge:
             "plan": plan.name,
             "definition": plan.to_dict(),
             "searched": predicted is not None,
-            "judged": judged,
+            "judged": validated,
             "bytes": weights_bytes(engine.model),
             "predicted_kl": predicted,
             "kl": found.kl,
             "agreement": found.agreement,
         }
-        if judged:
-            record |= self._judge(engine)
+        if validated:
+            record |= self._validate(engine)
         shutil.rmtree(work, ignore_errors=True)
         del engine
         forget_models()
         return record
 
-    def _judge(self, engine: Any) -> dict[str, Any]:
+    def _validate(self, engine: Any) -> dict[str, Any]:
         if self.datasets.text is not None:
             sequences = self.datasets.sequences(engine.tokenizer, "validation")
             losses = sequence_losses(engine.model, sequences)

@@ -1,7 +1,7 @@
 """Plans beside each other on a language model: perplexity of text, and divergence from the unquantized model.
 
 ``labkit.compare_perplexity("./my-llama", "int4,gptq,awq", datasets=Datasets(text="book.txt"))`` calibrates each plan
-on the first part of the text, and judges it on the last, which no plan has seen. Losses are compared sequence by
+on the first part of the text, and measures it on the last, which no plan has seen. Losses are compared sequence by
 sequence, so that what is hard for every plan falls out. Each record is kept as soon as it exists: the same call
 continues, and further plans are added to what is there.
 """
@@ -22,7 +22,7 @@ from labkit.common.intervals import paired_difference
 from labkit.common.machine import environment
 from labkit.loading.datasets import Datasets
 from labkit.measure.defaults import PERPLEXITY_PLANS
-from labkit.measure.evaluator import Judge
+from labkit.measure.evaluator import PlanEvaluator
 from labkit.measure.job import check_count, lab_version
 from labkit.measure.probe import probe_of
 from labkit.models import get_spec
@@ -140,19 +140,19 @@ def compare_perplexity(
         "dtype": dtype,
     }
     probe = folder.path / "probe.safetensors"
-    judge = Judge(spec, datasets, str(probe), device, folder, dtype)
-    settings["device"] = judge.device.type
-    resolved = [judge.prepared.resolve(plan) for plan in chosen]  # refused before anything is measured
+    evaluator = PlanEvaluator(spec, datasets, str(probe), device, folder, dtype)
+    settings["device"] = evaluator.device.type
+    resolved = [evaluator.prepared.resolve(plan) for plan in chosen]  # refused before anything is measured
     folder.open(settings)
     if not probe.is_file():
         _say("the unquantized model answers", progress)
         probe_of(load(spec, dtype, device, progress=False), datasets).save(probe)
-    records = [{**judge.reference(), "bits": 8.0 * DTYPES[dtype].itemsize}]
+    records = [{**evaluator.reference(), "bits": 8.0 * DTYPES[dtype].itemsize}]
     for plan, laid in zip(chosen, resolved):
         _say(plan.name, progress)
         linears = [part for part in laid.parts if part.is_linear]
         bits = 8 * sum(part.bytes for part in linears) / sum(part.parameters for part in linears)
-        records.append({**judge.measure(plan), "bits": bits})
+        records.append({**evaluator.measure(plan), "bits": bits})
     for one in records:
         for name in ("key", "searched", "judged", "predicted_kl"):
             one.pop(name)

@@ -11,7 +11,7 @@ times in all. Memory then also holds the inputs of one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +22,14 @@ from labkit.common.machine import give_back_memory
 from labkit.models.weights import Source
 from labkit.plans.calibrate import calibrate_
 from labkit.plans.finished import WorkFolder
-from labkit.plans.quantize import find_places, walked_schemes
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
 from labkit.plans.unread import UnreadLinear
+from labkit.plans.walk import Placement, PlanWalk
 from labkit.quantization import Scheme
 
 TRIMMED_BYTES = 32 << 20
 """After so many bytes of unquantized weights, freed memory is given back to the system."""
-Placement = Callable[[str], torch.device]
-"""Module name -> the device it is on."""
 
 
 @torch.no_grad()
@@ -61,12 +59,12 @@ def fill_(
         LoadError: a file is broken.
         LabError: calibration batches that do not run, or do not come to every Linear that needs them.
     """
-    _Filling(skeleton, source, resolved, place, work).run(batches, progress)
+    _SkeletonLoader(skeleton, source, resolved, place, work).run(batches, progress)
     initialize_computed_(skeleton, place)
     skeleton.requires_grad_(False)
 
 
-class _Filling:
+class _SkeletonLoader:
     """The state of `fill_`."""
 
     def __init__(
@@ -77,54 +75,43 @@ class _Filling:
         place: Placement,
         work: WorkFolder | None,
     ) -> None:
-        self.model, self.source, self.place, self.work = model, source, place, work
-        self.dtype, self.schemes = resolved.plan.dtype, resolved.schemes
+        self.model, self.source, self.place = model, source, place
         self.title = resolved.plan.name
-        self.places = find_places(model, set(self.schemes))
-        self.walked = walked_schemes(model, self.schemes)
+        self.walk = PlanWalk(model, resolved, place, work)
         self.holders = _holders(model)
         self.waiting: dict[str, dict[str, Tensor]] = {}  # of modules whose weights have come in part
         self.freed = 0  # bytes of unquantized weights since memory was last given back
-        self.stored: dict[tuple[str, str], str] = {}  # where the walked modules' tensors are to be read
+        self.stored: dict[tuple[str, str], str] = {}  # where the sequential Linears' tensors are to be read
 
     def run(self, batches: Sequence[Any], progress: bool) -> None:
-        self._take_finished()
+        for name in self.walk.schemes:
+            if name not in self.walk.sequential:
+                self.walk.take_finished(name)
         needed = len({id(places) for places in self.holders.values()})
         with tqdm(total=needed, desc=f"Loading ({self.title})", unit="tensor", disable=not progress) as bar:
             for names in self.source.shards():
                 for name in names:
                     self._take(name, self.holders[name])
                     bar.update()
-        if self.walked:
+        if self.walk.sequential:
             self._calibrate(batches, progress)
-
-    def _take_finished(self) -> None:
-        """Put the modules of an earlier run in their places; their weights need not be read."""
-        if self.work is None:
-            return
-        for name, scheme in self.schemes.items():
-            if name not in self.walked:
-                original = self.model.get_submodule(name)
-                module = self.work.load(name, scheme, original, self.place(name), self.dtype)
-                if module is not None:
-                    self._replace(name, module.train(original.training))
 
     def _take(self, name: str, places: Sequence[tuple[str, str]]) -> None:
         """One tensor, for every module that holds it."""
         plain: list[tuple[nn.Module, str]] = []
         for owner, attribute in places:
             module = self.model.get_submodule(owner)
-            if owner in self.walked:
+            if owner in self.walk.sequential:
                 self.stored[owner, attribute] = name
             elif not _is_meta(module, attribute):
                 continue  # there already: from an earlier run, or tied to another tensor that is stored
-            elif owner in self.schemes:
+            elif owner in self.walk.schemes:
                 self._take_part(owner, attribute, name)
             else:
                 plain.append((module, attribute))
         if plain:
             module, attribute = plain[0]
-            dtype = default_dtype_of(getattr(module, attribute), True, self.dtype)
+            dtype = default_dtype_of(getattr(module, attribute), True, self.walk.dtype)
             tensor = self.source.read(name, self.place(places[0][0]), dtype)
             shared = nn.Parameter(tensor, requires_grad=False)
             for module, attribute in plain:
@@ -132,51 +119,32 @@ class _Filling:
 
     def _take_part(self, owner: str, attribute: str, name: str) -> None:
         """A weight or bias of a module that has a scheme; quantizes it if it was the last one missing."""
-        module, scheme, device = self.model.get_submodule(owner), self.schemes[owner], self.place(owner)
+        module = self.model.get_submodule(owner)
         parts = self.waiting.setdefault(owner, {})
-        parts[attribute] = self.source.read(name, device)
+        parts[attribute] = self.source.read(name, self.place(owner))
         if len(parts) < sum(one is not None for one in module._parameters.values()):
             return
         for attribute, tensor in self.waiting.pop(owner).items():
             _assign(module, attribute, nn.Parameter(tensor, requires_grad=False))
         del parts, tensor
-        try:
-            made = scheme.quantize_module(module, device=device, dtype=self.dtype)
-        except ValueError as error:
-            raise type(error)(f"{owner}: {error}") from error
-        if self.work is not None:
-            self.work.save(owner, made)
-        self._replace(owner, made.train(module.training))
+        self.walk.quantize(owner)
         self.freed += sum(one.nbytes for one in module.parameters(recurse=False))
         if self.freed > TRIMMED_BYTES:
             self.freed = 0
             give_back_memory()
 
-    def _replace(self, name: str, module: nn.Module) -> None:
-        for parent, attribute in self.places[name]:
-            setattr(parent, attribute, module)
-
     def _calibrate(self, batches: Sequence[Any], progress: bool) -> None:
-        for name in self.walked:
+        for name in self.walk.sequential:
             linear = self.model.get_submodule(name)
 
             def read(own: str, name: str = name) -> Tensor:
                 return self.source.read(self.stored[name, own], self.place(name))
 
-            self._replace(name, UnreadLinear(linear, read))
+            self.walk.replace(name, UnreadLinear(linear, read))
         initialize_computed_(self.model, self.place)
-        with tqdm(
-            total=len(self.walked), desc=f"Quantizing ({self.title})", unit="layer", disable=not progress
-        ) as bar:
-
-            def replace(name: str, module: nn.Module) -> None:
-                self._replace(name, module)
-                bar.update()
-
-            calibrate_(
-                self.model, self.walked, batches, replace,
-                dtype=self.dtype, device=self.place(""), work=self.work,
-            )  # fmt: skip
+        total = len(self.walk.sequential)
+        with tqdm(total=total, desc=f"Quantizing ({self.title})", unit="layer", disable=not progress) as bar:
+            calibrate_(self.walk, batches, self.place(""), bar)
 
 
 def initialize_computed_(model: nn.Module, place: Placement) -> None:

@@ -15,7 +15,8 @@ from labkit.plans.plan import PlanError, QuantizationPlan
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
 from labkit.plans.sequential import checked_batches
-from labkit.quantization import QuantizedLinear, Scheme
+from labkit.plans.walk import PlanWalk
+from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int8_storage import StoredInt8
 
@@ -70,8 +71,6 @@ def quantize_(
         raise PlanError(f"{_where(resolved, name)} needs calibration batches")
     batches = checked_batches(calibration) if calibrated else []
     run = partial(fingerprint_of, model, resolved.schemes, plan.dtype, batches) if calibrated else None
-    places = find_places(model, set(resolved.schemes))
-    walked = walked_schemes(model, resolved.schemes)
 
     with (
         opened(work_folder, run) as work,
@@ -79,48 +78,19 @@ def quantize_(
             total=len(resolved.schemes), desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress
         ) as bar,
     ):
-
-        def replace(name: str, module: nn.Module) -> None:
-            for parent, attribute in places[name]:
-                setattr(parent, attribute, module)
-            bar.update()
-
-        for name, scheme in resolved.schemes.items():
-            if name in walked:
-                continue
-            original = model.get_submodule(name)
-            there = device or original.weight.device
-            module = work.load(name, scheme, original, there, plan.dtype) if work is not None else None
-            if module is None:
-                try:
-                    module = scheme.quantize_module(original, device=there, dtype=plan.dtype)
-                except ValueError as error:
-                    raise type(error)(f"{name}: {error}") from error
-                if work is not None:
-                    work.save(name, module)
-            module.train(original.training)
-            replace(name, module)
-            del original
-        _convert_rest_(model, plan.dtype, device, {model.get_submodule(name) for name in walked})
-        if not hasattr(
-            model, "get_input_embeddings"
-        ):  # transformers models look after their inputs themselves
+        walk = PlanWalk(model, resolved, lambda name: device or model.get_submodule(name).weight.device, work)
+        for name in resolved.schemes:
+            if name not in walk.sequential:
+                if not walk.take_finished(name):
+                    walk.quantize(name)
+                bar.update()
+        _convert_rest_(model, plan.dtype, device, {model.get_submodule(name) for name in walk.sequential})
+        if not hasattr(model, "get_input_embeddings"):  # transformers casts the inputs of its own models
             model.register_forward_pre_hook(_CastInputs(plan.dtype), with_kwargs=True)
-        if walked:
-            calibrate_(model, walked, batches, replace, dtype=plan.dtype, device=device, work=work)
+        if walk.sequential:
+            calibrate_(walk, batches, device, bar)
     model.requires_grad_(False)
     return resolved
-
-
-def walked_schemes(model: nn.Module, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """What the calibration's walk replaces: the calibrated, and for references to the unquantized model all other
-    Linears too."""
-    calibrated = {name: scheme for name, scheme in schemes.items() if scheme.requires_calibration}
-    if not any(one.needs_reference for one in calibrated.values()):
-        return calibrated
-    return {
-        name: scheme for name, scheme in schemes.items() if isinstance(model.get_submodule(name), nn.Linear)
-    }
 
 
 def weights_bytes(model: nn.Module) -> int:
@@ -161,17 +131,6 @@ def _where(resolved: ResolvedPlan, name: str) -> str:
     """The rule that gave the Linear ``name`` its scheme, for errors."""
     number = resolved.rules[name]
     return f"plan {resolved.plan.name}, rule {number}: {resolved.schemes[name].name}"
-
-
-def find_places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Name -> every (parent, attribute) where that module hangs; holds no reference to the modules."""
-    ids = {id(module): name for name, module in model.named_modules() if name in names}
-    places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names}
-    for parent in model.modules():
-        for attribute, child in parent._modules.items():
-            if id(child) in ids:
-                places[ids[id(child)]].append((parent, attribute))
-    return places
 
 
 def _convert_rest_(

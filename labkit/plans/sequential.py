@@ -46,14 +46,14 @@ def to_device(batch: Any, device: torch.device | str | None) -> Any:
     return type(batch)(to_device(value, device) for value in batch) if type(batch) in (tuple, list) else batch
 
 
-class Lockstep:
+class SequentialRun:
     """The passes of ``batches`` through ``model``, halted at the modules ``watched`` (by name).
 
     A context: while it lasts the watched modules' ``forward`` is taken over; at its end every pass ends.
 
-        with Lockstep(model, watched, batches) as lockstep:
-            lockstep.scout()
-            lockstep.walk(visit)
+        with SequentialRun(model, watched, batches) as run:
+            run.find_order()
+            run.visit_all(visit)
 
     Args:
         model: called as `run_model` does; in evaluation mode.
@@ -75,12 +75,12 @@ class Lockstep:
         self.watched = dict(watched)
         self.batches = list(batches)
         self.replacements: dict[str, nn.Module] = {}
-        self.scouted: list[str] | None = None  # names called, while a batch is run to find their order
+        self.called: list[str] | None = None  # names called, while a batch is run to find their order
         self.original: Callable[[Tensor], Tensor] | None = None  # the module under way, as it was
-        self._itineraries: dict[Any, list[str]] = {}
+        self._orders: dict[Any, list[str]] = {}
         self._passes: list[_Pass] = []
 
-    def __enter__(self) -> Lockstep:
+    def __enter__(self) -> SequentialRun:
         for name, module in self.watched.items():
             module.forward = _Halt(self, name)
         return self
@@ -92,7 +92,7 @@ class Lockstep:
             module.__dict__.pop("forward", None)
 
     @torch.no_grad()
-    def scout(self) -> list[str]:
+    def find_order(self) -> list[str]:
         """Find the order in which the watched modules are called; returns the names that no batch calls.
 
         One batch of each kind (the same arguments given) is run through the model as it is; all are if those
@@ -105,25 +105,25 @@ class Lockstep:
         for index in (*first, *rest):
             if index in rest and not missing:
                 break
-            called = self.scouted = []
+            called = self.called = []
             try:
                 run_model(self.model, to_device(self.batches[index], self.device))
             except Exception as error:
                 raise _about_failure(index, error) from error
             finally:
-                self.scouted = None
-            itinerary = self._itineraries.setdefault(kinds[index], [])
-            itinerary += [name for name in dict.fromkeys(called) if name not in itinerary]
+                self.called = None
+            order = self._orders.setdefault(kinds[index], [])
+            order += [name for name in dict.fromkeys(called) if name not in order]
             missing -= set(called)
         return [name for name in self.watched if name in missing]
 
-    def let_go(self, names: Iterable[str]) -> None:
+    def release(self, names: Iterable[str]) -> None:
         """Watch these modules no longer: they answer as they are."""
         for name in names:
             del self.watched.pop(name).forward
 
     @torch.no_grad()
-    def walk(self, visit: Visit) -> None:
+    def visit_all(self, visit: Visit) -> None:
         """Run all passes; ``visit(name, inputs, references)`` gives the module that answers from then on.
 
         Each watched module is visited once, with the inputs [..., K] of all passes that have come to it and
@@ -132,10 +132,10 @@ class Lockstep:
         """
         while self.batches:
             batch = self.batches.pop(0)
-            itinerary = set(self._itineraries.get(_kind(batch), ()))
-            one = _Pass(len(self._passes), self.model, batch, self.device, itinerary)
+            order = set(self._orders.get(_kind(batch), ()))
+            one = _Pass(len(self._passes), self.model, batch, self.device, order)
             if self.references:
-                one.reference = _Pass(one.number, self.model, batch, self.device, itinerary)
+                one.reference = _Pass(one.number, self.model, batch, self.device, order)
                 one.reference.is_reference = True
             self._passes.append(one)
             one.advance()
@@ -159,7 +159,7 @@ class Lockstep:
         """The module that all passes that will ever come to it have come to; None when all passes are through."""
         halted = [one.halted_at for one in self._passes if one.halted_at is not None]
         for name in dict.fromkeys(halted):
-            if not any(one.halted_at not in (None, name) and name in one.itinerary for one in self._passes):
+            if not any(one.halted_at not in (None, name) and name in one.order for one in self._passes):
                 return name
         return max(halted, key=halted.count) if halted else None
 
@@ -167,19 +167,19 @@ class Lockstep:
 class _Halt:
     """The ``forward`` of a watched module."""
 
-    def __init__(self, lockstep: Lockstep, name: str) -> None:
-        self.lockstep, self.name = lockstep, name
+    def __init__(self, run: SequentialRun, name: str) -> None:
+        self.run, self.name = run, name
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        if self.lockstep.scouted is not None:
-            self.lockstep.scouted.append(self.name)
-            return _at_hand(self.lockstep.watched[self.name], inputs)(inputs)
+        if self.run.called is not None:
+            self.run.called.append(self.name)
+            return _at_hand(self.run.watched[self.name], inputs)(inputs)
         this = threading.current_thread()
-        if self.name not in self.lockstep.replacements:
+        if self.name not in self.run.replacements:
             this.halt(self.name, inputs)
             if this.is_reference:
-                return self.lockstep.original(inputs)
-        return self.lockstep.replacements[self.name](inputs)
+                return self.run.original(inputs)
+        return self.run.replacements[self.name](inputs)
 
 
 def _at_hand(linear: nn.Linear, inputs: Tensor) -> Callable[[Tensor], Tensor]:
@@ -196,9 +196,9 @@ class _Ended(BaseException):
 class _Pass(threading.Thread):
     """One batch on its way through the model: a thread that runs only while `advance` waits for it."""
 
-    def __init__(self, number: int, model: nn.Module, batch: Any, device: Any, itinerary: set[str]) -> None:
+    def __init__(self, number: int, model: nn.Module, batch: Any, device: Any, order: set[str]) -> None:
         super().__init__(daemon=True, name="labkit-pass")
-        self.number, self.itinerary = number, itinerary
+        self.number, self.order = number, order
         self.reference: _Pass | None = None
         self.is_reference = False
         self.halted_at: str | None = None
@@ -237,7 +237,7 @@ class _Pass(threading.Thread):
         return self.inputs if self.reference is None else self.reference.inputs
 
     def end(self) -> None:
-        """Let go of it, whatever it is doing."""
+        """End it, whatever it is doing."""
         if self.reference is not None:
             self.reference.end()
         self._unwanted = True

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 import labkit
-from labkit.interactive.trial import Specimen
+from labkit.interactive.trial import Trial
 from labkit.models import get_spec
 from labkit.quantization import affine
 from labkit.results import shipped
@@ -40,7 +40,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def layer(engine):
-    return Specimen.of(engine, "model.language_model.layers.1.mlp.down_proj")
+    return Trial.of(engine, "model.language_model.layers.1.mlp.down_proj")
 
 
 def row_db(rows, symmetric):
@@ -63,7 +63,7 @@ def test_a_zero_point_is_worth_what_notebook_02_says(engine):
 
 @pytest.mark.slow
 def test_notebook_03_tells_the_decibels_of_its_layer(engine, layer):
-    calm = Specimen.of(engine, "model.language_model.layers.1.self_attn.q_proj")
+    calm = Trial.of(engine, "model.language_model.layers.1.self_attn.q_proj")
     costs = [one.output_db("int8") - one.output_db("int8-dynamic") for one in (calm, layer)]
     text = said("03", "int8-after")
     assert costs[0] == pytest.approx(int(number(r"cost (\d+) dB", text)), abs=0.6)

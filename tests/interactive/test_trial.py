@@ -9,7 +9,7 @@ import torch
 
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
-from labkit.interactive.trial import Specimen
+from labkit.interactive.trial import Trial
 from labkit.quantization import affine, gptq
 from labkit.quantization.gptq_steps import watch
 from labkit.results.charts.layers import (
@@ -31,38 +31,38 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def specimen(engine):
-    return Specimen.of(engine, NAME, items=5)
+def trial(engine):
+    return Trial.of(engine, NAME, items=5)
 
 
-def test_it_holds_what_the_linear_is_given(engine, specimen):
+def test_it_holds_what_the_linear_is_given(engine, trial):
     linear = engine.model.get_submodule(NAME)
-    assert torch.equal(specimen.weight, linear.weight.float())
-    assert specimen.weight.data_ptr() != linear.weight.data_ptr()
-    assert 0 < len(specimen.inputs) < specimen.statistics.rows  # one item judges, four calibrate
-    assert specimen.inputs.shape[1] == linear.in_features
-    sizes = specimen.channel_sizes()
+    assert torch.equal(trial.weight, linear.weight.float())
+    assert trial.weight.data_ptr() != linear.weight.data_ptr()
+    assert 0 < len(trial.inputs) < trial.statistics.rows  # one item is held out, four calibrate
+    assert trial.inputs.shape[1] == linear.in_features
+    sizes = trial.channel_sizes()
     assert (sizes["largest"] >= sizes["typical"]).all()
     assert not linear._forward_pre_hooks
 
 
 def test_what_is_not_there_is_told(engine):
     with pytest.raises(LabError, match=r"no Linear called model\.nothing; there are model\."):
-        Specimen.of(engine, "model.nothing")
+        Trial.of(engine, "model.nothing")
     with pytest.raises(LabError, match=r"no Linear called model\.language_model; "):
-        Specimen.of(engine, "model.language_model")
+        Trial.of(engine, "model.language_model")
     words = [{"input_ids": torch.arange(5, 12)[None]}]
     name = next(
         one for one, _ in engine.model.named_modules() if one.endswith("feature_projection.projection")
     )
     with pytest.raises(LabError, match="no calibration item comes to"):
-        Specimen.of(engine, name, batches=words)
+        Trial.of(engine, name, batches=words)
 
 
-def test_watching_the_solve_changes_nothing_about_it(specimen):
-    qparams = specimen.qparams(3, 32)
-    solution = gptq.solve(specimen.weight, specimen.columns, *qparams, 3)
-    steps = list(watch(specimen.weight[:9], specimen.columns, *(one[:9] for one in qparams), 3))
+def test_watching_the_solve_changes_nothing_about_it(trial):
+    qparams = trial.qparams(3, 32)
+    solution = gptq.solve(trial.weight, trial.columns, *qparams, 3)
+    steps = list(watch(trial.weight[:9], trial.columns, *(one[:9] for one in qparams), 3))
     expected = affine.value_of_codes(
         solution.codes[:9].float().unflatten(1, (-1, 32)),
         qparams[0][:9].float()[..., None],
@@ -71,62 +71,62 @@ def test_watching_the_solve_changes_nothing_about_it(specimen):
     ).flatten(1)
     different = (steps[-1].values - expected).abs() > 1e-5
     assert different.float().mean() < 0.01  # of a tie in rounding
-    assert [one.column for one in steps] == specimen.columns.order.tolist()
+    assert [one.column for one in steps] == trial.columns.order.tolist()
     for before, after in pairwise(steps[:6]):
         done = [one.column for one in steps[: before.number + 1]]
         assert torch.equal(before.values[:, done], after.values[:, done])  # rounded columns stay
         assert torch.allclose(after.error, before.values[:, after.column] - after.values[:, after.column])
 
 
-def test_errors_of_the_steps_add_up_to_the_error_of_the_whole(specimen):
-    curves = specimen.solve_errors(3, 32)
-    scale, zero_point = specimen.qparams(3, 32)
-    codes = affine.quantize(specimen.weight, scale, zero_point, 3)
-    change = specimen.weight - affine.dequantize(codes, scale, zero_point)
-    inverse = torch.argsort(specimen.columns.order)
-    moment = specimen.columns.moment[inverse][:, inverse]
+def test_errors_of_the_steps_add_up_to_the_error_of_the_whole(trial):
+    curves = trial.solve_errors(3, 32)
+    scale, zero_point = trial.qparams(3, 32)
+    codes = affine.quantize(trial.weight, scale, zero_point, 3)
+    change = trial.weight - affine.dequantize(codes, scale, zero_point)
+    inverse = torch.argsort(trial.columns.order)
+    moment = trial.columns.moment[inverse][:, inverse]
     total = ((change @ moment) * change).sum().item()
     assert sum(curves["rounded to the nearest"]) == pytest.approx(total, rel=1e-3)
     nearest, plain, ordered = (sum(one) for one in curves.values())
     assert ordered < plain < nearest
-    assert all(len(one) == specimen.weight.shape[1] for one in curves.values())
+    assert all(len(one) == trial.weight.shape[1] for one in curves.values())
 
 
-def test_schemes_stand_in_the_order_they_should(specimen):
+def test_schemes_stand_in_the_order_they_should(trial):
     found = {
-        one: specimen.output_db(one) for one in ("int8", "int4-4bit:group_size=32", "gptq-4bit:group_size=32")
+        one: trial.output_db(one) for one in ("int8", "int4-4bit:group_size=32", "gptq-4bit:group_size=32")
     }
     assert found["int8"] > found["gptq-4bit:group_size=32"] > found["int4-4bit:group_size=32"] > 10
-    module = specimen.quantized("int4-4bit:group_size=32")
-    nearest = specimen.output_error(module.dequantize(torch.float32))
+    module = trial.quantized("int4-4bit:group_size=32")
+    nearest = trial.output_error(module.dequantize(torch.float32))
     assert 10 ** (-found["int4-4bit:group_size=32"] / 10) == pytest.approx(nearest, rel=0.5)
-    assert specimen.output_error(specimen.weight) == 0
-    assert specimen.outlier_share(0) == 1
-    assert specimen.outlier_share(1e9) == 0
+    assert trial.output_error(trial.weight) == 0
+    assert trial.outlier_share(0) == 1
+    assert trial.outlier_share(1e9) == 0
 
 
-def test_correlations_are_between_minus_one_and_one(specimen):
-    found = specimen.correlation()
-    assert found.shape == (min(specimen.weight.shape[1], 160),) * 2
+def test_correlations_are_between_minus_one_and_one(trial):
+    found = trial.correlation()
+    assert found.shape == (min(trial.weight.shape[1], 160),) * 2
     assert np.allclose(np.diag(found), 1, atol=1e-3)
     assert abs(found).max() <= 1.001
 
 
-def test_charts_of_a_layer_show_its_numbers(specimen):
-    sizes = channel_sizes(specimen.channel_sizes(), threshold=6.0)
+def test_charts_of_a_layer_show_its_numbers(trial):
+    sizes = channel_sizes(trial.channel_sizes(), threshold=6.0)
     drawn = list(sizes.data[0].y)
     assert drawn == sorted(drawn, reverse=True)
     assert len(sizes.layout.shapes) == 1
     assert list(bars({"int8": 40.0, "int4": 20.0}, "dB").data[0].y) == ["int8", "int4"]
     assert list(curve([1, 2], {"a": [3, 4]}, "x", "y").data[0].y) == [3, 4]
-    assert correlation_map(specimen.correlation()).data[0].zmin == -1
-    steps = specimen.watch(rows=4, group_size=32)
+    assert correlation_map(trial.correlation()).data[0].zmin == -1
+    steps = trial.watch(rows=4, group_size=32)
     chart = solve_slider(
-        specimen.weight[:4].numpy(), [one.values.numpy() for one in steps], [one.column for one in steps]
+        trial.weight[:4].numpy(), [one.values.numpy() for one in steps], [one.column for one in steps]
     )
     assert [one.visible for one in chart.data].count(True) == 1
     assert len(chart.layout.sliders[0].steps) == len(chart.data) == len(drawn_steps(len(steps)))
-    last = (steps[-1].values - specimen.weight[:4])[:, specimen.columns.order]
+    last = (steps[-1].values - trial.weight[:4])[:, trial.columns.order]
     assert np.allclose(chart.data[-1].z, last.numpy())
 
 

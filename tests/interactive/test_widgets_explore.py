@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from labkit.common.errors import LabError
-from labkit.interactive import trial
 from labkit.interactive.widgets.explorer import ALL, Explore
 from labkit.loading.calibration import calibration_batches
 from labkit.loading.load import load
+from labkit.measure import trial
 from labkit.models import get_spec
 from labkit.quantization import affine, get_scheme
 from labkit.results.charts import weights
@@ -28,31 +28,33 @@ def explore(engine):
     return Explore(engine, part="lm_head", items=3)
 
 
-def test_a_look_is_what_the_scheme_computes(engine):
-    look = trial.look(engine, "lm_head", get_scheme("int8"))
+def test_a_result_is_what_the_scheme_computes(engine):
+    result = trial.try_scheme(engine.model.lm_head, get_scheme("int8"))
     weight = engine.model.lm_head.weight
     scale, zero_point = affine.choose_qparams(weight, 8, None, True, torch.bfloat16)
     codes = affine.quantize(weight, scale, zero_point, 8, symmetric=True)
-    assert torch.equal(look.after, affine.dequantize(codes, scale, zero_point))
-    assert look.bytes_before == 4 * weight.numel()
-    assert look.bits == pytest.approx(8 + 32 / weight.shape[1], abs=0.1)
-    better, worse = look.sqnr_db, trial.look(engine, "lm_head", "int4").sqnr_db
+    assert torch.equal(result.after, affine.dequantize(codes, scale, zero_point))
+    assert result.bytes_before == 4 * weight.numel()
+    assert result.bits == pytest.approx(8 + 32 / weight.shape[1], abs=0.1)
+    better, worse = result.sqnr_db, trial.try_scheme(engine.model.lm_head, "int4").sqnr_db
     assert better > worse + 15
 
 
 def test_calibrated_schemes_are_offered_and_beat_rounding_where_it_counts(engine, explore, monkeypatch):
     """Not in the weights' error, but in the output's: that is what calibration is for."""
     asked = []
-    statistics = trial.statistics
+    statistics = trial.calibration_statistics
     monkeypatch.setattr(
-        trial, "statistics", lambda one, names: asked.append(list(names)) or statistics(one, names, 2)
+        trial,
+        "calibration_statistics",
+        lambda one, names: asked.append(list(names)) or statistics(one, names, 2),
     )
     assert {"gptq", "awq", "int4", "int8-dynamic"} <= set(explore.scheme.options)
     error = {}
     for scheme in ("int4", "gptq", "awq"):
         explore.scheme.value = scheme
-        change = explore.look.after - explore.look.before
-        moment = (explore._inputs or statistics(engine, ["lm_head"], 2))["lm_head"].second_moment
+        change = explore.result.after - explore.result.before
+        moment = (explore._statistics or statistics(engine, ["lm_head"], 2))["lm_head"].second_moment
         error[scheme] = (change @ moment * change).sum().item()
         assert explore.status.value.count("Not possible") == 0
         assert f"lm_head in {scheme}" in explore.status.value
@@ -63,14 +65,14 @@ def test_calibrated_schemes_are_offered_and_beat_rounding_where_it_counts(engine
 
 
 def test_what_cannot_be_calibrated_is_said(engine, monkeypatch):
-    names = trial.linears(engine)["decoder"]
+    names = trial.linears_by_part(engine)["decoder"]
     monkeypatch.setattr(trial, "MOST_BYTES", 10_000_000)
-    with pytest.raises(trial.LabError, match="choose one of them"):
-        trial.statistics(engine, names)
+    with pytest.raises(LabError, match="choose one of them"):
+        trial.calibration_statistics(engine, names)
     monkeypatch.setattr(trial, "default_calibration", only_typed)
-    unheard = trial.linears(engine)["speech"][-1:]
-    with pytest.raises(trial.LabError, match="no calibration item comes to"):
-        trial.statistics(engine, unheard, 1)
+    unheard = trial.linears_by_part(engine)["speech"][-1:]
+    with pytest.raises(LabError, match="no calibration item comes to"):
+        trial.calibration_statistics(engine, unheard, 1)
 
 
 def only_typed(processor, modalities, count, **_):
@@ -80,8 +82,9 @@ def only_typed(processor, modalities, count, **_):
 def test_the_answer_changes_with_the_modules_and_the_model_does_not(engine, explore):
     item = explore.items[0]
     before = engine.generate(item.messages()).text
-    names = [name for names in trial.linears(engine).values() for name in names]
-    ruined = trial.look_at_all(engine, names, get_scheme("int4", num_bits=2, symmetric=True))
+    names = [name for names in trial.linears_by_part(engine).values() for name in names]
+    scheme = get_scheme("int4", num_bits=2, symmetric=True)
+    ruined = {name: trial.try_scheme(engine.model.get_submodule(name), scheme).module for name in names}
     modules = dict(engine.model.named_modules())
     assert trial.answer(engine, item, ruined).text != before
     assert dict(engine.model.named_modules()) == modules
@@ -97,12 +100,12 @@ def test_the_model_is_put_back_when_answering_fails(engine):
 
 
 def test_a_quantized_model_and_unknown_names_are_refused(engine):
-    with pytest.raises(LabError, match="has no module 'eye'"):
-        trial.look(engine, "eye", "int4")
+    with pytest.raises(LabError, match="has no Linear called eye; there are"):
+        trial.find_linear(engine.model, "eye")
     with pytest.raises(LabError, match="is a Glm4vTextModel"):
-        trial.look(engine, "model.language_model", "int4")
+        trial.find_linear(engine.model, "model.language_model")
     with pytest.raises(LabError, match="quantized already"):
-        trial.linears(load("pocket", "int8", device="cpu", progress=False))
+        trial.linears_by_part(load("pocket", "int8", device="cpu", progress=False))
 
 
 def test_moving_a_slider_draws_everything_anew(explore):
@@ -111,7 +114,7 @@ def test_moving_a_slider_draws_everything_anew(explore):
     bits = explore.options.controls["num_bits"]
     assert bits.tooltip == "bits a weight takes"
     bits.value = 2
-    assert explore.look.scheme.num_bits == 2
+    assert explore.result.scheme.num_bits == 2
     assert "2.50 bits a weight" in explore.facts.value
     assert not np.array_equal(explore.weights.figure.data[1].y, curve)
     assert explore.errors.figure.data[0].z.shape[0] <= weights.LARGEST_MAP
@@ -124,11 +127,11 @@ def test_moving_a_slider_draws_everything_anew(explore):
 def test_what_a_scheme_refuses_is_said_and_the_last_state_stays(explore):
     explore.scheme.value = "int4"
     explore.part.value = "lm_head"
-    shown = explore.look
+    shown = explore.result
     explore.options.controls["group_size"].value = 256
     assert "Not possible:" in explore.status.value
     assert "256 does not divide 384" in explore.status.value
-    assert explore.look is shown
+    assert explore.result is shown
     explore.options.controls["group_size"].value = 32
     assert "Not possible" not in explore.status.value
 
@@ -137,7 +140,7 @@ def test_every_scheme_without_calibration_can_be_chosen(explore):
     for name in explore.scheme.options:
         explore.scheme.value = name
         assert "Not possible" not in explore.status.value, explore.status.value
-        assert explore.look.scheme.name == name
+        assert explore.result.scheme.name == name
 
 
 def test_a_large_matrix_is_averaged_down_for_its_map():

@@ -13,7 +13,7 @@ from labkit.cli.main import main
 from labkit.cli.search import _change
 from labkit.common.errors import LabError
 from labkit.loading.datasets import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Datasets
-from labkit.measure.evaluator import Judge
+from labkit.measure.evaluator import PlanEvaluator
 from labkit.measure.perplexity import Perplexities, compare_perplexity
 from labkit.measure.probe import perplexity_of, sequence_losses
 from labkit.plans.plan import PlanError
@@ -69,13 +69,13 @@ def test_plans_are_judged_beside_the_unquantized_model(measured):
 
 def test_further_plans_are_added_and_nothing_is_measured_again(measured, folder, datasets, monkeypatch):
     output, found = measured
-    measure, names = Judge._measure, []
+    measure, names = PlanEvaluator._measure, []
 
     def spy(self, plan, *arguments):
         names.append(plan.name)
         return measure(self, plan, *arguments)
 
-    monkeypatch.setattr(Judge, "_measure", spy)
+    monkeypatch.setattr(PlanEvaluator, "_measure", spy)
     more = compare_perplexity(folder, ["int8", *PLANS.split(",")], datasets=datasets, output=output)
     assert names == ["int8"]
     assert more.records[2:] == found.records[1:]
@@ -102,7 +102,7 @@ def test_other_seeds_calibrate_on_other_sequences(datasets, measured, folder, tm
     assert solved["losses"] != pytest.approx(measured[1].records[3]["losses"], rel=1e-6)
 
 
-def test_items_drawn_to_calibrate_are_never_those_that_compare_or_judge(monkeypatch):
+def test_items_drawn_to_calibrate_are_never_those_that_compare_or_validate(monkeypatch):
     seeds = []
     monkeypatch.setattr(
         "labkit.loading.datasets.default_calibration", lambda *_, seed, **options: seeds.append(seed)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from labkit.common.errors import LabError
 from labkit.loading.datasets import Datasets
-from labkit.measure.evaluator import Judge
+from labkit.measure.evaluator import PlanEvaluator
 from labkit.measure.search import search as search_module
 from labkit.measure.search import solver
 from labkit.measure.search.result import Search
@@ -289,7 +289,7 @@ def test_what_was_measured_is_told_and_kept(search, tmp_path):
 
 def test_a_finished_search_measures_nothing_again(search, sensitivity, llama_folder, datasets, monkeypatch):
     output, found = search
-    monkeypatch.setattr(Judge, "_measure", None)
+    monkeypatch.setattr(PlanEvaluator, "_measure", None)
     again = searched(llama_folder, datasets, sensitivity, output)
     assert again.found == found.found
     assert again.environments == found.environments
@@ -305,7 +305,7 @@ def test_what_is_measured_says_where(search, sensitivity):
 def test_an_interrupted_search_keeps_what_it_measured(
     sensitivity, llama_folder, datasets, tmp_path, monkeypatch
 ):
-    original, measured_plans = Judge._measure, []
+    original, measured_plans = PlanEvaluator._measure, []
 
     def interrupted(self, plan, *arguments):
         if len(measured_plans) == 2:
@@ -313,13 +313,13 @@ def test_an_interrupted_search_keeps_what_it_measured(
         measured_plans.append(plan.name)
         return original(self, plan, *arguments)
 
-    monkeypatch.setattr(Judge, "_measure", interrupted)
+    monkeypatch.setattr(PlanEvaluator, "_measure", interrupted)
     with pytest.raises(search_module.Interrupted, match="run the same again to continue"):
         searched(llama_folder, datasets, sensitivity, tmp_path)
     assert measured_plans == ["unquantized", "int8"]
     kept = [json.loads(line)["plan"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert kept == measured_plans
-    monkeypatch.setattr(Judge, "_measure", original)
+    monkeypatch.setattr(PlanEvaluator, "_measure", original)
     assert Path(searched(llama_folder, datasets, sensitivity, tmp_path).path).is_file()
 
 
@@ -328,13 +328,13 @@ def test_predictions_are_corrected_where_measuring_disagrees(
 ):
     monkeypatch.setattr(solver, "AGREEMENT", 1.0001)
     names = []
-    original = Judge.measure
+    original = PlanEvaluator.measure
 
     def spy(self, plan, *arguments, **options):
         names.append(plan.name)
         return original(self, plan, *arguments, **options)
 
-    monkeypatch.setattr(Judge, "measure", spy)
+    monkeypatch.setattr(PlanEvaluator, "measure", spy)
     searched(llama_folder, datasets, sensitivity, tmp_path, against=[])
     assert "searched-5bit: decoder" in names
     assert "searched-5bit: lm_head" in names

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from labkit.common.errors import LabError
-from labkit.plans.sequential import Lockstep, checked_batches, run_model
+from labkit.plans.sequential import SequentialRun, checked_batches, run_model
 
 
 class Branches(nn.Module):
@@ -47,9 +47,9 @@ def doubled(linear):
 
 
 def run(model, layers, batches, visit):
-    with Lockstep(model, layers, batches) as lockstep:
-        lockstep.scout()
-        lockstep.walk(visit)
+    with SequentialRun(model, layers, batches) as run:
+        run.find_order()
+        run.visit_all(visit)
 
 
 def test_every_layer_is_visited_once_with_what_the_replaced_ones_before_it_answer():
@@ -62,10 +62,10 @@ def test_every_layer_is_visited_once_with_what_the_replaced_ones_before_it_answe
         seen[name] = inputs
         return doubled(layers[name])
 
-    with Lockstep(model, layers, batches) as lockstep:
-        assert lockstep.scout() == []
+    with SequentialRun(model, layers, batches) as run:
+        assert run.find_order() == []
         model.calls = 0
-        lockstep.walk(visit)
+        run.visit_all(visit)
     assert list(seen) == ["first", "side", "last"]  # the side way is waited for
     assert model.calls == len(batches)
     assert [len(inputs) for inputs in seen.values()] == [4, 2, 4]
@@ -84,9 +84,9 @@ def test_references_have_the_inputs_of_the_model_as_it_was():
         seen[name] = inputs[0], references[0]
         return doubled(layers[name])
 
-    with Lockstep(model, layers, [batch], references=True) as lockstep:
-        lockstep.scout()
-        lockstep.walk(visit)
+    with SequentialRun(model, layers, [batch], references=True) as run:
+        run.find_order()
+        run.visit_all(visit)
     assert seen["first"][0] is seen["first"][1] or torch.equal(*seen["first"])
     hidden = (layers["first"](rows(0)) + layers["side"](rows(1))).relu()
     torch.testing.assert_close(seen["last"][1], hidden)
@@ -107,7 +107,7 @@ class Chooses(nn.Module):
         return self.head(self.experts[int(self.gate(x).sum(0).argmax())](x))
 
 
-def test_a_reference_that_takes_another_way_is_let_go():
+def test_a_reference_that_takes_another_way_is_released():
     model = Chooses()
     model.gate.weight.data = torch.tensor([[1.0] * 4, [-1.0] * 4])
     layers, seen = watched(model), {}
@@ -118,9 +118,9 @@ def test_a_reference_that_takes_another_way_is_let_go():
         seen[name] = inputs, references
         return opposite if name == "gate" else doubled(layers[name])
 
-    with Lockstep(model, layers, [torch.ones(2, 4)], references=True) as lockstep:
-        assert lockstep.scout() == ["experts.1"]
-        lockstep.walk(visit)
+    with SequentialRun(model, layers, [torch.ones(2, 4)], references=True) as run:
+        assert run.find_order() == ["experts.1"]
+        run.visit_all(visit)
     assert list(seen) == ["gate", "experts.1", "head"]
     assert seen["head"][1][0] is seen["head"][0][0]
     assert not passes_alive()
@@ -128,8 +128,8 @@ def test_a_reference_that_takes_another_way_is_let_go():
 
 def test_what_no_batch_comes_to_is_found_out_first():
     model = Branches()
-    with Lockstep(model, watched(model), [{"a": rows(0)}, {"a": rows(1), "b": None}]) as lockstep:
-        assert lockstep.scout() == ["side"]
+    with SequentialRun(model, watched(model), [{"a": rows(0)}, {"a": rows(1), "b": None}]) as run:
+        assert run.find_order() == ["side"]
     assert not passes_alive()
 
 
@@ -142,9 +142,9 @@ def test_a_layer_called_again_is_visited_once():
         visits.append(name)
         return doubled(layer)
 
-    with Lockstep(model, watched(model), [rows(0)]) as lockstep:
-        lockstep.scout()
-        lockstep.walk(visit)
+    with SequentialRun(model, watched(model), [rows(0)]) as run:
+        run.find_order()
+        run.visit_all(visit)
     assert visits == ["0"]
 
 
@@ -195,7 +195,7 @@ def test_batches_are_passed_as_what_they_are():
 
 def test_a_gpu_without_a_number_is_the_one_of_the_thread_that_asks(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert Lockstep(nn.Linear(2, 2), {}, [], "cuda").device == torch.device("cuda:1")
-    assert Lockstep(nn.Linear(2, 2), {}, [], "cuda:0").device == "cuda:0"
-    assert Lockstep(nn.Linear(2, 2), {}, [], "cpu").device == "cpu"
-    assert Lockstep(nn.Linear(2, 2), {}, []).device is None
+    assert SequentialRun(nn.Linear(2, 2), {}, [], "cuda").device == torch.device("cuda:1")
+    assert SequentialRun(nn.Linear(2, 2), {}, [], "cuda:0").device == "cuda:0"
+    assert SequentialRun(nn.Linear(2, 2), {}, [], "cpu").device == "cpu"
+    assert SequentialRun(nn.Linear(2, 2), {}, []).device is None

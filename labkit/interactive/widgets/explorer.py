@@ -9,9 +9,10 @@ from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.engine.engine import Engine
-from labkit.interactive import trial
 from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 from labkit.loading.load import load
+from labkit.measure import trial
+from labkit.quantization import known_schemes
 from labkit.results import show
 from labkit.results.charts import weights
 
@@ -20,8 +21,14 @@ SAMPLED = 400_000
 """Weights of a histogram at most; of larger matrices every n-th is taken."""
 
 
+def explorable_schemes(engine: Engine) -> list[str]:
+    """Schemes that can be tried; a model that takes no screens has no calibration items."""
+    sees = "image" in engine.modalities
+    return [name for name, scheme in known_schemes().items() if sees or not scheme().requires_calibration]
+
+
 class Explore(ipywidgets.VBox):
-    """See `labkit.interactive.widgets.explore`. ``look`` is what is shown: an `exploring.Look`."""
+    """See `labkit.interactive.widgets.explore`. ``result`` is what is shown."""
 
     def __init__(
         self,
@@ -32,11 +39,12 @@ class Explore(ipywidgets.VBox):
         items: int = 12,
     ) -> None:
         self.engine = model if isinstance(model, Engine) else load(model, "fp32", progress=False)
-        self.parts = trial.linears(self.engine)
+        self.parts = trial.linears_by_part(self.engine)
         self.items = phonetap.items("typed", items)
-        self.look: trial.Look | None = None
+        self.result: trial.TrialResult | None = None
         self._before: dict[int, Any] = {}
-        self._inputs: dict[str, Any] = {}
+        self._statistics: dict[str, Any] = {}
+        self._shown = ""  # name of the Linear of `result`
         self._quiet = False
         self._make_controls(part if part in self.parts else next(iter(self.parts)), linear, scheme)
         self._make_results()
@@ -70,10 +78,10 @@ class Explore(ipywidgets.VBox):
         self.scope = ipywidgets.Dropdown(
             options=[ONE, ALL], **common("for the tap", "what is quantized when the model answers")
         )
-        known = trial.explorable_schemes(self.engine)
+        schemes = explorable_schemes(self.engine)
         self.scheme = ipywidgets.Dropdown(
-            options=known,
-            value=scheme if scheme in known else known[-1],
+            options=schemes,
+            value=scheme if scheme in schemes else schemes[-1],
             **common("scheme", "how the weights are stored and multiplied"),
         )
         self.screen = ipywidgets.IntSlider(
@@ -117,8 +125,10 @@ class Explore(ipywidgets.VBox):
         self.status.value = message("working …")
         try:
             scheme, name = self.options.scheme(), self.linear.value
-            inputs = self._calibrated(scheme, [name])
-            self.look = trial.look(self.engine, name, scheme, inputs.get(name))
+            statistics = self._statistics_for(scheme, [name])
+            linear = trial.find_linear(self.engine.model, name)
+            self.result = trial.try_scheme(linear, scheme, statistics.get(name))
+            self._shown = name
         except LabError as error:
             self.status.value = message(str(error), is_error=True)
             return
@@ -127,64 +137,71 @@ class Explore(ipywidgets.VBox):
 
     def show_tap(self) -> None:
         """Let the model answer with the unquantized weights and with these, and draw both taps."""
-        if self.look is None:
+        if self.result is None:
             return
         number = self.screen.value
         item = self.items[number]
         try:
             if number not in self._before:
                 self._before[number] = trial.answer(self.engine, item, {})
-            modules = {self.look.name: self.look.module}
+            modules = {self._shown: self.result.module}
             if self.scope.value == ALL:
-                names, scheme = self.parts[self.part.value], self.look.scheme
-                modules = trial.look_at_all(self.engine, names, scheme, self._calibrated(scheme, names))
+                modules = self._quantized(self.parts[self.part.value], self.result.scheme)
             after = trial.answer(self.engine, item, modules)
         except LabError as error:
             self.status.value = message(str(error), is_error=True)
             return
         pictures = [show.item(item, self._before[number]), show.item(item, after)]
-        kind = f"every Linear of {self.part.value} in" if self.scope.value == ALL else f"{self.look.name} in"
-        scheme = self.look.scheme.name
+        kind = f"every Linear of {self.part.value} in" if self.scope.value == ALL else f"{self._shown} in"
+        scheme = self.result.scheme.name
         captions = [
-            f"unquantized: {_judged(item, self._before[number])}",
-            f"{scheme}: {_judged(item, after)}",
+            f"unquantized: {_verdict(item, self._before[number])}",
+            f"{scheme}: {_verdict(item, after)}",
         ]
         asked = f"<div><b>{html.escape(item.instruction)}</b><br>box: the target, ring: the tap</div>"
         self.taps.value = asked + show.row(*pictures, captions=captions, height=320).data
         self.status.value = message(f"{kind} {scheme}")
 
-    def _calibrated(self, scheme: Any, names: list[str]) -> dict[str, Any]:
+    def _quantized(self, names: list[str], scheme: Any) -> dict[str, Any]:
+        """Name -> the module that the scheme puts in the place of each Linear."""
+        statistics, model = self._statistics_for(scheme, names), self.engine.model
+        return {
+            name: trial.try_scheme(trial.find_linear(model, name), scheme, statistics.get(name)).module
+            for name in names
+        }
+
+    def _statistics_for(self, scheme: Any, names: list[str]) -> dict[str, Any]:
         """What a scheme that calibrates must know of the Linears' inputs; kept, since it is the model's."""
-        missing = [name for name in names if name not in self._inputs]
+        missing = [name for name in names if name not in self._statistics]
         if scheme.requires_calibration and missing:
-            screens = f"{trial.ITEMS} calibration screens"
+            screens = f"{trial.CALIBRATION_ITEMS} calibration screens"
             self.status.value = message(f"{scheme.name} calibrates: the model looks at {screens} …")
-            self._inputs |= trial.statistics(self.engine, missing)
-        return self._inputs if scheme.requires_calibration else {}
+            self._statistics |= trial.calibration_statistics(self.engine, missing)
+        return self._statistics if scheme.requires_calibration else {}
 
     def _show_weights(self) -> None:
-        look = self.look
-        rows, columns = look.before.shape
+        result = self.result
+        rows, columns = result.before.shape
         self.facts.value = (
             f"<div style='line-height:1.6'><b>{rows:,} × {columns:,}</b> weights · "
-            f"{format_bytes(look.bytes_before)} → <b>{format_bytes(look.bytes_after)}</b> "
-            f"({look.bits:.2f} bits a weight) · "
-            f"signal to noise <b>{look.sqnr_db:.1f} dB</b> · largest error {look.largest_error:.4f}</div>"
+            f"{format_bytes(result.bytes_before)} → <b>{format_bytes(result.bytes_after)}</b> "
+            f"({result.bits:.2f} bits a weight) · "
+            f"signal to noise <b>{result.sqnr_db:.1f} dB</b> · largest error {result.largest_error:.4f}</div>"
         )
-        step = -(-look.before.numel() // SAMPLED)
-        before, after = look.before.flatten()[::step], look.after.flatten()[::step]
+        step = -(-result.before.numel() // SAMPLED)
+        before, after = result.before.flatten()[::step], result.after.flatten()[::step]
         traces = weights.histogram_traces(before, after)
         with self.weights.figure.batch_update():
             for shown, new in zip(self.weights.figure.data, traces):
                 shown.x, shown.y = new.x, new.y
         errors = self.errors.figure
         with errors.batch_update():
-            errors.data[0].z = weights.smaller((look.after - look.before).abs())
+            errors.data[0].z = weights.smaller((result.after - result.before).abs())
             errors.layout.xaxis.title.text = f"input features ({columns:,})"
             errors.layout.yaxis.title.text = f"output features ({rows:,})"
 
 
-def _judged(item: phonetap.Item, generation: Any) -> str:
+def _verdict(item: phonetap.Item, generation: Any) -> str:
     """hit, miss, or the answer itself where nothing is to be tapped."""
     result = phonetap.score(item, generation.text)
     return "right" if result.success else "wrong" if result.parsed else f"unreadable ({generation.text[:40]})"

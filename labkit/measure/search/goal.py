@@ -57,4 +57,4 @@ KEPT_DTYPES = ("bf16", "fp16")
 
 
 AGAINST = ("int4", "gptq", "int8")
-"""Uniform plans beside which a searched one is judged."""
+"""Uniform plans with which a searched one is compared."""

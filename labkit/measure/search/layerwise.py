@@ -1,4 +1,4 @@
-"""One model on the bench: each Linear replaced alone, and what that does to the model's answers.
+"""Layer by layer: each Linear is replaced alone, and the model's answers are compared.
 
 Embeddings and convolutions, where a candidate stores them otherwise, are treated alike.
 """
@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from labkit.measure.probe import Probe, divergence_of
+from labkit.measure.probe import Divergence, Probe, divergence_of
 from labkit.measure.search.replay import Replay
+from labkit.measure.trial import moment_bytes, replaced, try_scheme
+from labkit.plans.calibrate import watch_inputs
 from labkit.plans.resolve import replaceable_linears, replaceable_others, tied_linears
 from labkit.plans.rule import kind_of, relative_depths
-from labkit.plans.sequential import run_model, to_device
 from labkit.quantization import Scheme, SchemeError
-from labkit.quantization.affine import sqnr_db
 from labkit.quantization.int8_storage import KINDS, module_kind
 from labkit.quantization.statistics import InputStatistics
 
@@ -26,7 +27,20 @@ SAMPLED_ROWS = 8  # input rows of a batch on which a layer's output is compared
 STATISTICS_BYTES = 2 * 2**30  # what second moments may take at a time
 
 
-class Bench:
+@dataclass(frozen=True)
+class LinearInputs:
+    """What comes to a Linear.
+
+    Attributes:
+        statistics: second moments.
+        rows: some rows [M, K] of each batch.
+    """
+
+    statistics: InputStatistics
+    rows: list[Tensor]
+
+
+class LayerwiseEvaluator:
     """An unquantized model whose Linears are replaced one at a time.
 
     Args:
@@ -69,7 +83,7 @@ class Bench:
             if not self._is_linear(name):
                 for label, scheme in candidates.items():
                     if (name, label) not in done and can_store(scheme, self.model.get_submodule(name)):
-                        yield self._record_stored(name, label, scheme)
+                        yield self._record(name, label, scheme, None)
         waiting = [
             name
             for name in self.linears
@@ -80,71 +94,48 @@ class Bench:
             for name in chunk:
                 for label, scheme in candidates.items():
                     if (name, label) not in done:
-                        yield self._record(name, label, scheme, *gathered[name])
+                        yield self._record(name, label, scheme, gathered[name])
 
-    def _record(
-        self, name: str, label: str, scheme: Scheme, statistics: InputStatistics, rows: list[Tensor]
-    ) -> dict[str, Any]:
-        linear = self.model.get_submodule(name)
-        sizes = linear.out_features, linear.in_features, linear.bias is not None
-        record = {
-            "linear": name,
-            "module": "linear",
-            "role": self.roles.get(name),
-            "kind": kind_of(name),
-            "depth": self.depths.get(name),
-            "scheme": label,
-            "parameters": linear.out_features * (linear.in_features + sizes[2]),
-        }
-        began = time.perf_counter()
-        try:
-            scheme.validate(linear.in_features, linear.out_features, linear.weight.device)
-            if scheme.requires_calibration and not statistics.rows:
-                raise SchemeError("no calibration item comes to it")
-            module = scheme.quantize_linear(linear, statistics=statistics)
-        except SchemeError as error:
-            return {**record, "unsupported": str(error)}
-        record["bytes"] = scheme.predict_bytes(*sizes)
-        inputs = torch.cat(rows) if rows else linear.weight.new_zeros(1, linear.in_features)
-        record["sqnr_db"] = round(min(sqnr_db(linear(inputs), module(inputs)), 999.0), 3)
-        parent, _, own = name.rpartition(".")
-        holder = self.model.get_submodule(parent)
-        setattr(holder, own, module)
-        try:
-            with self._replay.before(name):
-                found = divergence_of(self.probe, lambda index: self._log_probs(name, index))
-        finally:
-            setattr(holder, own, linear)
-        seconds = round(time.perf_counter() - began, 3)
-        return {**record, "kl": found.kl, "agreement": found.agreement, "measure_s": seconds}
-
-    def _record_stored(self, name: str, label: str, scheme: Scheme) -> dict[str, Any]:
-        """The record of an embedding or convolution; models may use its weight without calling it, so that the
-        whole model runs."""
+    def _record(self, name: str, label: str, scheme: Scheme, inputs: LinearInputs | None) -> dict[str, Any]:
+        """``inputs``: of a Linear; None for an embedding or convolution."""
         original = self.model.get_submodule(name)
-        began = time.perf_counter()
-        module = scheme.quantize_module(original)
-        parent, _, own = name.rpartition(".")
-        holder = self.model.get_submodule(parent)
-        setattr(holder, own, module)
-        try:
-            found = divergence_of(self.probe, lambda index: self.probe.log_probs_of(self.model, index))
-        finally:
-            setattr(holder, own, original)
-        return {
+        record = {
             "linear": name,
             "module": module_kind(original),
             "role": self.roles.get(name),
             "kind": kind_of(name),
-            "depth": None,
+            "depth": self.depths.get(name),
             "scheme": label,
-            "parameters": sum(one.numel() for one in original.parameters()),
-            "bytes": scheme.predict_module_bytes(original),
-            "sqnr_db": round(min(sqnr_db(original.weight, module.weight), 999.0), 3),
-            "kl": found.kl,
-            "agreement": found.agreement,
-            "measure_s": round(time.perf_counter() - began, 3),
+            "parameters": sum(parameter.numel() for parameter in original.parameters()),
         }
+        began = time.perf_counter()
+        statistics = inputs.statistics if inputs else None
+        try:
+            scheme.validate_module(original, original.weight.device)
+            if scheme.requires_calibration and not statistics.rows:
+                raise SchemeError("no calibration item comes to it")
+            result = try_scheme(original, scheme, statistics)
+        except SchemeError as error:
+            return {**record, "unsupported": str(error)}
+        record["bytes"] = scheme.predict_module_bytes(original)
+        if inputs is None:
+            sqnr_db = result.sqnr_db
+        else:
+            rows = inputs.rows or [original.weight.new_zeros(1, original.in_features)]
+            sqnr_db = result.output_sqnr_db(torch.cat(rows))
+        record["sqnr_db"] = round(min(sqnr_db, 999.0), 3)
+        with replaced(self.model, {name: result.module}):
+            divergence = self._divergence(name, is_linear=inputs is not None)
+        seconds = round(time.perf_counter() - began, 3)
+        return {**record, "kl": divergence.kl, "agreement": divergence.agreement, "measure_s": seconds}
+
+    def _divergence(self, name: str, is_linear: bool) -> Divergence:
+        """Of the model as it is now. Models may use the weight of an embedding or convolution without calling it,
+        so that all of the model runs then."""
+        if not is_linear:
+            return divergence_of(self.probe, lambda index: self.probe.log_probs_of(self.model, index))
+        with self._replay.before(name):
+            return divergence_of(self.probe, lambda index: self._log_probs(name, index))
 
     def _is_linear(self, name: str) -> bool:
         return isinstance(self.model.get_submodule(name), nn.Linear)
@@ -153,21 +144,21 @@ class Bench:
         """None where the batch does not come to the Linear: nothing has changed."""
         return self._replay.run(index) if self._replay.comes_to(name, index) else None
 
-    def _gather(self, names: Sequence[str]) -> dict[str, tuple[InputStatistics, list[Tensor]]]:
-        """Second moments and sampled rows of the inputs of some Linears, with the model as it is."""
+    def _gather(self, names: Sequence[str]) -> dict[str, LinearInputs]:
+        """The inputs of some Linears, with the model as it is."""
         device = next(self.model.parameters()).device
-        gathered = {}
-        handles = []
-        for name in names:
-            linear = self.model.get_submodule(name)
-            gathered[name] = (InputStatistics(linear.in_features, device=device), [])
-            handles.append(linear.register_forward_pre_hook(_gatherer(*gathered[name])))
-        try:
-            for batch in self.calibration:
-                run_model(self.model, to_device(batch, device))
-        finally:
-            for handle in handles:
-                handle.remove()
+        widths = {name: self.model.get_submodule(name).in_features for name in names}
+        gathered = {
+            name: LinearInputs(InputStatistics(width, device=device), []) for name, width in widths.items()
+        }
+
+        def see(name: str, _: int, inputs: Tensor) -> None:
+            gathered[name].statistics.add(inputs)
+            flat = inputs.detach().reshape(-1, inputs.shape[-1])
+            step = max(len(flat) // SAMPLED_ROWS, 1)
+            gathered[name].rows.append(flat[::step][:SAMPLED_ROWS].clone())
+
+        watch_inputs(self.model, names, self.calibration, see)
         return gathered
 
 
@@ -190,23 +181,12 @@ def can_store(scheme: Scheme, module: nn.Module) -> bool:
     return module_kind(module) in scheme.module_kinds
 
 
-def _gatherer(statistics: InputStatistics, rows: list[Tensor]):
-    def hook(_: nn.Module, arguments: tuple) -> None:
-        inputs = arguments[0]
-        statistics.add(inputs)
-        flat = inputs.detach().reshape(-1, inputs.shape[-1])
-        step = max(len(flat) // SAMPLED_ROWS, 1)
-        rows.append(flat[::step][:SAMPLED_ROWS].clone())
-
-    return hook
-
-
 def _chunks(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
     """Runs of names whose second moments fit `STATISTICS_BYTES`, at least one each."""
     chunk: list[str] = []
     size = 0
     for name in names:
-        needed = 4 * model.get_submodule(name).in_features ** 2
+        needed = moment_bytes(model.get_submodule(name))
         if chunk and size + needed > STATISTICS_BYTES:
             yield chunk
             chunk, size = [], 0

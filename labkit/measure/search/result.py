@@ -14,7 +14,7 @@ from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_difference, format_rate
 from labkit.common.intervals import paired_difference
-from labkit.measure.evaluator import KEPT, Judge
+from labkit.measure.evaluator import KEPT, PlanEvaluator
 from labkit.plans.plan import QuantizationPlan
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Search:
     Attributes:
         path: the plan's file.
         settings: what was searched, and with what.
-        found: the record of the plan (see `labkit.measure.evaluator.Judge.measure`).
+        found: the record of the plan (see `labkit.measure.evaluator.PlanEvaluator.measure`).
         reference: that of the unquantized model.
         others: those of the uniform plans.
         front: ``bytes, kl`` of the predicted best plan of each size.
@@ -79,7 +79,7 @@ class Search:
         found = self.found
         sentences = [
             f"{found['plan']}: {format_bytes(found['bytes'])} of weights, divergence {found['kl']:.3g} nats a "
-            f"token (predicted {found['predicted_kl']:.3g}){_judged(found, self.reference)}."
+            f"token (predicted {found['predicted_kl']:.3g}){_loss_text(found, self.reference)}."
         ]
         for other in sorted(self.others, key=lambda one: one["bytes"]):
             size = "smaller than" if other["bytes"] < found["bytes"] else "at least as large as"
@@ -110,7 +110,7 @@ class Search:
 
 
 def finish(
-    judge: Judge,
+    evaluator: PlanEvaluator,
     settings: dict[str, Any],
     found: dict[str, Any],
     others: list[dict[str, Any]],
@@ -123,10 +123,10 @@ def finish(
     progress: bool,
 ) -> Search:
     """Write the plan with its evidence, try it on test items, and put the result together."""
-    folder = judge.folder.path
+    folder = evaluator.folder.path
     plan = QuantizationPlan.from_dict(found["definition"], found["plan"])
     path = folder / f"{plan.name}.yaml"
-    reference = judge.reference()
+    reference = evaluator.reference()
     evidence = {
         "model": settings["model"],
         "model_fingerprint": settings["model_fingerprint"],
@@ -143,20 +143,20 @@ def finish(
         "rounds": [{name: _rounded(value) for name, value in one.items()} for one in rounds],
     }
     replace(plan, evidence=evidence).to_yaml(path)
-    environments = judge.folder.environments()
+    environments = evaluator.folder.environments()
     result = Search(
         str(path), settings, found, reference, others, front, rounds=rounds, environments=environments
     )
     result.save(folder)
-    if test_items and judge.datasets.text is None:
+    if test_items and evaluator.datasets.text is None:
         from labkit.measure.compare import compare
 
         comparison = compare(
-            str(judge.spec.folder or judge.spec.source),
+            str(evaluator.spec.folder or evaluator.spec.source),
             [*against, path],
             test_items,
-            split="all" if "audio" in judge.prepared.modalities else "typed",
-            device=str(judge.device),
+            split="all" if "audio" in evaluator.prepared.modalities else "typed",
+            device=str(evaluator.device),
             threads=threads,
             output=folder / "test",
             progress=progress,
@@ -170,7 +170,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _judged(found: dict[str, Any], reference: dict[str, Any]) -> str:
+def _loss_text(found: dict[str, Any], reference: dict[str, Any]) -> str:
     if "perplexity" in found:
         change = found["perplexity"] / reference["perplexity"] - 1
         return f", perplexity {found['perplexity']:.2f} ({change:+.1%} against the unquantized model's)"

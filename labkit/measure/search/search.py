@@ -5,7 +5,7 @@ scheme for each Linear by an integer program, and **measures** the plan that com
 what was predicted, each part of it is measured alone, predictions are corrected by what that finds, and the program
 is solved again. Then plans near by are measured, each the best by prediction that differs enough from all before,
 for errors of layers add up or cancel in ways that no prediction knows; the best **measured** plan is kept. It is
-judged beside uniform plans on items that neither calibrated nor chose it, and in the end on test items, in fresh
+compared with uniform plans on items that neither calibrated nor chose it, and in the end on test items, in fresh
 processes. Everything measured is kept; the same call continues.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from labkit.common.errors import Interrupted, LabError
 from labkit.loading.datasets import Datasets
 from labkit.measure.defaults import CANDIDATES
-from labkit.measure.evaluator import Judge
+from labkit.measure.evaluator import PlanEvaluator
 from labkit.measure.job import check_count, lab_version
 from labkit.measure.search.goal import AGAINST, KEPT_DTYPES, ROUNDS, Goal
 from labkit.measure.search.result import Search, finish
@@ -59,7 +59,7 @@ def search_plan(
         bits: or bits a value of the Linears, on average, scales and zero points included (embeddings and convolutions stay).
         max_loss: or the largest loss: points of right steps; of a model without eyes per cent of perplexity.
         schemes: candidates for each Linear, as `labkit.quantization.shorthand` reads them.
-        against: uniform plans to judge beside it, names or files.
+        against: uniform plans to compare it with, names or files.
         datasets: how many items, or which text (`labkit.loading.datasets`).
         test_items: how many test items the plan is reported on (0: none).
         name: the plan's name (default: from the goal).
@@ -110,18 +110,18 @@ def search_plan(
         }
         folder.open(settings)
         probe = str(sensitivities / "probe.safetensors")
-        judge = Judge(spec, datasets, probe, device, folder, found.settings["dtype"])
-        solver = Solver(judge, found, name, say, rounds, linears_only=goal.bits is not None, apart=apart)
+        evaluator = PlanEvaluator(spec, datasets, probe, device, folder, found.settings["dtype"])
+        solver = Solver(evaluator, found, name, say, rounds, linears_only=goal.bits is not None, apart=apart)
         room = solver.room(goal)
-        say("judging the unquantized model")
-        judge.reference()
+        say("measuring the unquantized model")
+        evaluator.reference()
         for plan in others:
-            say(f"judging {plan.name}")
-            judge.measure(plan)
+            say(f"measuring {plan.name}")
+            evaluator.measure(plan)
         solver.settle_dtype(dtype)
         chosen = solver.best(room) if goal.max_loss is None else solver.smallest(goal.max_loss)
         return finish(
-            judge, settings, chosen, [judge.measure(plan) for plan in others], solver.front(), solver.measured,
+            evaluator, settings, chosen, [evaluator.measure(plan) for plan in others], solver.front(), solver.measured,
             against, test_items, threads=threads, progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt as interruption:

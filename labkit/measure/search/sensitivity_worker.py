@@ -33,14 +33,14 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
         emit({"event": "record"})
 
     if request["linears"]:
-        from labkit.measure.search.layerwise import Bench
+        from labkit.measure.search.layerwise import LayerwiseEvaluator
 
         engine = load(request["model_source"], request["dtype"], request["device"], progress=False)
         batches = datasets.calibration_batches(engine.processor, engine.modalities, engine.model)
-        bench = Bench(engine.model, engine.roles, probe, batches, request["linears"])
-        for record in bench.measure(candidates, done):
+        evaluator = LayerwiseEvaluator(engine.model, engine.roles, probe, batches, request["linears"])
+        for record in evaluator.measure(candidates, done):
             keep(record)
-        del engine, bench
+        del engine, evaluator
     for role, label in request["parts"]:
         forget_models()
         keep(measure_part(request, role, label, candidates[label], datasets, probe))

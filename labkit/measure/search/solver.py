@@ -14,7 +14,7 @@ from typing import Any
 
 from labkit.common.errors import AllocationError, LabError
 from labkit.common.formats import format_bytes
-from labkit.measure.evaluator import Judge
+from labkit.measure.evaluator import PlanEvaluator
 from labkit.measure.search import allocate
 from labkit.measure.search.allocate import TOGETHER, Allocation, Unit
 from labkit.measure.search.goal import KEPT_DTYPES, Goal
@@ -45,7 +45,7 @@ class Solver:
 
     def __init__(
         self,
-        judge: Judge,
+        evaluator: PlanEvaluator,
         sensitivity: Sensitivity,
         name: str,
         say: Callable[[str], None],
@@ -53,14 +53,14 @@ class Solver:
         linears_only: bool = False,
         apart: bool = False,
     ) -> None:
-        self.judge, self.name, self.say, self.rounds = judge, name, say, rounds
+        self.evaluator, self.name, self.say, self.rounds = evaluator, name, say, rounds
         self.together = () if apart else TOGETHER
         modules = ("linear",) if linears_only else ("linear", *KINDS)
         self.records = [one for one in sensitivity.linears if one.get("module", "linear") in modules]
         self.weights = _weights_of_parts(sensitivity)
         self.measured: list[dict[str, Any]] = []  # of each plan tried: round, bytes, predicted_kl, kl
         self._take(KEPT_DTYPES[0])
-        whole = judge.prepared.predicted_bytes(_nothing(self.dtype))
+        whole = evaluator.prepared.predicted_bytes(_nothing(self.dtype))
         # what no choice changes: norms, and what is tied or has no candidate
         self.fixed = whole - sum(unit.options[0].bytes for unit in self.units)
 
@@ -69,12 +69,12 @@ class Solver:
         note what it alone diverges: sensitivities do not hold that."""
         if wanted != "auto":
             self._take(wanted)
-            self.dtype_kl = self.judge.measure(_nothing(wanted), judged=False)["kl"]
+            self.dtype_kl = self.evaluator.measure(_nothing(wanted), validated=False)["kl"]
             return
         coarse, fine = KEPT_DTYPES
         self.settle_dtype(coarse)
         try:
-            kl = self.judge.measure(_nothing(fine), judged=False)["kl"]
+            kl = self.evaluator.measure(_nothing(fine), validated=False)["kl"]
         except (LabError, RuntimeError) as error:  # too large a value for it, or no kernel
             self.say(f"{fine} is not for this model: {error}")
             return
@@ -112,7 +112,7 @@ class Solver:
         return [{"bytes": one.bytes + self.fixed, "kl": one.loss} for one in found]
 
     def best(self, room: float, rounds: int | None = None) -> dict[str, Any]:
-        """Choose, measure, and choose again while that finds better plans; the record of the best one, judged."""
+        """Choose, measure, and choose again while that finds better plans; the record of the best one, validated."""
         apart = max(round(APART * len(self.units)), 1)
         tried: list[Allocation] = []
         best: tuple[float, float, QuantizationPlan] | None = None
@@ -130,7 +130,7 @@ class Solver:
             plan = plan_of(self.units, chosen, self.name, f"Found by search: {size} of weights.", self.dtype)
             predicted = chosen.loss + self.dtype_kl
             self.say(f"round {number}: {size}, predicted divergence {predicted:.3g}")
-            record = self.judge.measure(plan, predicted, judged=False)
+            record = self.evaluator.measure(plan, predicted, validated=False)
             kl = record["kl"]
             self.measured.append(
                 {"round": number, "bytes": record["bytes"], "predicted_kl": predicted, "kl": kl}
@@ -146,8 +146,8 @@ class Solver:
                 corrections += 1
                 self._learn(plan, chosen)
         _, predicted, plan = best
-        self.say("judging the best of them")
-        return self.judge.measure(plan, predicted)
+        self.say("validating the best of them")
+        return self.evaluator.measure(plan, predicted)
 
     def smallest(self, max_loss: float) -> dict[str, Any]:
         """The smallest plan whose measured loss is at most ``max_loss``, by halving the range of sizes.
@@ -160,7 +160,7 @@ class Solver:
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
             record = self.best(middle, min(self.rounds, BISECTION_ROUNDS))
-            loss = self.judge.loss_of(record)
+            loss = self.evaluator.loss_of(record)
             self.say(f"{format_bytes(record['bytes'])}: loss {loss:.2f}, allowed {max_loss:g}")
             if loss <= max_loss:
                 best, high = record, middle
@@ -189,7 +189,7 @@ class Solver:
             rules = tuple(rule for rule in plan.rules if role in rule.roles)
             self.say(f"its {role} alone")
             alone = replace(plan, name=f"{plan.name}: {role}", rules=rules)
-            record = self.judge.measure(alone, predicted + self.dtype_kl, judged=False)
+            record = self.evaluator.measure(alone, predicted + self.dtype_kl, validated=False)
             kl = max(record["kl"] - self.dtype_kl, predicted / LARGEST_CORRECTION)
             for scheme in {option.scheme for _, option in mine}:
                 weight = self.weights.get((role, scheme), 1.0)
