@@ -9,9 +9,8 @@
 `AsyncClient` does the same with ``await``; `labkit.client.langchain` has the model for LangChain.
 """
 
-from labkit.client.asynchronous import AsyncClient, AsyncStream
-from labkit.client.client import Client, Stream
-from labkit.client.parts import audio_part, image_part, user_message
+from labkit.client.client import AsyncClient, AsyncStream, Client, Stream
+from labkit.client.parts import audio_part, data_url, image_part, user_message
 from labkit.client.reply import Piece, Reply
 from labkit.common.errors import ClientError
 
@@ -24,6 +23,7 @@ __all__ = [
     "Reply",
     "Stream",
     "audio_part",
+    "data_url",
     "image_part",
     "user_message",
 ]

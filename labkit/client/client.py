@@ -1,39 +1,39 @@
-"""The client that waits."""
+"""The client that waits, and the one for ``async`` code; both send through the openai package.
+
+Requests and answers are plain JSON (``cast_to=object``): what a service adds to OpenAI's fields stays.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
-import httpx
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from labkit.client.reply import (
     Piece,
     Reply,
-    error_of,
-    event_of,
+    client_errors,
+    list_in,
     make_request,
     make_stream_request,
     read_reply,
     trusts_environment,
-    unreachable,
 )
 from labkit.common.actions import Action
 from labkit.common.errors import ClientError
 
+if TYPE_CHECKING:
+    import openai
+
 BASE_URL = "http://127.0.0.1:8000/v1"
+CHAT = "/chat/completions"
 TIMEOUT_S = 600.0
+ACTION = {"response_format": {"type": "action"}}
 
 
-class Client:
-    """Asks one service.
-
-    Args:
-        base_url: as OpenAI's clients are told, with ``/v1`` at its end.
-        api_key: the service's key, if it has one.
-        model: the name to ask for; the service's first one if None.
-        timeout_s: longest wait for the next bytes.
-    """
+class _Service:
+    """What both clients know of a service."""
 
     def __init__(
         self,
@@ -42,16 +42,39 @@ class Client:
         model: str | None = None,
         *,
         timeout_s: float = TIMEOUT_S,
+        max_retries: int = 0,
     ):
         self.base_url = base_url.rstrip("/")
         self._model = model
-        self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=timeout_s,
-            trust_env=trusts_environment(base_url),
-        )
+        self._options: dict[str, Any] = {
+            "base_url": self.base_url,
+            "api_key": api_key or "EMPTY",
+            "timeout": timeout_s,
+            "max_retries": max_retries,
+        }
+
+
+class Client(_Service):
+    """Asks one service.
+
+    Args:
+        base_url: as OpenAI's clients are told, with ``/v1`` at its end.
+        api_key: the service's key, if it has one.
+        model: the name to ask for; the service's first one if None.
+        timeout_s: longest wait for the next bytes.
+        max_retries: how often to send a request again that found no connection, timed out, or was answered with 429
+            or 5xx; it waits as long as the service's ``Retry-After`` says.
+    """
+
+    @cached_property
+    def _openai(self) -> openai.OpenAI:
+        import openai
+
+        http = openai.DefaultHttpxClient(trust_env=trusts_environment(self.base_url))
+        return openai.OpenAI(**self._options, http_client=http)
 
     def __enter__(self) -> Client:
+        self._openai.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +82,8 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._http.close()
+        if "_openai" in self.__dict__:
+            self._openai.close()
 
     @property
     def model(self) -> str:
@@ -70,7 +94,18 @@ class Client:
 
     def models(self) -> list[str]:
         """The names that the service answers to."""
-        return [card["id"] for card in self._send("GET", "/models")["data"]]
+        with client_errors(self.base_url):
+            document = self._openai.get("/models", cast_to=object)
+        return [entry["id"] for entry in list_in(document, "data")]
+
+    def status(self) -> dict[str, Any]:
+        """What the lab's own service says of itself (plan, weights_bytes, modalities …); of another one nothing."""
+        try:
+            with client_errors(self.base_url):
+                facts = self._openai.get(f"{self.base_url.removesuffix('/v1')}/status", cast_to=object)
+        except ClientError:
+            return {}
+        return facts if isinstance(facts, dict) else {}
 
     def ask(
         self,
@@ -79,7 +114,7 @@ class Client:
         image: Any = None,
         audio: Any = None,
         messages: Iterable[Mapping[str, Any]] = (),
-        thinking: bool = False,
+        thinking: bool | None = None,
         **parameters: Any,
     ) -> Reply:
         """One answer.
@@ -87,7 +122,8 @@ class Client:
         Args:
             text, image, audio: a user's turn; several images or recordings as a list.
             messages: the turns before it, or all of them.
-            thinking: let the model think first; its thoughts are in ``reasoning``.
+            thinking: let the model think first, or not; its thoughts are in ``reasoning``. None: as the service does,
+                and nothing is sent that only some services know.
             parameters: any of the service's, as ``temperature=0.7, seed=1, response_format={"type": "action"}``.
 
         Raises:
@@ -96,34 +132,24 @@ class Client:
         """
         turn = {"image": image, "audio": audio, "messages": messages, "thinking": thinking}
         body = make_request(self.model, text, **turn, **parameters)
-        return read_reply(self._send("POST", "/chat/completions", body))
+        with client_errors(self.base_url):
+            started = time.perf_counter()
+            document = self._openai.post(CHAT, cast_to=object, body=body)
+        return read_reply(document, time.perf_counter() - started)
 
-    def act(self, text: str | None = None, **asked: Any) -> Action:
+    def act(self, text: str | None = None, **options: Any) -> Action:
         """One action on the phone; the service keeps the answer to the grammar, so it always parses.
 
         The arguments are those of `ask`.
         """
-        reply = self.ask(text, **{"response_format": {"type": "action"}, **asked})
-        if reply.action is None:
-            raise ClientError(f"the answer holds no action: {reply.answer.error}")
-        return reply.action
+        return self.ask(text, **{**ACTION, **options}).expect_action()
 
-    def stream(self, text: str | None = None, **asked: Any) -> Stream:
+    def stream(self, text: str | None = None, **options: Any) -> Stream:
         """In pieces what `ask` gives, for the same arguments.
 
         ``for piece in client.stream("你是谁?"): print(piece.text, end="")``
         """
-        body = make_stream_request(self.model, text, asked)
-        return Stream(self._http, f"{self.base_url}/chat/completions", body)
-
-    def _send(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            response = self._http.request(method, self.base_url + path, json=body)
-        except httpx.HTTPError as error:
-            raise unreachable(self.base_url, error) from None
-        if response.status_code != 200:
-            raise error_of(response.status_code, response.content, response.headers)
-        return response.json()
+        return Stream(self._openai, self.base_url, make_stream_request(self.model, text, options))
 
 
 class Stream(Iterator[Piece]):
@@ -132,22 +158,23 @@ class Stream(Iterator[Piece]):
     Leaving early (`close`, or the end of a ``with`` block) tells the service to stop.
     """
 
-    def __init__(self, http: httpx.Client, url: str, body: Mapping[str, Any]):
+    def __init__(self, client: openai.OpenAI, url: str, body: Mapping[str, Any]):
         self.reply = Reply()
-        self._pieces = self._run(http, url, body)
+        self._pieces = self._run(client, url, body)
 
-    def _run(self, http: httpx.Client, url: str, body: Mapping[str, Any]) -> Iterator[Piece]:
-        try:
-            with http.stream("POST", url, json=body) as response:
-                if response.status_code != 200:
-                    raise error_of(response.status_code, response.read(), response.headers)
-                for line in response.iter_lines():
-                    event = event_of(line)
-                    piece = None if event is None else self.reply.add(event)
-                    if piece is not None:
-                        yield piece
-        except httpx.HTTPError as error:
-            raise unreachable(url, error) from None
+    def _run(self, client: openai.OpenAI, url: str, body: Mapping[str, Any]) -> Iterator[Piece]:
+        import openai
+
+        started = time.perf_counter()
+        kind = {"cast_to": object, "stream": True, "stream_cls": openai.Stream[object]}
+        with client_errors(url):
+            events = client.post(CHAT, body=body, **kind)
+        with client_errors(url, begun=True), events:
+            for event in events:
+                piece = self.reply.add(event, time.perf_counter() - started)
+                if piece is not None:
+                    yield piece
+        self.reply.finished = True
 
     def __next__(self) -> Piece:
         return next(self._pieces)
@@ -161,3 +188,86 @@ class Stream(Iterator[Piece]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class AsyncClient(_Service):
+    """`Client` with ``await``; the arguments are the same."""
+
+    @cached_property
+    def _openai(self) -> openai.AsyncOpenAI:
+        import openai
+
+        http = openai.DefaultAsyncHttpxClient(trust_env=trusts_environment(self.base_url))
+        return openai.AsyncOpenAI(**self._options, http_client=http)
+
+    async def __aenter__(self) -> AsyncClient:
+        await self._openai.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if "_openai" in self.__dict__:
+            await self._openai.close()
+
+    async def models(self) -> list[str]:
+        """The names that the service answers to."""
+        with client_errors(self.base_url):
+            document = await self._openai.get("/models", cast_to=object)
+        return [entry["id"] for entry in list_in(document, "data")]
+
+    async def ask(self, text: str | None = None, **options: Any) -> Reply:
+        """One answer; see `Client.ask` for the arguments."""
+        body = make_request(await self._named(), text, **options)
+        with client_errors(self.base_url):
+            started = time.perf_counter()
+            document = await self._openai.post(CHAT, cast_to=object, body=body)
+        return read_reply(document, time.perf_counter() - started)
+
+    async def act(self, text: str | None = None, **options: Any) -> Action:
+        """One action on the phone; see `Client.act`."""
+        return (await self.ask(text, **{**ACTION, **options})).expect_action()
+
+    async def stream(self, text: str | None = None, **options: Any) -> AsyncStream:
+        """The same in pieces: ``async for piece in await client.stream("你是谁?")``."""
+        body = make_stream_request(await self._named(), text, options)
+        return AsyncStream(self._openai, self.base_url, body)
+
+    async def _named(self) -> str:
+        if self._model is None:
+            self._model = (await self.models())[0]
+        return self._model
+
+
+class AsyncStream(AsyncIterator[Piece]):
+    """Pieces of an answer; ``reply`` is what has come so far. `aclose` tells the service to stop."""
+
+    def __init__(self, client: openai.AsyncOpenAI, url: str, body: Mapping[str, Any]):
+        self.reply = Reply()
+        self._pieces = self._run(client, url, body)
+
+    async def _run(
+        self, client: openai.AsyncOpenAI, url: str, body: Mapping[str, Any]
+    ) -> AsyncIterator[Piece]:
+        import openai
+
+        started = time.perf_counter()
+        kind = {"cast_to": object, "stream": True, "stream_cls": openai.AsyncStream[object]}
+        with client_errors(url):
+            events = await client.post(CHAT, body=body, **kind)
+        with client_errors(url, begun=True):
+            async with events:
+                async for event in events:
+                    piece = self.reply.add(event, time.perf_counter() - started)
+                    if piece is not None:
+                        yield piece
+        self.reply.finished = True
+
+    async def __anext__(self) -> Piece:
+        return await anext(self._pieces)
+
+    async def aclose(self) -> None:
+        """Leave."""
+        await self._pieces.aclose()

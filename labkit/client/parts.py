@@ -11,12 +11,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from labkit.common.actions import SAMPLE_RATE
 from labkit.common.errors import MediaError
-from labkit.common.messages import read_bytes
 
 _TYPES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
@@ -28,13 +24,19 @@ def image_part(image: Any) -> dict[str, Any]:
         MediaError: no picture, or a file that cannot be read.
     """
     image = getattr(image, "image", image)
-    if isinstance(image, str) and image.startswith(("data:", "http://", "https://")):
-        url = image
-    else:
-        data = _encoded_image(image)
-        kind = next((name for mark, name in _TYPES.items() if data.startswith(mark)), "png")
-        url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    is_address = isinstance(image, str) and image.startswith(("data:", "http://", "https://"))
+    return {"type": "image_url", "image_url": {"url": image if is_address else data_url(image)}}
+
+
+def data_url(image: Any) -> str:
+    """A PIL image, a PhoneTap screen, a path or bytes as a ``data:`` URL.
+
+    Raises:
+        MediaError: no picture, or a file that cannot be read.
+    """
+    data = _encoded_image(getattr(image, "image", image))
+    kind = next((name for mark, name in _TYPES.items() if data.startswith(mark)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def audio_part(audio: Any) -> dict[str, Any]:
@@ -43,6 +45,10 @@ def audio_part(audio: Any) -> dict[str, Any]:
     Raises:
         MediaError: no recording, or a file that cannot be read.
     """
+    import numpy as np
+
+    from labkit.common.messages import read_bytes
+
     if isinstance(audio, str | Path | bytes | bytearray):
         data = read_bytes(audio, "audio")
     elif isinstance(audio, np.ndarray | list | tuple):
@@ -69,8 +75,8 @@ def user_message(text: str | None = None, image: Any = None, audio: Any = None) 
     Raises:
         MediaError: nothing is given, or something that cannot be used.
     """
-    parts = [image_part(one) for one in _several(image)]
-    parts += [audio_part(one) for one in _several(audio, is_list=_is_list_of_recordings)]
+    parts = [image_part(item) for item in _several(image)]
+    parts += [audio_part(item) for item in _several(audio, is_list=_is_list_of_recordings)]
     if text:
         parts.append({"type": "text", "text": text})
     if not parts:
@@ -90,9 +96,15 @@ def as_openai(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _encoded_image(image: Any) -> bytes:
+    from PIL import Image
+
+    from labkit.common.messages import read_bytes
+
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        # PNG knows no CMYK, HSV or float pixels.
+        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+        plain.save(buffer, "PNG")
         return buffer.getvalue()
     if isinstance(image, str | Path | bytes | bytearray):
         return read_bytes(image, "image")

@@ -1,10 +1,11 @@
-"""What comes back from a service, and what is sent."""
+"""What is sent to a service, and what comes back: shared by `Client`, `AsyncClient` and the chat."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,9 @@ from urllib.parse import urlsplit
 from labkit.client.parts import as_openai, user_message
 from labkit.common.actions import Action, Answer, parse_answer
 from labkit.common.errors import ClientError
+
+HEARD = ("听到：", "I heard: ")
+"""How the pocket model's thinking begins when it was spoken to."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,19 @@ class Piece:
 
 @dataclass
 class Reply:
-    """One answer.
+    """One answer, or as much of it as has come.
 
     Attributes:
-        text: the answer, without its thinking.
-        reasoning: the thinking, or "".
+        text: the answer, without its thinking where the service takes them apart.
+        reasoning: the thinking in a field of its own (``reasoning_content`` or ``reasoning``), or "".
         finish_reason: ``stop``, ``length`` or ``tool_calls``; None while it is coming.
         usage: tokens, as the service counts them.
         tool_calls: calls of functions, if there were any.
         choices: the texts of all answers, if several were asked for.
+        ttft_s: seconds to the first piece of a stream; None if there was none.
+        total_s: seconds to the end, or so far.
+        finished: nothing comes any more.
+        error: why a streamed answer in the chat is not whole, or None; clients raise it as `ClientError`.
     """
 
     text: str = ""
@@ -41,6 +49,10 @@ class Reply:
     usage: Mapping[str, Any] = field(default_factory=dict)
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
+    ttft_s: float | None = None
+    total_s: float = 0.0
+    finished: bool = False
+    error: str | None = None
 
     @property
     def answer(self) -> Answer:
@@ -52,14 +64,42 @@ class Reply:
         """The action on the phone, or None if the answer holds none."""
         return self.answer.action
 
+    @property
+    def thinking(self) -> str:
+        """The thinking, in its own field or in the text."""
+        return self.reasoning or self.answer.thinking or ""
+
+    @property
+    def heard(self) -> str | None:
+        """What was heard, where the thinking begins with it."""
+        thinking = self.thinking
+        for mark in HEARD:
+            if thinking.startswith(mark):
+                rest = thinking.removeprefix(mark)
+                end = min((at for at in (rest.find("。"), rest.find(". ")) if at >= 0), default=len(rest))
+                return rest[:end].strip()
+        return None
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens written, as the service counts them; None if it does not say."""
+        return self.usage.get("completion_tokens")
+
     def message(self) -> dict[str, Any]:
         """The answer as a turn for the next request."""
         return {"role": "assistant", "content": self.text}
 
-    def add(self, event: Mapping[str, Any]) -> Piece | None:
-        """Take an event of a stream; the piece it holds of the first choice, or None."""
+    def expect_action(self) -> Action:
+        """The action. Raises ClientError if the answer holds none."""
+        if self.action is None:
+            raise ClientError(f"the answer holds no action: {self.answer.error}")
+        return self.action
+
+    def add(self, event: Mapping[str, Any], spent_s: float) -> Piece | None:
+        """Take an event that came after ``spent_s``; the piece it holds of the first choice, or None."""
         self.usage = event.get("usage") or self.usage
-        for choice in event.get("choices", ()):
+        self.total_s = spent_s
+        for choice in event.get("choices") or ():
             if choice["index"] != 0:
                 continue
             delta = choice["delta"]
@@ -69,7 +109,10 @@ class Reply:
             self.tool_calls += delta.get("tool_calls") or []
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             self.choices = [self.text]
-            return piece if piece != Piece() else None
+            if piece == Piece():
+                return None
+            self.ttft_s = spent_s if self.ttft_s is None else self.ttft_s
+            return piece
         return None
 
 
@@ -77,16 +120,31 @@ def _reasoning_of(message: Mapping[str, Any]) -> str:
     return message.get("reasoning_content") or message.get("reasoning") or ""
 
 
-def read_reply(document: Mapping[str, Any]) -> Reply:
-    """A whole answer."""
-    message = document["choices"][0]["message"]
+def list_in(document: Any, name: str) -> list[Any]:
+    """What stands under ``name`` in the document of a service.
+
+    Raises:
+        ClientError: it is not there, or empty: whatever answers speaks another protocol.
+    """
+    entries = document.get(name) if isinstance(document, Mapping) else None
+    if not entries:
+        raise ClientError(f"the service's answer has no {name}: is the base URL right? It ends in /v1")
+    return entries
+
+
+def read_reply(document: Any, spent_s: float) -> Reply:
+    """A whole answer, from the JSON that came after ``spent_s``."""
+    choices = list_in(document, "choices")
+    message = choices[0]["message"]
     return Reply(
         message.get("content") or "",
         _reasoning_of(message),
-        document["choices"][0]["finish_reason"],
+        choices[0]["finish_reason"],
         document.get("usage") or {},
         message.get("tool_calls") or [],
-        [choice["message"].get("content") or "" for choice in document["choices"]],
+        [choice["message"].get("content") or "" for choice in choices],
+        total_s=spent_s,
+        finished=True,
     )
 
 
@@ -97,53 +155,63 @@ def make_request(
     image: Any = None,
     audio: Any = None,
     messages: Iterable[Mapping[str, Any]] = (),
-    thinking: bool = False,
+    thinking: bool | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """The body of a chat request; the arguments are those of `labkit.client.Client.ask`."""
     turns = as_openai([dict(message) for message in messages])
     if text is not None or image is not None or audio is not None or not turns:
         turns.append(user_message(text, image, audio))
-    thought = {"enable_thinking": thinking, "return_reasoning": True}
-    return {"model": model, "messages": turns, **thought, **parameters}
+    # Other services refuse fields that they do not know: without a wish none is sent.
+    wish = {} if thinking is None else {"enable_thinking": thinking, "return_reasoning": True}
+    return {"model": model, "messages": turns, **wish, **parameters}
 
 
-def make_stream_request(model: str, text: str | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+def make_stream_request(model: str, text: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The same for an answer in pieces, with its usage at the end."""
-    return {**make_request(model, text, **asked), "stream": True, "stream_options": {"include_usage": True}}
+    return {**make_request(model, text, **options), "stream": True, "stream_options": {"include_usage": True}}
 
 
-def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ClientError:
-    """The error in a response."""
-    try:
-        told = json.loads(body)["error"]
-        message, param, code = told["message"], told.get("param"), told.get("code")
-    except (ValueError, KeyError, TypeError):
-        message, param, code = f"the service answered with status {status}", None, None
-    after = headers.get("retry-after", "")
-    return ClientError(message, status, param, code, float(after) if after.isdigit() else None)
+@contextlib.contextmanager
+def client_errors(url: str, *, begun: bool = False) -> Iterator[None]:
+    """Raise what the openai package raises as `ClientError`.
 
-
-def event_of(line: str) -> dict[str, Any] | None:
-    """The event in one line of a stream, or None: an empty line, a comment, the end.
-
-    Raises:
-        ClientError: the event is an error.
+    Args:
+        url: the service's, for the message.
+        begun: a stream has begun, so the status was 200.
     """
-    data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-    if not data or data == "[DONE]":
-        return None
-    event = json.loads(data)
-    if error := event.get("error"):
-        raise ClientError(error["message"], None, error.get("param"), error.get("code"))
-    return event
+    import openai
+
+    try:
+        yield
+    except (openai.OpenAIError, json.JSONDecodeError) as error:
+        raise _client_error(error, url, begun) from None
 
 
-def unreachable(url: str, error: Exception) -> ClientError:
-    """What to say when nothing answers."""
-    kind = type(error).__name__
+def _client_error(error: Exception, url: str, begun: bool) -> ClientError:
+    """The error with the service's own message, where it sent one."""
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):
+        kind = type(error.__cause__ or error).__name__
+        if begun:
+            return ClientError(f"the answer of {url} broke off ({kind})", 200)
+        return ClientError(
+            f"the service at {url} does not answer ({kind}): start it with labkit.client.launch.start()"
+        )
+    status = getattr(error, "status_code", 200)
+    body = getattr(error, "body", None)
+    body = body if isinstance(body, Mapping) else {}
+    message = body.get("message") or body.get("detail")  # FastAPI's own errors have a detail
+    if not message:
+        message = f"the service answered with status {status}" if status != 200 else f"{url}: {error}"
+    after = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
     return ClientError(
-        f"the service at {url} does not answer ({kind}): start it with labkit.client.launch.start()"
+        str(message),
+        status,
+        getattr(error, "param", None),
+        getattr(error, "code", None),
+        float(after) if after.isdigit() else None,
     )
 
 

@@ -1,14 +1,20 @@
 """`labkit.client`, OpenAI's own client and LangChain's talk to the service; all get what the engine gives."""
 
 import asyncio
+import contextlib
+import http.server
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_openai import ChatOpenAI
+from PIL import Image
 from service_tools import as_content, encoded, png, running
 
 import labkit
@@ -17,6 +23,7 @@ from labkit.client import AsyncClient, Client, ClientError, audio_part, image_pa
 from labkit.client.langchain import ReasoningChatOpenAI
 from labkit.common.actions import parse_answer
 from labkit.common.errors import MediaError
+from labkit.common.messages import normalise_messages
 from labkit.phonetap.recordings import load_recording
 
 pytestmark = [
@@ -124,6 +131,131 @@ def test_errors_say_what_the_service_says(client):
         client.ask()
 
 
+def test_thinking_that_was_returned_is_accepted_in_the_history(client):
+    first = client.ask(WHO, thinking=True)
+    plain = client.ask(WHO, messages=[user_message(WHO), first.message()])
+    for field in ("reasoning_content", "reasoning"):
+        spoken = {**first.message(), field: first.reasoning}
+        assert client.ask(WHO, messages=[user_message(WHO), spoken]).text == plain.text
+
+
+@contextlib.contextmanager
+def scripted(*answers, pause_s=0.0):
+    """A service that gives these answers in turn, each (status, headers, body); yields a base URL and the requests."""
+    asked, left = [], list(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, headers, body = left.pop(0)
+            time.sleep(pause_s)
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(BrokenPipeError):  # a client that did not wait
+                self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+BUSY = (429, {"Retry-After": "1"}, {"error": {"message": "too many requests", "param": None, "code": "busy"}})
+EVENTS = {"Content-Type": "text/event-stream"}
+
+
+def whole(**message):
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
+    return 200, {}, {"choices": [choice], "usage": {"completion_tokens": 3}}
+
+
+def events(*deltas):
+    told = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
+    return "".join(f"data: {line}\n\n" for line in told).encode()
+
+
+def test_a_busy_service_says_when_to_come_back_and_is_asked_again_if_wished():
+    with scripted(BUSY, BUSY, whole(content="hi")) as (url, asked):
+        with pytest.raises(ClientError, match="too many requests") as caught:
+            Client(url, model="x").ask("a")
+        assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (429, "busy", 1.0)
+        started = time.monotonic()
+        assert Client(url, model="x", max_retries=1).ask("b").text == "hi"
+        assert time.monotonic() - started >= 1
+    assert [body["messages"][0]["content"] for body in asked] == ["a", "b", "b"]
+
+
+def test_without_a_wish_only_openais_fields_are_sent_and_what_others_add_is_read():
+    with scripted(whole(content=None, reasoning="hm"), whole(content="x", reasoning_content="so")) as (
+        url,
+        asked,
+    ):
+        first, second = Client(url, model="x").ask("a"), Client(url, model="x").ask("a", thinking=False)
+    assert (first.text, first.reasoning, second.reasoning, first.tokens) == ("", "hm", "so", 3)
+    assert 0 < first.total_s < 10
+    assert asked[0].keys() == {"model", "messages"}
+    assert asked[1]["enable_thinking"] is False
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_a_stream_that_breaks_off_keeps_what_came(field):
+    broken = (
+        events({field: "hm"}, {"content": "a"})
+        + b'data: {"error": {"message": "no memory", "code": "x"}}\n\n'
+    )
+    with scripted((200, EVENTS, broken)) as (url, _):
+        stream = Client(url, model="x").stream("a")
+        with pytest.raises(ClientError, match="no memory") as caught:
+            list(stream)
+    assert (caught.value.status, caught.value.code) == (200, "x")
+    assert (stream.reply.reasoning, stream.reply.text, stream.reply.finished) == ("hm", "a", False)
+    assert 0 < stream.reply.ttft_s <= stream.reply.total_s
+
+
+def test_a_connection_that_breaks_and_one_that_waits_too_long_are_told():
+    cut = {**EVENTS, "Content-Length": "1000"}
+    with scripted((200, cut, events({"content": "a"}))) as (url, _):
+        with pytest.raises(ClientError, match="broke off") as caught:
+            list(Client(url, model="x").stream("a"))
+        assert caught.value.status == 200
+    with scripted(whole(content="late"), pause_s=0.6) as (url, _):
+        started = time.monotonic()
+        with pytest.raises(ClientError, match="does not answer \\(ReadTimeout\\)") as caught:
+            Client(url, model="x", timeout_s=0.2).ask("a")
+        assert time.monotonic() - started < 0.6
+        assert caught.value.status is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, {"Content-Type": "text/html"}, b"<html>"), "no choices: is the base URL right"),
+        ((200, {}, b"{"), "Expecting"),
+        ((422, {}, {"detail": "Unexpected fields"}), "Unexpected fields"),
+        ((502, {}, b"bad gateway"), "status 502"),
+    ],
+)
+def test_what_speaks_another_protocol_is_told(answer, message):
+    with scripted(answer, answer) as (url, _):
+        with pytest.raises(ClientError, match=message):
+            Client(url, model="x").ask("a")
+
+        async def work():
+            async with AsyncClient(url, model="x") as client:
+                await client.ask("a")
+
+        with pytest.raises(ClientError, match=message):
+            asyncio.run(work())
+
+
 def test_a_proxy_variable_does_not_come_between(url, monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -139,6 +271,7 @@ def test_the_same_with_await(url, client, typed):
             replies = await asyncio.gather(
                 *(asked.ask(typed.instruction, image=typed.screen) for _ in range(4))
             )
+            assert (await asked.act(WHO)).name
             stream = await asked.stream(WHO, thinking=True)
             pieces = [piece async for piece in stream]
             return [reply.text for reply in replies], pieces, stream.reply
@@ -244,6 +377,9 @@ def test_parts_take_what_users_have(tmp_path, typed):
     for image in (typed.screen, typed.screen.image, tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
         assert image_part(image)["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
     assert image_part("https://example.org/a.png")["image_url"]["url"] == "https://example.org/a.png"
+    assert normalise_messages([user_message(image=Image.new("CMYK", (4, 6)))])[0]["content"][0][
+        "image"
+    ].size == (4, 6)
     assert audio_part([0.0, 0.1] * 800)["input_audio"]["format"] == "wav"
     assert len(user_message("x", image=[typed.screen, typed.screen])["content"]) == 3
     with pytest.raises(MediaError, match="not int"):
@@ -252,9 +388,21 @@ def test_parts_take_what_users_have(tmp_path, typed):
         audio_part(5)
 
 
-def test_the_client_loads_neither_torch_nor_openai():
+def test_importing_the_client_loads_nothing_heavy():
     code = "import sys, labkit.client; print(*sorted(m for m in sys.modules if '.' not in m))"
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
     )
-    assert not {"torch", "transformers", "openai", "langchain_core", "fastapi"} & set(told.stdout.split())
+    heavy = {
+        "torch",
+        "transformers",
+        "openai",
+        "httpx",
+        "httpx2",
+        "pydantic",
+        "numpy",
+        "PIL",
+        "langchain_core",
+        "fastapi",
+    }
+    assert not heavy & set(told.stdout.split())

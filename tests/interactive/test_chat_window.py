@@ -14,7 +14,6 @@ from labkit.common.errors import ClientError, LabError
 from labkit.common.messages import normalise_messages
 from labkit.interactive import chat
 from labkit.interactive.chat import local, turns, window, words
-from labkit.interactive.chat.service import Reply, facts_of, models_of
 
 ENGLISH = words.words_of("en")
 
@@ -34,11 +33,11 @@ def test_an_answer_grows_and_ends_with_its_cost():
     with serving(plan="nf4") as service:
         endpoint = chat.Endpoint(service.base_url)
         replies = list(chat.stream(endpoint, [chat.user_message("open it")], thinking=True))
-        assert models_of(endpoint) == ["fake"]
-        assert facts_of(endpoint)["plan"] == "nf4"
+        assert endpoint.models() == ["fake"]
+        assert endpoint.facts()["plan"] == "nf4"
     assert [reply.finished for reply in replies] == [False] * (len(replies) - 1) + [True]
     last = replies[-1]
-    assert last.thinking == 'I heard: open it. Tap "it".'
+    assert last.reasoning == 'I heard: open it. Tap "it".'
     assert last.heard == "open it"
     assert last.answer.action.point == (500, 500)
     assert (last.tokens, last.error) == (17, None)
@@ -63,8 +62,8 @@ def test_services_that_know_no_thinking_are_not_asked_for_it():
     ],
 )
 def test_what_was_heard_is_read_from_the_thinking(thinking, heard):
-    assert Reply(thinking=thinking).heard == heard
-    assert Reply(content=f"<think>{thinking}</think><answer>x</answer>").heard == heard
+    assert chat.Reply(reasoning=thinking).heard == heard
+    assert chat.Reply(f"<think>{thinking}</think><answer>x</answer>").heard == heard
 
 
 def test_a_refusal_and_a_dead_service_are_told_not_raised():
@@ -74,9 +73,9 @@ def test_a_refusal_and_a_dead_service_are_told_not_raised():
         assert (reply.finished, reply.error) == (True, "this picture is too large")
     [reply] = chat.stream(endpoint, [chat.user_message("x")])
     assert "does not answer" in reply.error
-    assert facts_of(endpoint) == {}
+    assert endpoint.facts() == {}
     with pytest.raises(ClientError, match="does not answer"):
-        models_of(endpoint)
+        endpoint.models()
 
 
 def test_leaving_early_ends_the_request():
@@ -134,8 +133,11 @@ def turn_with(*replies, **known):
 def test_an_answer_is_shown_with_tap_target_and_cost():
     item = drawn_item()
     x, y = item.action.point
-    hit = Reply(f'do(action="Tap", element=[{x},{y}])', "I heard: open it. Tap", 0.1, 0.25, 9, True)
-    miss = Reply('do(action="Tap", element=[0,0])', finished=True)
+    text, thinking = f'do(action="Tap", element=[{x},{y}])', "I heard: open it. Tap"
+    hit = chat.Reply(
+        text, thinking, "stop", {"completion_tokens": 9}, ttft_s=0.1, total_s=0.25, finished=True
+    )
+    miss = chat.Reply('do(action="Tap", element=[0,0])', finished=True)
     turn = turn_with(hit, miss, picture=item.screen.image, target=item.box)
     asked, thought, heard, action, picture, cost = turns.shown([turn], 0, ENGLISH)
     assert asked == {"role": "user", "content": "open it"}
@@ -161,24 +163,24 @@ def test_an_answer_is_shown_with_tap_target_and_cost():
 
 
 def test_an_answer_without_a_point_draws_nothing():
-    turn = turn_with(Reply('finish(message="no")', finished=True), picture=Image.new("RGB", (4, 4)))
+    turn = turn_with(chat.Reply('finish(message="no")', finished=True), picture=Image.new("RGB", (4, 4)))
     assert all(isinstance(one["content"], str) for one in turns.shown([turn], 0, ENGLISH))
 
 
 def test_what_a_model_writes_is_text():
-    turn = turn_with(Reply("# <img src=x> **bold** [a](b)", finished=True))
+    turn = turn_with(chat.Reply("# <img src=x> **bold** [a](b)", finished=True))
     said = turns.shown([turn], 0, ENGLISH)[1]["content"]
     assert said == r"\# \<img src=x\> \*\*bold\*\* \[a\]\(b\)"
 
 
 def test_history_is_what_that_service_said():
-    first = turn_with(Reply("one", finished=True), Reply("two", finished=True))
-    failed = turn_with(Reply("", error="no", finished=True))
+    first = turn_with(chat.Reply("one", finished=True), chat.Reply("two", finished=True))
+    failed = turn_with(chat.Reply("", error="no", finished=True))
     assert [one["content"] for one in turns.history([first, failed], 1)] == ["open it", "two"]
 
 
 def test_an_export_has_everything_but_the_media(tmp_path):
-    turn = turn_with(Reply("one", tokens=3), picture=Image.new("RGB", (4, 4)))
+    turn = turn_with(chat.Reply("one", usage={"completion_tokens": 3}), picture=Image.new("RGB", (4, 4)))
     text = (tmp_path / "conversation.json").read_text() if turns.export([turn], str(tmp_path)) else ""
     [told] = json.loads(text)
     assert told["question"] == "[picture] open it"

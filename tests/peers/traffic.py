@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
-from labkit.client.reply import Reply, error_of, event_of, trusts_environment
+from labkit.client import AsyncClient
 from labkit.common.errors import ClientError
 
 TIMEOUT_S = 600.0
@@ -96,54 +94,43 @@ async def _send(
     on_sample: Callable[[Sample], None] | None,
 ) -> list[Sample]:
     samples: list[Sample] = []
-    started = time.monotonic()
 
-    async def connection(http: httpx.AsyncClient) -> None:
+    async def connection(client: AsyncClient) -> None:
         for request in requests:
-            sample = await _one(http, f"{base_url}/chat/completions", model, request, started)
+            sample = await _ask(client, request, started)
             samples.append(sample)
             if on_sample is not None:
                 on_sample(sample)
             if seconds is not None and time.monotonic() - started > seconds:
                 break
 
-    async with httpx.AsyncClient(
-        timeout=TIMEOUT_S,
-        trust_env=trusts_environment(base_url),
-        limits=httpx.Limits(max_connections=connections),
-    ) as http:
-        await asyncio.gather(*(connection(http) for _ in range(connections)))
+    async with AsyncClient(base_url, model=model, timeout_s=TIMEOUT_S) as client:
+        started = time.monotonic()
+        await asyncio.gather(*(connection(client) for _ in range(connections)))
     return samples
 
 
-async def _one(http: httpx.AsyncClient, url: str, model: str, request: Request, started: float) -> Sample:
+async def _ask(client: AsyncClient, request: Request, started: float) -> Sample:
     begun = time.monotonic()
-    reply, first, pieces, status, told, left = Reply(), None, 0, None, None, False
+    stream = await client.stream(**request.body)
+    first, pieces, status, reason, left = None, 0, 200, None, False
     try:
-        body = {**request.body, "model": model, "stream": True}
-        async with http.stream("POST", url, json=body) as response:
-            status = response.status_code
-            if status != 200:
-                raise error_of(status, await response.aread(), response.headers)
-            async for line in response.aiter_lines():
-                event = event_of(line)
-                if event is None or reply.add(event) is None:
-                    continue
-                first = first or time.monotonic()
-                pieces += 1
-                if request.leave_after is not None and pieces >= request.leave_after:
-                    left = True
-                    break
+        async for _ in stream:
+            first = first or time.monotonic()
+            pieces += 1
+            if request.leave_after is not None and pieces >= request.leave_after:
+                left = True
+                break
     except ClientError as error:
-        told = str(error)
-    except httpx.HTTPError as error:
-        told = f"{type(error).__name__}: {error}"
+        status, reason = error.status, str(error)
+    finally:
+        await stream.aclose()
     ended = time.monotonic()
     return Sample(
         name=request.name,
         status=status,
-        text=reply.reasoning + reply.text,
-        error=told,
+        text=stream.reply.reasoning + stream.reply.text,
+        error=reason,
         left=left,
         begun_s=begun - started,
         ttft_s=None if first is None else first - begun,

@@ -4,15 +4,15 @@
     chat.build().launch()                                  # in a notebook's cell, or with inbrowser=True in a tab
     chat.build(["http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1"]).launch()     # A/B
 
-It talks to services through the OpenAI client only: the lab's own (``labkit serve``), or any base URL.
+It talks to services through `labkit.client.Client`: the lab's own (``labkit serve``), or any base URL.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from labkit.client import Reply, data_url, user_message
 from labkit.interactive import language as edition
-from labkit.interactive.chat.messages import data_url, user_message
-from labkit.interactive.chat.service import Endpoint, Reply, stream
+from labkit.interactive.chat.endpoint import Endpoint, stream
 
 if TYPE_CHECKING:
     import gradio
@@ -31,5 +31,5 @@ def build(
     """
     from labkit.interactive.chat.window import build_window
 
-    endpoints = [one if isinstance(one, Endpoint) else Endpoint(one) for one in services]
+    endpoints = [service if isinstance(service, Endpoint) else Endpoint(service) for service in services]
     return build_window(endpoints, language or edition.language())

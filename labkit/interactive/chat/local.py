@@ -2,18 +2,11 @@
 
 from typing import Any
 
-from labkit.common.errors import ClientError
-from labkit.interactive.chat.service import Endpoint
+from labkit.client import launch
+from labkit.interactive.chat.endpoint import Endpoint
 
 PLANS = ["int4", "int8", "int8-dynamic", "nf4", "llm-int8", "bf16", "fp32"]
 """Plans to choose from at first; the name of any other, or of a file, may be written."""
-
-
-def can_start() -> bool:
-    """Is `labkit.client.launch` there?"""
-    from importlib.util import find_spec
-
-    return find_spec("labkit.client.launch") is not None
 
 
 def start(model: str, plan: str, port: int = 0) -> tuple[Endpoint, Any]:
@@ -21,9 +14,5 @@ def start(model: str, plan: str, port: int = 0) -> tuple[Endpoint, Any]:
 
     Returns where it is, and the service, whose ``stop()`` ends it. Raises LabError with its log's last words.
     """
-    if not can_start():
-        raise ClientError("services cannot be started from here: start one, and give its base URL")
-    from labkit.client import launch
-
     service = launch.start(model, plan, port=port, show=None)
     return Endpoint(service.base_url), service

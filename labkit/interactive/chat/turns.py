@@ -3,16 +3,16 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from labkit.client import Reply
 from labkit.common.actions import POINTS, Action, format_action
 from labkit.common.formats import format_bytes, format_seconds
-from labkit.interactive.chat.messages import without_media
-from labkit.interactive.chat.service import Endpoint, Reply
+from labkit.interactive.chat.endpoint import Endpoint
 from labkit.phonetap import Screen
 from labkit.results import show
 
@@ -78,7 +78,7 @@ def history(turns: Sequence[Turn], which: int) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in turns:
         if which < len(turn.replies) and turn.replies[which].error is None:
-            messages += [turn.message, {"role": "assistant", "content": turn.replies[which].content}]
+            messages += [turn.message, {"role": "assistant", "content": turn.replies[which].text}]
     return messages
 
 
@@ -86,7 +86,7 @@ def export(turns: Sequence[Turn], folder: str | None = None) -> str:
     """Write the conversation as JSON, pictures and recordings named only; the file's path."""
     told = [
         {
-            "question": without_media(turn.message),
+            "question": _without_media(turn.message),
             "target": turn.target,
             "answers": [
                 {
@@ -94,8 +94,14 @@ def export(turns: Sequence[Turn], folder: str | None = None) -> str:
                     "model": endpoint.model,
                     "plan": facts.get("plan"),
                     "weights_bytes": facts.get("weights_bytes"),
-                    **asdict(reply),
+                    "content": reply.text,
+                    "thinking": reply.reasoning,
                     "heard": reply.heard,
+                    "ttft_s": reply.ttft_s,
+                    "total_s": reply.total_s,
+                    "tokens": reply.tokens,
+                    "finished": reply.finished,
+                    "error": reply.error,
                 }
                 for endpoint, facts, reply in zip(turn.endpoints, turn.facts, turn.replies)
             ],
@@ -105,6 +111,14 @@ def export(turns: Sequence[Turn], folder: str | None = None) -> str:
     path = Path(folder or tempfile.mkdtemp(prefix="labkit-chat-")) / "conversation.json"
     path.write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
     return str(path)
+
+
+def _without_media(message: Mapping[str, Any]) -> str:
+    """A message as text: pictures and recordings are named, not written out."""
+    if isinstance(message["content"], str):
+        return message["content"]
+    names = {"image_url": "[picture]", "input_audio": "[recording]"}
+    return " ".join(part.get("text") or names.get(part["type"], "") for part in message["content"])
 
 
 def _asked(turn: Turn) -> list[dict[str, Any]]:
@@ -123,8 +137,8 @@ def _answered(turn: Turn, which: int, words: Mapping[str, str]) -> list[dict[str
     def say(content: Any, **metadata: Any) -> None:
         messages.append({"role": "assistant", "content": content, "metadata": metadata})
 
-    if reply.thoughts:
-        say(reply.thoughts, title=words["thought"], status="done" if reply.content else "pending")
+    if reply.thinking:
+        say(reply.thinking, title=words["thought"], status="done" if reply.text else "pending")
     if reply.heard:
         say(f"*{words['heard']}: “{_plain(reply.heard)}”*")
     if answer.action is not None:
@@ -177,7 +191,7 @@ def _drawn(turn: Turn, which: int) -> str:
     """The screen with tap and target, as a file; drawn once, however often the turn is shown."""
     if which in turn.drawn:
         return turn.drawn[which]
-    picture = show.tap(turn.picture, turn.replies[which].content, turn.target)
+    picture = show.tap(turn.picture, turn.replies[which].text, turn.target)
     with tempfile.NamedTemporaryFile(prefix="labkit-tap-", suffix=".png", delete=False) as file:
         picture.save(file, format="PNG")
     turn.drawn[which] = file.name

@@ -1,4 +1,4 @@
-"""The chat's window, in Gradio. What is asked of services is in `service`, how turns look in `turns`."""
+"""The chat's window, in Gradio. What is asked of services is in `endpoint`, how turns look in `turns`."""
 
 import atexit
 import random
@@ -9,12 +9,12 @@ import gradio as gr
 from PIL import Image
 
 from labkit import phonetap
+from labkit.client import Reply, user_message
 from labkit.common.errors import ClientError, LabError
 from labkit.common.messages import load_audio, load_image
 from labkit.interactive.chat import local
+from labkit.interactive.chat.endpoint import Endpoint, stream
 from labkit.interactive.chat.frame import ChatBlocks
-from labkit.interactive.chat.messages import user_message
-from labkit.interactive.chat.service import Endpoint, Reply, facts_of, models_of, stream
 from labkit.interactive.chat.turns import Turn, export, history, shown, target_of
 from labkit.interactive.chat.words import LANGUAGES, words_of
 
@@ -86,10 +86,7 @@ class Window:
                                 endpoint.api_key, label=words["key"], type="password", min_width=150
                             )
             parts["connect"] = gr.Button(words["connect"], size="sm")
-            with (
-                gr.Accordion(words["start"], open=False, visible=local.can_start()) as parts["start"],
-                gr.Row(),
-            ):
+            with gr.Accordion(words["start"], open=False) as parts["start"], gr.Row():
                 parts["local_model"] = gr.Textbox("pocket", label=words["local_model"], min_width=140)
                 parts["local_plan"] = gr.Dropdown(
                     local.PLANS,
@@ -177,7 +174,7 @@ class Window:
         target = (
             target_of(item.screen if item is not None else None, item, text) if screen is not None else None
         )
-        facts = [facts_of(endpoint) for endpoint in endpoints]
+        facts = [endpoint.facts() for endpoint in endpoints]
         turn = Turn(message, text, screen, target, audio, [], endpoints, facts)
         earlier = list(turns) if keep else []
         turns = [*turns, turn]
@@ -210,7 +207,7 @@ class Window:
         for which, letter in enumerate("AB" if both else "A"):
             try:
                 endpoint = _endpoint(*urls[3 * which : 3 * which + 3])
-                found = models_of(endpoint)
+                found = endpoint.models()
                 chosen = endpoint.model if endpoint.model in found else next(iter(found), None)
                 models[which] = gr.update(choices=found, value=chosen)
                 told.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen, words)}")
@@ -225,7 +222,7 @@ class Window:
         try:
             endpoint, service = local.start(model, plan)
             self.services.append(service)
-            found = models_of(endpoint)
+            found = endpoint.models()
         except LabError as error:
             raise gr.Error(str(error)) from None
         told = f"{words['connected']}: {_in_words(endpoint, found[0], words)}"
@@ -286,7 +283,7 @@ def _in_words(endpoint: Endpoint, model: str | None, words: dict[str, str]) -> s
     """Model, plan and bytes, as far as the service says."""
     from labkit.common.formats import format_bytes
 
-    facts = facts_of(endpoint)
+    facts = endpoint.facts()
     loaded = facts.get("model") or model
     told = [model or "–"] if model != loaded or not facts.get("plan") else []
     if facts.get("plan"):

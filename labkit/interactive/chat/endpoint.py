@@ -1,0 +1,64 @@
+"""Where a service is, and its answer while it comes."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from labkit.client import Client, Reply
+from labkit.common.errors import ClientError
+
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a service is. ``model`` None: the first that it names."""
+
+    base_url: str
+    model: str | None = None
+    api_key: str = dataclasses.field(default="EMPTY", repr=False)
+
+    def __post_init__(self) -> None:
+        place = urlsplit(self.base_url)
+        if place.scheme not in ("http", "https") or not place.hostname:
+            raise ClientError(f"a base URL is like http://127.0.0.1:8000/v1, not {self.base_url!r}")
+
+    def client(self, timeout_s: float = TIMEOUT_S) -> Client:
+        """A client of the service."""
+        return Client(self.base_url, self.api_key, self.model, timeout_s=timeout_s)
+
+    def models(self) -> list[str]:
+        """Names of the models that the service offers. Raises ClientError if it does not answer."""
+        with self.client(timeout_s=10) as client:
+            return client.models()
+
+    def facts(self) -> dict[str, Any]:
+        """What the lab's own service says of itself; see `labkit.client.Client.status`."""
+        with self.client(timeout_s=5) as client:
+            return client.status()
+
+
+def stream(
+    endpoint: Endpoint,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    thinking: bool = False,
+    temperature: float = 0.0,
+    max_tokens: int = 512,
+) -> Iterator[Reply]:
+    """The answer to a conversation, again and again as it grows; the last one is finished, or has an error.
+
+    Leaving early ends the request. Never raises for what the service does.
+    """
+    reply = Reply()
+    options = {"thinking": thinking or None, "temperature": temperature, "max_tokens": max_tokens}
+    try:
+        with endpoint.client() as client, client.stream(messages=messages, **options) as pieces:
+            reply = pieces.reply
+            for _ in pieces:
+                yield dataclasses.replace(reply)
+    except ClientError as error:
+        reply = dataclasses.replace(reply, error=str(error), finished=True)
+    yield reply
