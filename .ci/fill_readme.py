@@ -3,10 +3,11 @@
 Between the lines ``<!-- figures:begin -->`` and ``<!-- figures:end -->`` stands what this makes of
 results.json: the picture, the table, and what it was measured with; between ``libraries:begin`` and ``libraries:end``
 the perplexities of the lab's quantizers and of other libraries'; in the pocket model's card, its accuracy by
-split, language, target and speaker. Nothing there is written by hand.
+split, language, target and speaker. `PAGES` says which page holds which. Nothing there is written by hand.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,11 @@ CARD, QUALITY = Path("assets/pocket/README.md"), Path("assets/results/pocket-qua
 PERPLEXITIES = Path("assets/results/smollm2-perplexity")
 OURS, PEERS = PERPLEXITIES / "perplexity.json", PERPLEXITIES / "peers.json"
 FIGURES, LIBRARIES = "figures", "libraries"
+PAGES = {FIGURES: "README", LIBRARIES: "labkit/measure/README"}
+"""The page that holds each pair of marks, without its language's ending."""
 
 WORDS: dict[str, dict[str, str]] = {
-    "README.md": {
+    ".md": {
         "alt": "Weights, time of an answer and right steps of the pocket model under {count} plans",
         "columns": "Plan|Weights|vs {reference}|First token|Decoding|A whole answer|vs {reference}"
         "|Click accuracy [95 %]|Right steps [95 %]|vs {reference}, paired points [95 %]",
@@ -39,7 +42,7 @@ WORDS: dict[str, dict[str, str]] = {
         "compared": "{model}, groups of 64, {calibration} calibration sequences of {length} tokens, {validation} judged, "
         "of the same text. Losses of each sequence and environment: [{ours}]({ours}), [{peers}]({peers}).",
     },
-    "README.zh-CN.md": {
+    ".zh-CN.md": {
         "alt": "口袋模型在 {count} 种方案下的权重大小、回答时间与正确步骤",
         "columns": "方案|权重|相比 {reference}|首个词元|解码速度|完整回答|相比 {reference}"
         "|点击准确率 [95 %]|正确步骤 [95 %]|与 {reference} 逐题配对之差(百分点)[95 %]",
@@ -69,11 +72,11 @@ def block(comparison: Comparison, words: Mapping[str, str]) -> str:
         "date": where["time"].partition("T")[0],
         "command": " ".join(where["command"]),
         "settings": words["settings"].format(**where["settings"]) if "settings" in words else told,
-        "path": RESULTS.as_posix(),
+        "path": linked(RESULTS, FIGURES),
         **{name: where[name] for name in ("cpu", "python")},
         **{name: where["packages"][name] for name in ("torch", "transformers")},
     }
-    picture = f"![{words['alt'].format(count=len(measurements))}]({PICTURE.as_posix()})"
+    picture = f"![{words['alt'].format(count=len(measurements))}]({linked(PICTURE, FIGURES)})"
     return "\n\n".join([picture, table(measurements, words), words["made"].format(**made)])
 
 
@@ -146,8 +149,8 @@ def libraries(root: Path, words: Mapping[str, str]) -> str:
     settings = {
         **ours.settings["material"],
         "model": "SmolLM2-135M",
-        "ours": OURS.as_posix(),
-        "peers": PEERS.as_posix(),
+        "ours": linked(OURS, LIBRARIES),
+        "peers": linked(PEERS, LIBRARIES),
     }
     drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{drawn}\n\n{words['compared'].format(**settings)}"
@@ -169,6 +172,11 @@ def filled(text: str, inside: str, name: str, mark: str = FIGURES) -> str:
     return f"{before}{first}\n{inside}\n{last}{after}" if inside else f"{before}{first}\n{last}{after}"
 
 
+def linked(path: Path, mark: str) -> str:
+    """`path` as a link in the page that holds ``mark``."""
+    return Path(os.path.relpath(path, Path(PAGES[mark]).parent)).as_posix()
+
+
 def marks(mark: str) -> tuple[str, str]:
     """The lines between which what is called ``mark`` stands."""
     return f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
@@ -181,10 +189,11 @@ def wanted(root: Path = ROOT) -> dict[Path, str | None]:
     if comparison is not None:
         caption = describe(comparison.environment["settings"])
         files[PICTURE] = comparison_svg(comparison.measurements, caption)
-    for name, words in WORDS.items():
-        text = (root / name).read_text(encoding="utf-8")
-        text = filled(text, block(comparison, words) if comparison else "", name)
-        files[Path(name)] = filled(text, libraries(root, words), name, LIBRARIES)
+    for ending, words in WORDS.items():
+        inside = {FIGURES: block(comparison, words) if comparison else "", LIBRARIES: libraries(root, words)}
+        for mark, page in PAGES.items():
+            name = page + ending
+            files[Path(name)] = filled((root / name).read_text(encoding="utf-8"), inside[mark], name, mark)
     if (root / CARD).exists() and (root / QUALITY).exists():
         text = (root / CARD).read_text(encoding="utf-8")
         files[CARD] = filled(text, card(Comparison.load(root / QUALITY)), CARD.as_posix())

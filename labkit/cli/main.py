@@ -75,8 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
             "  labkit compare pocket --plans fp32,int8,int4 --items 200 --output results/first\n"
             "  labkit quantize pocket --plan int4 --output pocket-int4\n"
             "  labkit plot results/first --output comparison.svg\n"
-            "  labkit screen --seed 7 --output screen.png\n"
-            '  labkit ask pocket --image screen.png "打开设置"\n'
+            "  labkit screen --seed 1 --output screen.png\n"
+            '  labkit ask pocket --image screen.png "Open App Store"\n'
             "  labkit search pocket --memory 20MB\n"
             "  labkit fit autoglm-phone-9b --memory 8GB\n"
             "  labkit serve pocket --plan int8 --port 8000\n"

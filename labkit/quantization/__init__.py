@@ -7,11 +7,10 @@
 | `linear.py` | the module that stands in a Linear's place |
 | `dense.py` | fp32, fp16, bf16 |
 | `int8.py`, `int8_dynamic.py`, `int4.py` | the lab's own schemes |
-| `gptq.py`, `awq.py` | int4's storage, solved on calibration (`statistics.py`, `ranges.py`) |
+| `gptq.py`, `awq.py` | int4's storage, solved on calibration (`statistics.py`, `range_search.py`) |
 | `hqq.py` | int4's storage, fitted without calibration |
 | `nf4.py`, `llm_int8.py` | bitsandbytes' schemes |
-| `stored.py` | embeddings and convolutions whose weight is stored in 8 bits |
-| `unread.py` | a Linear that waits for calibration with its weight in the file |
+| `int8_storage.py` | embeddings and convolutions whose weight is stored in 8 bits |
 | `kernels/` | the products, chosen by device |
 """
 

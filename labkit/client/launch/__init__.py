@@ -1,4 +1,6 @@
-"""Start, watch and stop a service from a notebook or a script: the kernel never holds the model. No torch.
+"""Start, watch and stop a service from a notebook or a script. No torch.
+
+The service is a process of its own: the kernel never holds the model.
 
 from labkit import launch
 

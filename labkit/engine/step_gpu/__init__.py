@@ -1,4 +1,4 @@
-"""The decoding step on a GPU: a few kernels a layer over static buffers, captured once and replayed for every token.
+"""The decoding step on a GPU: a few kernels a layer, captured once and replayed for every token.
 
 decoder.py    what a model's decoder is made of, or why it is not one this knows
 products.py   its Linears as products: q, k and v in one, gate and up with their gate

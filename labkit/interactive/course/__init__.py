@@ -1,5 +1,6 @@
-"""The exercises of the course: ``course.check("02-a", answer)`` says whether it is right and why, or what to look at.
+"""The exercises of the course: check an answer, ask for a hint.
 
+``course.check("02-a", answer)`` says whether it is right and why, or what to look at.
 Answers are checked by computing wherever that is possible: a learner's function is run, a plan is laid over the
 model, a tap is compared with its target. ``course.hint("02-a")`` gives the next hint. One file a notebook.
 

@@ -7,7 +7,7 @@
 | `compressed_tensors.py` | for transformers and vLLM: each Linear its own width, groups and symmetry |
 | `gptq.py` | AutoGPTQ's layout and ``quantize_config.json``, for engines that only read that |
 | `write.py` | the folder: tensors, configuration, tokenizer |
-| `card.py` | what its readers must know, and the folder's ``README.md`` |
+| `readme.py` | what its readers must know, and the folder's ``README.md`` |
 """
 
 from labkit.loading.export.write import Exported, export

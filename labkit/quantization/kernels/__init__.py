@@ -4,8 +4,8 @@
 |---|---|
 | `reference.py` | dequantize a slice of the weight, multiply, next slice: any device, dtype, width |
 | `int8.py` | int8 weight: with bf16 activations, and with int8 activations |
-| `int4_cpu.py` | torch's packed int4 product on the CPU, its order of bytes, and dequantizing from it |
-| `nf4_cpu.py` | bitsandbytes' packed 4-bit product on the CPU, its order of bytes, and undoing it |
+| `cpu_int4.py` | torch's packed int4 product on the CPU, its order of bytes, and dequantizing from it |
+| `cpu_nf4.py` | bitsandbytes' packed 4-bit product on the CPU, its order of bytes, and undoing it |
 
 The fast products of torch and bitsandbytes used here are private functions: each is looked for, tried on a
 known product, and left alone where it is missing or answers differently. They are fast for few rows
