@@ -195,10 +195,6 @@ class WorkFolder:
                 "delete it to begin anew"
             )
 
-    def solved(self) -> list[str]:
-        """Names of the modules that are there."""
-        return sorted(path.name.removesuffix(SUFFIX) for path in self.path.glob(f"*{SUFFIX}"))
-
     def load(
         self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
     ) -> nn.Module | None:
