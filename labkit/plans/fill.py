@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from labkit.common.machine import give_back_memory
 from labkit.models.weights import Source
 from labkit.plans.calibrate import calibrate_
-from labkit.plans.finished import FinishedModules
+from labkit.plans.finished import WorkFolder
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
 from labkit.plans.unread import UnreadLinear
@@ -40,7 +40,7 @@ def fill_(
     place: Placement,
     *,
     batches: Sequence[Any] = (),
-    work: FinishedModules | None = None,
+    work: WorkFolder | None = None,
     progress: bool = True,
 ) -> None:
     """Make ``skeleton``, a transformers model on the meta device, the quantized model, in place.
@@ -73,7 +73,7 @@ class _SkeletonLoader:
         source: Source,
         resolved: ResolvedPlan,
         place: Placement,
-        work: FinishedModules | None,
+        work: WorkFolder | None,
     ) -> None:
         self.model, self.source, self.place = model, source, place
         self.title = resolved.plan.name

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from labkit.plans.finished import FinishedModules
+from labkit.plans.finished import WorkFolder
 from labkit.plans.resolved import ResolvedPlan
 from labkit.plans.unread import at_hand
 from labkit.quantization import Scheme
@@ -34,7 +34,7 @@ class PlanWalk:
     """
 
     def __init__(
-        self, model: nn.Module, resolved: ResolvedPlan, place: Placement, work: FinishedModules | None
+        self, model: nn.Module, resolved: ResolvedPlan, place: Placement, work: WorkFolder | None
     ) -> None:
         self.model, self.place, self.work = model, place, work
         self.schemes, self.dtype = resolved.schemes, resolved.plan.dtype

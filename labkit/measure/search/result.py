@@ -155,7 +155,7 @@ def finish(
             str(evaluator.spec.folder or evaluator.spec.source),
             [*against, path],
             test_items,
-            split="all" if "audio" in evaluator.checkpoint.family.modalities else "typed",
+            split="all" if "audio" in evaluator.prepared.modalities else "typed",
             device=str(evaluator.device),
             threads=threads,
             output=folder / "test",
