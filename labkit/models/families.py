@@ -11,7 +11,7 @@ Names as in transformers 5.23 (``named_modules()`` of the real classes built on 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -195,16 +195,3 @@ def has_role(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
     return isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd)
-
-
-def count_by_role(model: nn.Module, roles: Mapping[str, str]) -> dict[str, int]:
-    """Parameters of each role, ``other`` for norms and modules without a role; shared tensors count once."""
-    counts: dict[str, int] = {}
-    seen: set[int] = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in seen:
-            continue
-        seen.add(id(parameter))
-        role = roles.get(name.rpartition(".")[0], "other")
-        counts[role] = counts.get(role, 0) + parameter.numel()
-    return counts

@@ -71,7 +71,6 @@ def quantize_(
         raise PlanError(f"{_where(resolved, name)} needs calibration batches")
     batches = checked_batches(calibration) if calibrated else []
     run = partial(fingerprint_of, model, resolved.schemes, plan.dtype, batches) if calibrated else None
-
     with (
         opened(work_folder, run) as work,
         tqdm(

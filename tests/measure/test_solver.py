@@ -20,6 +20,7 @@ class FakeEvaluator:
     def __init__(self, kls, others=()):
         self.kls, self.others = iter(kls), {"nothing quantized, bf16": 0.5, **dict(others)}
         self.records, self.validated = {}, []
+        self.prepared = self
 
     def predicted_bytes(self, plan):
         return 10 * 200 + 64

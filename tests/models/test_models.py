@@ -8,12 +8,25 @@ from torch import nn
 
 from labkit.common.errors import LabError
 from labkit.models import find_roles, get_spec, list_models
-from labkit.models.families import FAMILIES, Family, count_by_role, has_role, roles_of_names
+from labkit.models.families import FAMILIES, Family, has_role, roles_of_names
 
 
 def on_meta(cls, config):
     with torch.device("meta"):
         return cls(config)
+
+
+def count_by_role(model, roles):
+    """Parameters of each role, ``other`` for norms and modules without a role; shared tensors count once."""
+    counts = {}
+    seen = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        role = roles.get(name.rpartition(".")[0], "other")
+        counts[role] = counts.get(role, 0) + parameter.numel()
+    return counts
 
 
 def test_glm4v_roles_follow_the_table():

@@ -20,12 +20,12 @@ from labkit.results.folders import RunFolder
 
 LABKIT = (sys.executable, "-m", "labkit")
 """The command line of this lab."""
-STATES = ("waiting", "measuring", "answering", "finished", "failed")
 
 
 @dataclass(frozen=True)
 class PlanProgress:
-    """How far one plan is: a state of `STATES`, answers given, and how many of them are right."""
+    """How far one plan is: ``waiting``, ``measuring``, ``answering``, ``finished`` or ``failed``;
+    answers given, and how many of them are right."""
 
     plan: str
     state: str
