@@ -64,11 +64,11 @@ def load(root: Path = ROOT) -> Comparison | None:
 def block(comparison: Comparison, words: Mapping[str, str]) -> str:
     """What stands between the marks, for the README whose `words` are given."""
     measurements, where = comparison.measurements, comparison.environment
-    told = describe(where["settings"])
+    told = describe(comparison.settings)
     made = {
         "date": where["time"].partition("T")[0],
         "command": " ".join(where["command"]),
-        "settings": words["settings"].format(**where["settings"]) if "settings" in words else told,
+        "settings": words["settings"].format(**comparison.settings) if "settings" in words else told,
         "path": RESULTS.as_posix(),
         **{name: where[name] for name in ("cpu", "python")},
         **{name: where["packages"][name] for name in ("torch", "transformers")},
@@ -179,7 +179,7 @@ def wanted(root: Path = ROOT) -> dict[Path, str | None]:
     comparison = load(root)
     files: dict[Path, str | None] = {PICTURE: None}
     if comparison is not None:
-        caption = describe(comparison.environment["settings"])
+        caption = describe(comparison.settings)
         files[PICTURE] = comparison_svg(comparison.measurements, caption)
     for name, words in WORDS.items():
         text = (root / name).read_text(encoding="utf-8")

@@ -73,7 +73,7 @@ def test_results_and_report_are_written_and_read_again(tmp_path):
     read = Comparison.load(tmp_path)
     assert read.measurements == made.measurements
     assert len(read.measurements[1].samples["items"]) == 10
-    assert read.environment["settings"]["items"] == 10
+    assert read.settings["items"] == 10
     read.save(tmp_path / "copy.json")
     assert Comparison.load(tmp_path / "copy.json").measurements == made.measurements
 
