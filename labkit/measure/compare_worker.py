@@ -36,6 +36,7 @@ def run_plan(
     peak of memory. With ``weights`` in the request (``random``) nothing is evaluated.
     """
     from labkit.measure import quality
+    from labkit.results import summary
 
     folder, plan = RunFolder(request["output"]), request["plan"]
     state = folder.load_partial(plan, request["definition"])
@@ -93,8 +94,8 @@ def run_plan(
         enable_thinking=request["enable_thinking"],
         batch_size=request["batch_size"],
         samples=samples,
-        splits=quality.summarize_groups(records),
-        **quality.summarize(records),
+        splits=summary.summarize_groups(records),
+        **summary.summarize(records),
         **cost,
     )
     folder.save_finished(measurement)

@@ -101,7 +101,8 @@ def compare_perplexity(
     """
     import torch
 
-    from labkit.loading.load import choose_device, load
+    from labkit.loading.load import load
+    from labkit.loading.prepare import choose_device
 
     if threads is not None:
         check_count("threads", threads)
