@@ -68,8 +68,7 @@ def compare(
         if output is None:
             output = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-"))
         folder = RunFolder(output)
-        folder.check_writable()
-        folder.check_settings(job.settings)
+        folder.open(job.settings)
         return _measure_all(job, folder, progress, _worker)
 
 

@@ -45,8 +45,7 @@ def job(*names, **settings):
 def measure(folder, *names, **settings):
     asked = job(*names, **settings)
     folder = RunFolder(folder)
-    folder.check_writable()
-    folder.check_settings(asked.settings)
+    folder.open(asked.settings)
     return _measure_all(asked, folder, False, WORKER)
 
 
