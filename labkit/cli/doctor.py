@@ -97,7 +97,7 @@ def _packages() -> Iterator[Finding]:
 
     pins = list(requirements())
     if not pins:
-        yield Finding("Packages", NOTE, "no requirements.txt was found to compare with")
+        yield Finding("Packages", NOTE, "no list of the lab's packages was found to compare with")
         return
     wrong = 0
     for name, wanted in pins:
@@ -222,38 +222,26 @@ def _models() -> Iterator[Finding]:
 
 
 def _does_9b_fit() -> Iterator[Finding]:
-    """Predicted bytes of the 9 B model, from its published sizes, against the memory of each device."""
-    import torch
-    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
-
+    """What the 9 B models need (`labkit.measure.fit`), against the memory of each device."""
     from labkit.common.machine import gpus, memory
-    from labkit.models import find_roles
-    from labkit.plans.plan import QuantizationPlan, presets
+    from labkit.measure.fit import needs
+    from labkit.plans.plan import presets
 
-    with torch.device("meta"):
-        skeleton = Glm4vForConditionalGeneration(Glm4vConfig())
-    roles = find_roles(skeleton)
-    sizes = {
-        name: QuantizationPlan.preset(name).resolve(skeleton, roles=roles).predicted_bytes
-        for name in presets()
-    }
+    needed = needs("autoglm-phone-9b", presets())
     memories = {"cpu": memory()[0]}
     memories |= {f"cuda:{index}": gpu["memory_bytes"] for index, gpu in enumerate(gpus())}
-    for device, size_of in memories.items():
-        # The KV cache of a screenshot's conversation and the activations of its prefill want about 2 GB.
-        fits = [f"{name} ({size / 1e9:.1f} GB)" for name, size in sizes.items() if size + 2e9 < size_of]
+    for device, size in memories.items():
+        fits = [f"{need.plan} ({need.weights_bytes / 1e9:.1f} GB)" for need in needed if need.fits(size)]
         if fits:
-            text = f"weights of the 9 B models fit {device} ({size_of / 1e9:.1f} GB) under: {', '.join(fits)}"
+            text = f"weights of the 9 B models fit {device} ({size / 1e9:.1f} GB) under: {', '.join(fits)}"
         else:
-            smallest = min(sizes, key=sizes.get)
+            least = min(needed, key=lambda need: need.total_bytes)
+            rest = least.total_bytes - least.weights_bytes
             text = (
-                f"the 9 B models do not fit {device} ({size_of / 1e9:.1f} GB): "
-                f"{smallest} needs {sizes[smallest] / 1e9:.1f} GB and 2 GB to work with"
+                f"the 9 B models do not fit {device} ({size / 1e9:.1f} GB): "
+                f"{least.plan} needs {least.weights_bytes / 1e9:.1f} GB and {rest / 1e9:.1f} GB to work with"
             )
         yield Finding("Models", OK if fits else NOTE, text)
-    if max(memories.values()) < sizes["bf16"]:
-        text = f"their BF16 weights are read whole before they are quantized: {sizes['bf16'] / 1e9:.1f} GB"
-        yield Finding("Models", NOTE, f"{text} are needed for a while, on a GPU or in main memory")
 
 
 def _benchmark() -> Iterator[Finding]:
@@ -279,7 +267,7 @@ def _notebooks() -> Iterator[Finding]:
     if _browser():
         yield Finding("Notebooks", OK, "a browser can be opened here")
     else:
-        advice = "make lab prints an address to open elsewhere (ssh -L 8888:localhost:8888 this-machine)"
+        advice = "in a checkout, make lab prints an address to open elsewhere (ssh -L 8888:localhost:8888 this-machine)"
         yield Finding("Notebooks", NOTE, "no browser here", advice)
 
 
