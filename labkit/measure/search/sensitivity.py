@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from labkit.common.errors import Interrupted, LabError
+from labkit.common.errors import Interrupted
 from labkit.common.machine import usable_cores
 from labkit.common.process import module_command, run_workers
 from labkit.loading.datasets import Datasets
