@@ -67,11 +67,11 @@ def load(root: Path = ROOT) -> Comparison | None:
 def block(comparison: Comparison, words: Mapping[str, str]) -> str:
     """What stands between the marks, for the README whose `words` are given."""
     measurements, where = comparison.measurements, comparison.environment
-    told = describe(where["settings"])
+    told = describe(comparison.settings)
     made = {
         "date": where["time"].partition("T")[0],
         "command": " ".join(where["command"]),
-        "settings": words["settings"].format(**where["settings"]) if "settings" in words else told,
+        "settings": words["settings"].format(**comparison.settings) if "settings" in words else told,
         "path": linked(RESULTS, FIGURES),
         **{name: where[name] for name in ("cpu", "python")},
         **{name: where["packages"][name] for name in ("torch", "transformers")},
@@ -187,7 +187,7 @@ def wanted(root: Path = ROOT) -> dict[Path, str | None]:
     comparison = load(root)
     files: dict[Path, str | None] = {PICTURE: None}
     if comparison is not None:
-        caption = describe(comparison.environment["settings"])
+        caption = describe(comparison.settings)
         files[PICTURE] = comparison_svg(comparison.measurements, caption)
     for ending, words in WORDS.items():
         inside = {FIGURES: block(comparison, words) if comparison else "", LIBRARIES: libraries(root, words)}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 from labkit.cli.arguments import count
@@ -59,7 +56,8 @@ def add_bench_gpu(commands: argparse._SubParsersAction) -> None:
 def bench_gpu(options: argparse.Namespace) -> int:
     """What ``labkit bench-gpu`` does."""
     from labkit.cli.terminal import console, make_table
-    from labkit.common.process import worker_environment
+    from labkit.common.errors import WorkerFailedError
+    from labkit.common.process import module_command, run_workers
     from labkit.loading.prepare import choose_device
     from labkit.models.spec import get_spec
     from labkit.plans.plan import as_plan
@@ -68,7 +66,6 @@ def bench_gpu(options: argparse.Namespace) -> int:
     numbers = {name: _numbers(name, getattr(options, name)) for name in ("batches", "contexts", "prompts")}
     choose_device("cuda")  # there has to be one
     folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
     screen = console()
     failed = []
     for source in options.plans.split(","):
@@ -84,26 +81,21 @@ def bench_gpu(options: argparse.Namespace) -> int:
             "source": source.strip(),
             "folder": str(folder),
             "screenshot": options.screenshot,
+            **numbers,
         }
         screen.print(f"{plan.name} …")
         log = folder / "logs" / f"{plan.name}.txt"
-        log.parent.mkdir(exist_ok=True)
-        with log.open("wb") as errors:
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-m", "labkit.measure.gpu_worker"],
-                    input=json.dumps({**request, **numbers}).encode(),
-                    stderr=errors,
-                    env=worker_environment(4),
-                    timeout=options.timeout,
-                )
-                reason = f"ended with code {done.returncode}" if done.returncode else None
-            except subprocess.TimeoutExpired:
-                reason = f"took longer than {options.timeout} s"
-        if reason is not None:
-            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        try:
+            run_workers(
+                module_command("labkit.measure.gpu_worker"),
+                {log: request},
+                lambda event: None,
+                threads=4,
+                timeout_s=options.timeout,
+            )
+        except WorkerFailedError as error:
             failed.append(plan.name)
-            screen.print(f"{plan.name} {reason}: {words[-1] if words else 'no words'} (see {log})")
+            screen.print(f"{plan.name} could not be measured: {error}", highlight=False)
     records = load_records(folder)
     screen.print(make_table("Decoding", HEADERS, table(records), (2,)))
     screen.print(make_table("Prompts", PROMPT_HEADERS, prompt_table(records)))

@@ -105,10 +105,10 @@ def compare(options: argparse.Namespace) -> int:
     )
     screen = console()
     screen.print()
-    screen.print(describe(comparison.environment["settings"]), style="dim")
+    screen.print(describe(comparison.settings), style="dim")
     for sentence in comparison.conclusions():
         screen.print(f"• {sentence}", highlight=False)
-    if added := comparison.environment["added_plan"]:
+    if added := comparison.added_plan:
         screen.print(f"• {added} was added, to have an unquantized row.", highlight=False)
     for title, table in tables.shown_tables(comparison.measurements).items():
         screen.print()
@@ -124,15 +124,14 @@ def plot(options: argparse.Namespace) -> None:
     """``labkit plot``: the picture says below what it was measured with."""
     from labkit.common.files import atomic_path
     from labkit.results.charts.svg import comparison_svg
-    from labkit.results.comparison import describe
-    from labkit.results.measurement import load_results
+    from labkit.results.comparison import Comparison, describe
 
     path = Path(options.output)
     if path.suffix.lower() != ".svg":
         raise LabError(f"--output must end in .svg, not {path.suffix or path.name!r}")
-    environment, measurements = load_results(options.results)
-    settings = environment.get("settings")
-    picture = comparison_svg(measurements, describe(settings) if settings else "")
+    comparison = Comparison.load(options.results)
+    settings = comparison.settings
+    picture = comparison_svg(comparison.measurements, describe(settings) if settings else "")
     try:
         with atomic_path(path) as temporary:
             temporary.write_text(picture, encoding="utf-8")

@@ -62,7 +62,7 @@ def context(options: argparse.Namespace) -> None:
     import torch
 
     from labkit.cli.terminal import console, make_table
-    from labkit.measure.context import NAME, Timing, growth_rows, measure_growth
+    from labkit.measure.context import Timing, measure_growth
     from labkit.models.spec import get_spec
 
     if options.threads:
@@ -82,8 +82,8 @@ def context(options: argparse.Namespace) -> None:
         output=output,
     )
     screen = console()
-    screen.print(make_table(f"{spec.name} at growing context", *growth_rows(found)))
-    screen.print(str(output / NAME), highlight=False, soft_wrap=True)
+    screen.print(make_table(f"{spec.name} at growing context", *found.rows()))
+    screen.print(str(output / found.FILE), highlight=False, soft_wrap=True)
 
 
 def _numbers(text: str, name: str) -> list[int]:

@@ -100,18 +100,16 @@ def fit(options: argparse.Namespace) -> int | None:
 
 def _check(options: argparse.Namespace) -> int:
     """``labkit fit --check``: each plan in a process of its own. Returns 1 if a prediction is off, or a plan failed."""
-    import json
     from pathlib import Path
 
     from labkit.cli.terminal import console, make_table
     from labkit.common.errors import WorkerFailedError
-    from labkit.common.files import atomic_path
-    from labkit.common.formats import format_bytes
     from labkit.common.machine import environment, gpus, usable_cores
-    from labkit.common.process import run_workers
+    from labkit.common.process import module_command, run_workers
     from labkit.measure.fit_check import PEAK_LIMIT, WEIGHTS_LIMIT
     from labkit.models.spec import get_spec
     from labkit.plans.plan import QuantizationPlan, presets
+    from labkit.results.fit import FitCheck
 
     spec, screen = get_spec(options.model), _pixels(options.screen)
     names = [name.strip() for name in options.plans.split(",")] if options.plans else presets()
@@ -130,39 +128,26 @@ def _check(options: argparse.Namespace) -> int:
         }
         try:
             run_workers(
-                "labkit.measure.fit_check",
-                [request],
+                module_command("labkit.measure.fit_check"),
+                {output / "logs" / f"{Path(plan).stem}.log": request},
                 lambda event: records.append(event["record"]),
-                logs=output / "logs",
                 threads=usable_cores(),
             )
         except WorkerFailedError as error:
             failures[plan] = str(error)
             page.print(f"{plan} could not be measured: {error}", highlight=False)
-    on_gpu = any(one["device"].startswith("cuda") for one in records)
-    found = {
-        "environment": environment(gpus()[0] if on_gpu else None),
-        "settings": {"model": spec.name, "weights": "random", "context": options.context, "screen": screen},
-        "limits": {"weights": WEIGHTS_LIMIT, "peak": PEAK_LIMIT},
-        "records": records,
-        "failures": failures,
-    }
-    with atomic_path(output / "fit.json") as temporary:
-        temporary.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
-    headers = ["Plan (random weights)"]
-    headers += [
-        f"{what}{kind}" for what in ("Weights", "KV cache", "Peak") for kind in ("", ", measured", " off by")
-    ]
-    rows = []
-    for one in records:
-        row = [one["plan"]]
-        for what in ("weights", "cache", "peak"):
-            row += [format_bytes(one[f"{what}_{kind}"]) for kind in ("predicted", "measured")]
-            row.append(f"{100 * one[f'{what}_error']:+.1f} %")
-        rows.append(row)
-    page.print(make_table(f"{spec.name}, {options.context:,} tokens", headers, rows))
-    page.print(str(output / "fit.json"), highlight=False, soft_wrap=True)
-    return int(bool(failures) or not all(one["weights_within"] and one["peak_within"] for one in records))
+    on_gpu = any(record["device"].startswith("cuda") for record in records)
+    check = FitCheck(
+        {"weights": WEIGHTS_LIMIT, "peak": PEAK_LIMIT},
+        records,
+        failures,
+        settings={"model": spec.name, "weights": "random", "context": options.context, "screen": screen},
+        environment=environment(gpus()[0] if on_gpu else None),
+    )
+    file = check.save(output)
+    page.print(make_table(f"{spec.name}, {options.context:,} tokens", *check.rows()))
+    page.print(str(file), highlight=False, soft_wrap=True)
+    return int(not check.passed)
 
 
 def _pixels(text: str) -> tuple[int, int] | None:

@@ -113,7 +113,7 @@ def search(options: argparse.Namespace) -> None:
 
 def perplexity(options: argparse.Namespace) -> None:
     """``labkit perplexity``: measure, then print the table and where the file is."""
-    from labkit.measure.perplexity import FILE, compare_perplexity
+    from labkit.measure.perplexity import compare_perplexity
 
     output = Path(options.output or Path("results") / f"perplexity-{Path(options.model).name}")
     found = compare_perplexity(
@@ -139,7 +139,7 @@ def perplexity(options: argparse.Namespace) -> None:
     headers = ["Plan", "Weights", "Bits a value", "Perplexity", "vs unquantized [95 %]", "KL, nats a token"]
     screen = console()
     screen.print(make_table("", headers, rows))
-    _tell_files(screen, output / FILE)
+    _tell_files(screen, output / found.FILE)
 
 
 def _change(change: float, low: float, high: float) -> str:

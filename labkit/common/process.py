@@ -1,15 +1,18 @@
-"""Starting one measuring process, following its progress, and ending it on Ctrl-C."""
+"""Child processes: their environment, their start, their events, and their end."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +47,127 @@ def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], N
     return 0
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Our own environment, with the thread count and the folder this package was imported from."""
-    package_parent = str(checkout_folder())
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+def child_environment(threads: int | None = None, **more: str) -> dict[str, str]:
+    """Our own environment, with the folder this package was imported from, and the thread count if one is given."""
+    paths = [str(checkout_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if threads is not None:
+        waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        more = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": waiting, **more}
     return {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        **more,
     }
 
 
-def end_process(process: subprocess.Popen) -> None:
+def start(
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str],
+    request: Mapping[str, Any] | None = None,
+    heed_interrupts: bool = False,
+) -> subprocess.Popen:
+    """Start a process in a session of its own, so that Ctrl-C reaches only us.
+
+    Args:
+        command: the program and its words; `module_command` gives a module's.
+        log: the file for what it prints.
+        environment: see `child_environment`.
+        request: JSON for its standard input; its standard output is then ours to read (`serve_request`).
+        heed_interrupts: let SIGINT end it even where we ignore that signal, as whatever a shell starts in the
+            background does.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    asked = request is not None
+    with log.open("wb") as printed:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if asked else printed,
+            stderr=printed,
+            env=dict(environment),
+            encoding="utf-8",
+            start_new_session=True,
+            preexec_fn=_heed_interrupts if heed_interrupts else None,
+        )
+    if asked:
+        with suppress(BrokenPipeError), process.stdin as pipe:  # it has ended already: its log says why
+            json.dump(request, pipe)
+    return process
+
+
+def run_workers(
+    command: Sequence[str],
+    requests: Mapping[Path, Mapping[str, Any]],
+    on_event: Callable[[dict[str, Any]], None],
+    *,
+    threads: int,
+    timeout_s: float | None = None,
+) -> None:
+    """Run ``command`` once for each request, all at the same time, until the last has finished.
+
+    Each process gets its request as JSON on standard input and writes events, one JSON object a line, which
+    ``on_event`` sees one at a time (see `serve_request`). On Ctrl-C we end them, and KeyboardInterrupt goes on to
+    the caller.
+
+    Args:
+        command: as `module_command` gives it.
+        requests: the log file of each process, and its request.
+        threads: CPU threads of each process.
+        timeout_s: how long all of it may take.
+
+    Raises:
+        WorkerFailedError: a process reported an error, died, or took too long; the others are ended too.
+    """
+    events: queue.Queue[tuple[Path, dict[str, Any] | None]] = queue.Queue()
+    processes: dict[Path, subprocess.Popen] = {}
+    ends = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        for log, request in requests.items():
+            process = start(command, log=log, environment=child_environment(threads), request=request)
+            processes[log] = process
+            threading.Thread(target=_follow, args=(process, log, events), daemon=True).start()
+        running, finished = set(processes), set()
+        while running:
+            try:
+                log, event = events.get(timeout=None if ends is None else max(ends - time.monotonic(), 0))
+            except queue.Empty:
+                raise WorkerFailedError(f"the measuring process took longer than {timeout_s:g} s") from None
+            if event is None:
+                running.remove(log)
+                code = processes[log].wait()
+                if log not in finished:
+                    raise WorkerFailedError(_death(code, log))
+            elif event["event"] == "error":
+                raise WorkerFailedError(event["message"] + ("" if event["known"] else f" (see {log})"))
+            elif event["event"] == "finished":
+                finished.add(log)
+            else:
+                on_event(event)
+    finally:
+        for process in processes.values():
+            _end(process)
+
+
+def module_command(module: str) -> list[str]:
+    """``python -m module``, by this Python."""
+    return [sys.executable, "-m", module]
+
+
+def _follow(process: subprocess.Popen, log: Path, events: queue.Queue) -> None:
+    """Pass the process's events on, and None when it has closed its output."""
+    try:
+        for line in process.stdout:
+            events.put((log, json.loads(line)))
+    except ValueError:  # closed while we read: the caller is ending it
+        pass
+    events.put((log, None))
+
+
+def _end(process: subprocess.Popen) -> None:
     """Leave no process behind."""
     if process.poll() is None:
         process.terminate()
@@ -70,76 +179,12 @@ def end_process(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-def told_death(code: int, log: Path) -> str:
+def _death(code: int, log: Path) -> str:
     reason = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
     if code == -9:
         reason += " (often: out of memory)"
-    return f"the measuring process {reason}; its last words are in {log}"
+    return f"the measuring process {reason}; its log is {log}"
 
 
-def run_workers(
-    module: str,
-    requests: Sequence[Mapping[str, Any]],
-    on_event: Callable[[dict[str, Any]], None],
-    *,
-    logs: Path,
-    threads: int,
-) -> None:
-    """Run ``python -m module`` once for each request, all at the same time, until the last has finished.
-
-    Each process gets its request as JSON on standard input and writes events, one JSON object a line, which
-    ``on_event`` sees one at a time; what else it prints goes to ``logs/worker-N.log``. The processes have
-    sessions of their own: Ctrl-C reaches only us, we end them, and KeyboardInterrupt goes on to the caller.
-
-    Raises:
-        WorkerFailedError: a process reported an error or died; the others are ended too.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-    processes = []
-    try:
-        for number, request in enumerate(requests, start=1):
-            log = logs / f"worker-{number}.log"
-            with log.open("wb") as errors:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", module],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=worker_environment(threads),
-                    encoding="utf-8",
-                    start_new_session=True,
-                )
-            processes.append((process, log))
-            with process.stdin as pipe:
-                json.dump(request, pipe)
-            follower = threading.Thread(target=_follow, args=(process, number, events), daemon=True)
-            follower.start()
-        running, finished = len(processes), set()
-        while running:
-            number, event = events.get()
-            process, log = processes[number - 1]
-            if event is None:
-                running -= 1
-                process.wait()
-                if number not in finished:
-                    raise WorkerFailedError(told_death(process.returncode, log))
-            elif event["event"] == "error":
-                raise WorkerFailedError(event["message"] + ("" if event["known"] else f" (see {log})"))
-            elif event["event"] == "finished":
-                finished.add(number)
-            else:
-                on_event(event)
-    finally:
-        for process, _ in processes:
-            end_process(process)
-
-
-def _follow(process: subprocess.Popen, number: int, events: queue.Queue) -> None:
-    """Pass the process's events on, and None when it has closed its output."""
-    try:
-        for line in process.stdout:
-            events.put((number, json.loads(line)))
-    except ValueError:  # closed while we read: the caller is ending it
-        pass
-    events.put((number, None))
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -7,24 +7,19 @@ one process a plan, and returns a `Comparison`: ``.table()``, ``.save()``, ``.pl
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.common.errors import Interrupted, LabError, WorkerFailedError
 from labkit.common.machine import environment
-from labkit.common.process import end_process, told_death, worker_environment
+from labkit.common.process import module_command, run_workers
 from labkit.measure.job import Job, prepare
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder
-
-if TYPE_CHECKING:
-    pass
 
 
 def compare(
@@ -73,8 +68,7 @@ def compare(
         if output is None:
             output = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-"))
         folder = RunFolder(output)
-        folder.check_writable()
-        folder.check_settings(job.settings)
+        folder.open(job.settings)
         return _measure_all(job, folder, progress, _worker)
 
 
@@ -85,10 +79,11 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
     for name, plan in job.plans.items():
         folder.load_partial(name, plan.definition)  # refuses now, not after an hour, what cannot be continued
     failures: dict[str, str] = {}
-    where = {**environment(), "settings": job.settings, "added_plan": job.added_plan}
+    where = environment()
 
     def current() -> Comparison:
-        return Comparison(where, [measurements[name] for name in job.plans if name in measurements], failures)
+        finished = [measurements[name] for name in job.plans if name in measurements]
+        return Comparison(where, finished, failures, job.added_plan, settings=job.settings)
 
     order = sorted(job.plans, key=lambda name: name != job.reference)  # the reference first
     for number, name in enumerate(order, start=1):
@@ -138,58 +133,33 @@ def run_worker(
 ) -> None:
     """Run ``python -m labkit.measure.compare_worker`` on `request` (see there) until its measurement is on disk.
 
-    Its standard error goes to the file `log`; a progress bar shows stage, answers and right steps. The
-    process has a session of its own, so Ctrl-C reaches only us: we end it, and KeyboardInterrupt goes on to
-    the caller.
+    What it prints goes to the file `log`; a progress bar shows stage, answers and right steps.
     Raises `WorkerFailedError` if it reports an error or dies.
     """
     from tqdm.auto import tqdm
 
-    command = list(command or (sys.executable, "-m", "labkit.measure.compare_worker"))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    failure: str | None = None
-    finished = False
-    with (
-        log.open("wb") as errors,
-        tqdm(
-            total=request["items"],
-            desc=title,
-            unit=" answers",
-            mininterval=0,
-            disable=not progress,
-            file=sys.stderr,
-        ) as bar,
-    ):
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=worker_environment(request["threads"]),
-            encoding="utf-8",
-            start_new_session=True,
-        )
+    command = command or module_command("labkit.measure.compare_worker")
+    with tqdm(
+        total=request["items"],
+        desc=title,
+        unit=" answers",
+        mininterval=0,
+        disable=not progress,
+        file=sys.stderr,
+    ) as bar:
+
+        def show(event: Mapping[str, Any]) -> None:
+            if event["event"] == "stage":
+                bar.set_description(f"{title}: {STAGES[event['stage']]}")
+            elif event["event"] == "answers":
+                _show(bar, event)
+
         try:
-            with process.stdin as pipe:
-                json.dump(request, pipe)
-            for line in process.stdout:
-                event = json.loads(line)
-                if event["event"] == "stage":
-                    bar.set_description(f"{title}: {STAGES[event['stage']]}")
-                elif event["event"] == "answers":
-                    _show(bar, event)
-                elif event["event"] == "error":
-                    failure = event["message"] + ("" if event["known"] else f" (see {log})")
-                elif event["event"] == "finished":
-                    finished = True
-            process.wait()
-        except BrokenPipeError:
-            process.wait()
-        finally:
-            end_process(process)
-        bar.set_description(f"{title}: {'done' if finished else 'failed'}")
-    if not finished:
-        raise WorkerFailedError(failure or told_death(process.returncode, log))
+            run_workers(command, {log: request}, show, threads=request["threads"])
+        except WorkerFailedError:
+            bar.set_description(f"{title}: failed")
+            raise
+        bar.set_description(f"{title}: done")
 
 
 def _show(bar: Any, event: Mapping[str, Any]) -> None:

@@ -15,14 +15,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit import phonetap
 from labkit.common.errors import LabError
-from labkit.common.files import atomic_path
-from labkit.common.formats import format_bytes, format_difference, format_rate, format_seconds
 from labkit.common.machine import environment, forget_models, gpus
 from labkit.engine.engine import Engine
 from labkit.engine.generation import Generation
@@ -34,15 +31,12 @@ from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
 from labkit.results import summary
+from labkit.results.context import ContextGrowth
 from labkit.results.folders import RecordFolder
-
-if TYPE_CHECKING:
-    import pandas
 
 CONTEXTS = (160, 240, 320, 480, 720, 1440)
 FILLER = "."
 TRIED = 64  # fillers by which is found out how many tokens one takes
-NAME = "context.json"
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def measure_growth(
     batch_size: int = 8,
     output: str | os.PathLike,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> ContextGrowth:
     """Measure every plan at every context; what is in the folder ``output`` already is kept.
 
     Args:
@@ -94,12 +88,6 @@ def measure_growth(
         batch_size: answers at a time.
         output: the folder for ``context.json`` and what an interrupted run continues from.
         progress: show a progress bar.
-
-    Returns:
-        ``{"environment", "settings", "records"}``, as `context.json` holds it. A record has ``plan, context,
-        prompt_tokens, cache_bytes`` (of one conversation, counted), ``predicted_cache_bytes, weights_bytes,
-        peak_memory_bytes`` (on a GPU, of this context), ``ttft_s, token_s`` (medians), ``samples``, and the fields of
-        `labkit.results.summary.summarize` with ``paired`` differences; all but the cost is missing without items.
 
     Raises:
         LabError: a plan, context or folder that cannot be, before anything is measured.
@@ -133,44 +121,9 @@ def measure_growth(
         forget_models()
     found = [done[plan.name, context] for plan in chosen for context in contexts]
     _pair(found, chosen[0].name)
-    result = {"environment": environment(_gpu(found)), "settings": settings, "records": found}
-    _write(Path(output) / NAME, result)
+    result = ContextGrowth(records=found, settings=settings, environment=environment(_gpu(found)))
+    result.save(output)
     return result
-
-
-def growth_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, as text, of what `measure_growth` found."""
-    random = " (random weights)" if result["settings"]["weights"] else ""
-    headers = ["Plan", "Prompt", "KV cache", "predicted", "First token", "A token"]
-    scored = bool(result["settings"]["items"])
-    headers += ["Right steps [95 %]", f"vs {result['settings']['reference']}, paired"] if scored else []
-    rows = []
-    for one in result["records"]:
-        row = [
-            f"{one['plan']}{random}",
-            f"{one['prompt_tokens']:,.0f}",
-            format_bytes(one["cache_bytes"]),
-            format_bytes(one["predicted_cache_bytes"]),
-            format_seconds(one["ttft_s"]),
-            format_seconds(one["token_s"]),
-        ]
-        if scored:
-            ends = one["step_success_rate_low"], one["step_success_rate_high"]
-            row.append(format_rate(one["step_success_rate"], *ends))
-            paired = one.get("paired") or {}
-            row.append(
-                format_difference(*(paired.get(f"step_success_rate{end}") for end in ("", "_low", "_high")))
-            )
-        rows.append(row)
-    return headers, rows
-
-
-def table(result: Mapping[str, Any]) -> pandas.DataFrame:
-    """`growth_rows` as a DataFrame."""
-    import pandas
-
-    headers, rows = growth_rows(result)
-    return pandas.DataFrame(rows, columns=headers).set_index("Plan")
 
 
 def _plans(
@@ -307,10 +260,3 @@ def _pair(records: Sequence[dict[str, Any]], reference: str) -> None:
 def _gpu(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     on_gpu = any(one["device"].startswith("cuda") for one in records)
     return gpus()[0] if on_gpu and gpus() else None
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    import json
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -1,31 +1,27 @@
 """Measures one plan on a GPU in a process of its own, started by `labkit bench-gpu`.
 
-A request (one JSON object) comes in on standard input; figures go to the plan's file as they are known. What it
-says on standard error is for the reader. Exit code 2: something asked for cannot be had, the last line says why.
+A request (one JSON object) comes in on standard input; figures go to the plan's file as they are known. Events:
+``{"event": "finished"}`` and ``{"event": "error", "message": str, "known": bool}``.
 """
 
 import dataclasses
-import json
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from labkit.common.errors import LabError
+from labkit.common.errors import ResultsError
+from labkit.common.process import serve_request
 from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import get_scheme
 from labkit.results.gpu import GpuRecord
 
 
 def main() -> int:
-    """Read the request and measure."""
-    request = json.load(sys.stdin)
-    try:
-        run(request)
-    except LabError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    """Measure what is asked for on standard input."""
+    return serve_request(run)
 
 
-def run(request: dict) -> None:
+def run(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
     """``request``: ``record`` (the fields of a `GpuRecord`), ``source`` (the plan as given), ``folder``, and what
     `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
     from labkit.common.machine import environment, gpus
@@ -37,7 +33,7 @@ def run(request: dict) -> None:
     path = f"{request['folder']}/{record.plan}.json"
     try:
         record = GpuRecord.load(path)
-    except LabError:
+    except ResultsError:
         record.environment = environment(gpus()[0] if gpus() else None)
     plan = as_plan(request["source"])
     options = {}
@@ -48,6 +44,7 @@ def run(request: dict) -> None:
     engine = load(record.model, plan, device="cuda", progress=False, **options)
     bench = GpuBench(engine, record, lambda: record.save(request["folder"]))
     bench.run(request["batches"], request["contexts"], request["prompts"], request["screenshot"])
+    emit({"event": "finished"})
 
 
 def uncalibrated(plan: QuantizationPlan) -> tuple[QuantizationPlan, list[str]]:

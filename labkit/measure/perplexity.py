@@ -8,16 +8,14 @@ continues, and further plans are added to what is there.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from labkit.common.errors import LabError
-from labkit.common.files import atomic_path
 from labkit.common.intervals import paired_difference
 from labkit.common.machine import environment
 from labkit.loading.datasets import Datasets
@@ -30,27 +28,27 @@ from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
 from labkit.results.folders import RecordFolder
+from labkit.results.record import Record
 
 if TYPE_CHECKING:
     import pandas
 
-FILE = "perplexity.json"
-
 
 @dataclass
-class Perplexities:
+class Perplexities(Record):
     """What `compare_perplexity` returns.
 
     Attributes:
-        settings: what it was measured with.
         records: one a plan, the unquantized model's first: ``plan, bytes, bits`` (a value of the Linears, on average,
             with scales), ``kl, agreement, perplexity, losses`` (of each sequence, in nats a token), ``definition``.
-        environment: machine, versions and commit.
     """
+
+    FILE: ClassVar[str] = "perplexity.json"
+    COMMAND: ClassVar[str] = "perplexity"
+    ALLOW_NAN: ClassVar[bool] = True
 
     settings: dict[str, Any]
     records: list[dict[str, Any]] = field(repr=False)
-    environment: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """One entry a plan: ``plan, bytes, bits, kl, perplexity`` and ``change, low, high``, the perplexity as a share
@@ -70,22 +68,6 @@ class Perplexities:
         import pandas
 
         return pandas.DataFrame(self.rows()).set_index("plan")
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write ``perplexity.json`` into a folder, whole or not at all."""
-        with atomic_path(Path(path) / FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Perplexities:
-        """Read what `save` wrote, from its folder or a file like it. Raises LabError if it is missing or damaged."""
-        file = Path(path) if Path(path).suffix == ".json" else Path(path) / FILE
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise LabError(f"{file} is not there: measure with `labkit perplexity` first") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise LabError(f"{file} is damaged: {error}") from None
 
 
 def compare_perplexity(
@@ -156,7 +138,7 @@ def compare_perplexity(
     for one in records:
         for name in ("key", "searched", "judged", "predicted_kl"):
             one.pop(name)
-    found = Perplexities(settings, records, environment())
+    found = Perplexities(settings, records, environment=environment())
     found.save(folder.path)
     return found
 

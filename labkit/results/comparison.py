@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from labkit.results import report, tables
 from labkit.results.charts import comparison
-from labkit.results.measurement import Measurement, load_results, save_results
+from labkit.results.measurement import Measurement
+from labkit.results.record import Record
 from labkit.results.summary import summarize_paired
 
 if TYPE_CHECKING:
@@ -17,15 +18,20 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Comparison:
+class Comparison(Record):
     """Measurements of one model under several plans, and where they were made.
 
-    `failures` maps the plans that could not be measured to the reason.
+    Attributes:
+        failures: the plans that could not be measured, and why.
+        added_plan: the unquantized plan that was added because none was asked for.
     """
+
+    COMMAND: ClassVar[str] = "compare"
 
     environment: dict[str, Any]
     measurements: list[Measurement]
     failures: dict[str, str] = field(default_factory=dict)
+    added_plan: str | None = None
 
     def __post_init__(self):
         reference = tables.reference_of(self.measurements)
@@ -49,21 +55,24 @@ class Comparison:
         """A plotly figure: ``overview`` or one of ``bytes, latency, accuracy, paired, drift``."""
         return comparison.figure(self.measurements, kind)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write ``results.json`` and ``report.html`` into the folder `path`, or only JSON to ``*.json``."""
-        path = Path(path)
-        stored = {**self.environment, "failures": self.failures}
-        if path.suffix == ".json":
-            save_results(path, stored, self.measurements)
-            return
-        save_results(path / "results.json", stored, self.measurements)
-        report.write_report(path / "report.html", stored, self.measurements)
+    def save(self, path: str | os.PathLike) -> Path:
+        """As `Record.save`; into a folder, ``report.html`` too."""
+        file = super().save(path)
+        if Path(path) != file:
+            told = {**self.environment, "failures": self.failures, "added_plan": self.added_plan}
+            report.write_report(file.with_name("report.html"), told, self.measurements)
+        return file
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Comparison":
-        """Read what `save` wrote, a folder or a JSON file. Raises `ResultsError` if missing or damaged."""
-        stored, measurements = load_results(path)
-        return cls(stored, measurements, dict(stored.pop("failures", None) or {}))
+    def _from_json(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
+        environment = values.get("environment")
+        if not isinstance(environment, dict):
+            return values
+        # before the one kind of record, these stood among the facts of the environment
+        names = {"settings", "failures", "added_plan"} & set(environment)
+        moved = {name: environment[name] for name in names if environment[name] is not None}
+        rest = {name: value for name, value in environment.items() if name not in names}
+        return {**moved, **values, "environment": rest}
 
     def _repr_html_(self) -> str:
         tables = report.tables_html(self.measurements)  # numbers keep their units; a narrow place scrolls

@@ -1,15 +1,14 @@
-"""The folder of one comparison: what is finished, what is half done, and what it was made with.
+"""Folders that an interrupted run continues from: settings that must agree, and records appended line by line.
 
 ```
-results/first/
-  settings.json             what every plan in this folder was measured with
-  results.json report.html  written again after every plan
-  plans/int4.json           one finished measurement
-  plans/int4.partial.jsonl  the cost and the answers of a plan that is not finished
-  plans/int4.log            what the measuring process printed
-  plans/gptq.work/          the layers solved so far of a plan that calibrates and is not finished
+results/sensitivity-pocket/         results/first/ (a comparison)
+  settings.json                       settings.json
+  environments.jsonl                  plans/int4.partial.jsonl  definition, cost and answers of an unfinished plan
+  records.jsonl records.2.jsonl …     plans/int4.json           its finished measurement
+  sensitivity.json                    plans/int4.log            what the measuring process printed
+                                      plans/gptq.work/          the layers of an unfinished plan solved so far
+                                      results.json report.html  written again after every plan
 ```
-Appended lines are flushed one by one, so a process that is killed loses at most the answers in flight.
 """
 
 from __future__ import annotations
@@ -17,21 +16,121 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from labkit.common.errors import LabError, ResultsError, RunFolderError
+from labkit.common.errors import ResultsError, RunFolderError
 from labkit.common.files import atomic_path, read_json
 from labkit.results.measurement import Measurement
 
+ENVIRONMENTS = "environments.jsonl"
 
-class RunFolder:
-    """Paths and state in one comparison's output folder (see the module's text for its layout)."""
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+class RecordFolder:
+    """A folder of records (see the module's text for its layout).
+
+    A line is flushed when it is appended, so a process that is killed loses at most the line it is writing.
+
+    Args:
+        path: the folder.
+        what: what it holds, for messages: ``sensitivities``, ``a search``.
+    """
+
+    OUTPUTS = "*.jsonl"
+    """Files that are never there before the settings."""
+
+    def __init__(self, path: str | os.PathLike, what: str) -> None:
+        self.path, self.other = Path(path), f"{what} of another kind"
+
+    def check_writable(self) -> None:
+        """Raise `RunFolderError` unless the folder is there, or can be made, and takes files."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.path / ".writable") as temporary:
+                temporary.touch()
+            (self.path / ".writable").unlink()
+        except (FileExistsError, NotADirectoryError):
+            raise RunFolderError(
+                f"{self.path} cannot be written: it is, or lies under, a file; give a folder"
+            ) from None
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+    def open(self, settings: Mapping[str, Any], grows: str | None = None) -> None:
+        """Make the folder, or check that it was made with the same settings.
+
+        The setting ``grows`` is a list that a later run may add to; what it leaves out stays in the folder.
+
+        Raises:
+            RunFolderError: it holds something else, naming each setting that differs; or cannot be written.
+            ResultsError: its settings are damaged.
+        """
+        self.check_writable()
+        settings, path = json.loads(json.dumps(settings)), self.path / "settings.json"
+        if not path.is_file():
+            if left := next(iter(self.path.glob(self.OUTPUTS)), None):
+                raise RunFolderError(
+                    f"{self.path} holds other files: {left.name} without its settings.json; give another folder"
+                )
+            _write(path, settings)
+            return
+        try:
+            kept = dict(read_json(path))
+        except (ResultsError, ValueError, TypeError):
+            raise ResultsError(f"{path} is damaged: delete {self.path} to begin anew") from None
+        if grows is not None:
+            before = kept.get(grows, [])
+            settings[grows] = [*before, *(entry for entry in settings[grows] if entry not in before)]
+            if {**kept, grows: settings[grows]} == settings != kept:
+                _write(path, settings)
+                return
+        if differing := [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]:
+            raise RunFolderError(
+                f"{self.path} holds {self.other}: {tell_differences(differing, kept, settings)}; "
+                "give another folder (--output), or delete that one to begin anew"
+            )
+
+    def append(self, record: Mapping[str, Any], stream: int | str = 1) -> None:
+        """Add a record; processes that write at the same time use different streams."""
+        with self._stream(stream).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all streams.
+
+        Raises:
+            ResultsError: a line is damaged.
+        """
+        return [record for path in sorted(self.path.glob("records*.jsonl")) for _, record in _lines(path)]
+
+    def begin(self, environment: Mapping[str, Any]) -> None:
+        """Note where the records that follow are made (`labkit.common.machine.environment`)."""
+        self.append(environment, "environments")
+
+    def environments(self) -> list[dict[str, Any]]:
+        """Of every run that made records here, the earliest first; a line that was cut off is left out."""
+        path = self.path / ENVIRONMENTS
+        environments = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(ValueError):
+                environments.append(dict(json.loads(line)))
+        return environments
+
+    def _stream(self, stream: int | str) -> Path:
+        name = stream if isinstance(stream, str) else "records" if stream == 1 else f"records.{stream}"
+        return self.path / f"{name}.jsonl"
+
+
+class RunFolder(RecordFolder):
+    """The folder of one comparison: one stream a plan, and what is finished of it."""
+
+    OUTPUTS = "results.json"
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(path, "a comparison")
+        self.other = "another comparison"
 
     @property
     def results(self) -> Path:
@@ -45,52 +144,13 @@ class RunFolder:
         return self.path / "plans" / f"{plan}.json"
 
     def partial_path(self, plan: str) -> Path:
-        return self.path / "plans" / f"{plan}.partial.jsonl"
+        return self._stream(f"plans/{plan}.partial")
 
     def log_path(self, plan: str) -> Path:
         return self.path / "plans" / f"{plan}.log"
 
     def work_path(self, plan: str) -> Path:
         return self.path / "plans" / f"{plan}.work"
-
-    def check_writable(self) -> None:
-        """Raise `RunFolderError` unless the folder is there, or can be made, and takes files."""
-        try:
-            (self.path / "plans").mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.path / ".writable") as temporary:
-                temporary.touch()
-            (self.path / ".writable").unlink()
-        except (FileExistsError, NotADirectoryError):
-            raise RunFolderError(f"{self.path} is, or lies under, a file; give a folder") from None
-        except OSError as error:
-            raise RunFolderError(f"{self.path} cannot be written: {error.strerror}") from None
-
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Remember what this folder's plans are measured with, or refuse if it holds something else.
-
-        Raises `RunFolderError` that names every setting that differs, with both values.
-        """
-        settings = json.loads(json.dumps(settings))
-        path = self.path / "settings.json"
-        if path.is_file():
-            kept = read_json(path)
-            if not isinstance(kept, dict):
-                raise ResultsError(f"{path}: damaged: expected an object")
-            differing = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
-            if differing:
-                told = tell_differences(differing, kept, settings)
-                raise RunFolderError(
-                    f"{self.path} holds another comparison: {told}; "
-                    "give another --output, or delete that folder to measure anew"
-                )
-            return
-        if self.results.exists():
-            raise RunFolderError(
-                f"{self.path} holds a results.json without its settings.json, so it cannot be continued; "
-                "give another --output"
-            )
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
 
     def save_finished(self, measurement: Measurement) -> None:
         """Write one plan's measurement and drop what it was put together from."""
@@ -111,42 +171,54 @@ class RunFolder:
     def load_partial(self, plan: str, definition: Mapping[str, Any]) -> dict[str, Any]:
         """``{"cost": {…} or None, "records": […]}`` of an unfinished plan; empty if there is none.
 
-        A last line that a killed process left unfinished is dropped, also from the file.
-        Raises `ResultsError` for any other damage, `RunFolderError` if the plan's definition has changed.
+        Raises:
+            ResultsError: a line is damaged.
+            RunFolderError: the plan's definition has changed.
         """
         path = self.partial_path(plan)
         state: dict[str, Any] = {"cost": None, "records": []}
-        if not path.is_file():
-            return state
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with path.open("rb+") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                if entry["kind"] == "plan":
-                    _check_definition(path, plan, entry["plan"], definition)
-                elif entry["kind"] == "cost":
-                    state["cost"] = dict(entry["cost"])
-                else:
-                    entry["record"]["id"]
-                    state["records"].append(entry["record"])
-            except RunFolderError:
-                raise
-            except (ValueError, KeyError, TypeError):
-                raise ResultsError(
-                    f"{path}: damaged in line {number}; delete it to measure the plan anew"
-                ) from None
+        for number, entry in _lines(path):
+            kind = entry.get("kind")
+            value = entry.get(str(kind))
+            if not isinstance(value, dict) or (kind == "record" and "id" not in value):
+                raise _damaged(path, number)
+            if kind == "plan":
+                _check_definition(path, plan, value, definition)
+            elif kind == "cost":
+                state["cost"] = value
+            else:
+                state["records"].append(value)
         return state
 
     def append_partial(self, plan: str, kind: str, value: Mapping[str, Any]) -> None:
         """Append the ``plan`` (its definition, first), the ``cost`` or one ``record``."""
         path = self.partial_path(plan)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, kind: value}, ensure_ascii=False) + "\n")
+        self.append({"kind": kind, kind: value}, f"plans/{plan}.partial")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and record of each line. A last line that a killed process left unfinished is dropped, also from the file.
+
+    Raises:
+        ResultsError: another line is damaged.
+    """
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with path.open("rb+") as file:
+            file.truncate(len(whole))
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            yield number, dict(json.loads(line))
+        except (ValueError, TypeError):
+            raise _damaged(path, number) from None
+
+
+def _damaged(path: Path, number: int) -> ResultsError:
+    return ResultsError(f"{path}: damaged in line {number}; delete the file to measure anew what is in it")
 
 
 def _check_definition(path: Path, plan: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -170,93 +242,6 @@ def tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str
 def _told(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 160 else text[:157] + "…"
-
-
-ENVIRONMENTS = "environments.jsonl"
-
-
-class RecordFolder:
-    """See the module's text. ``what`` the folder holds is for messages: ``sensitivities``, ``a search``."""
-
-    def __init__(self, path: str | os.PathLike, what: str) -> None:
-        self.path, self.what = Path(path), what
-
-    def open(self, settings: Mapping[str, Any], grows: str | None = None) -> None:
-        """Make the folder, or check that it was made with the same settings.
-
-        The setting ``grows`` is a list that a later run may add to; what it leaves out stays in the folder.
-
-        Raises:
-            LabError: it holds something else, naming each setting that differs; or cannot be written.
-        """
-        settings = json.loads(json.dumps(settings))
-        record = self.path / "settings.json"
-        try:
-            if not record.is_file():
-                if self.path.is_dir() and any(self.path.glob("*.jsonl")):
-                    raise LabError(f"{self.path} holds other files: give another folder")
-                _write(record, settings)
-                return
-            kept = dict(json.loads(record.read_text(encoding="utf-8")))
-            if grows is not None:
-                before = kept.get(grows, [])
-                settings[grows] = [*before, *(one for one in settings[grows] if one not in before)]
-                if {**kept, grows: settings[grows]} == settings != kept:
-                    _write(record, settings)
-                    return
-        except OSError as error:
-            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
-        except (ValueError, TypeError) as error:
-            if isinstance(error, LabError):
-                raise
-            raise LabError(f"{record} is damaged: delete {self.path} to begin anew") from None
-        if differing := [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]:
-            raise LabError(
-                f"{self.path} holds {self.what} of another kind: {tell_differences(differing, kept, settings)}; "
-                "give another folder, or delete that one to begin anew"
-            )
-
-    def append(self, record: Mapping[str, Any], stream: int = 1) -> None:
-        """Add a record; processes that write at the same time use different streams."""
-        path = self.path / ("records.jsonl" if stream == 1 else f"records.{stream}.jsonl")
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def begin(self, environment: Mapping[str, Any]) -> None:
-        """Note where the records that follow are made (`labkit.common.machine.environment`)."""
-        with (self.path / ENVIRONMENTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(environment, ensure_ascii=False) + "\n")
-
-    def environments(self) -> list[dict[str, Any]]:
-        """Of every run that made records here, the earliest first; a line that was cut off is left out."""
-        path = self.path / ENVIRONMENTS
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(ValueError):
-                found.append(dict(json.loads(line)))
-        return found
-
-    def records(self) -> list[dict[str, Any]]:
-        """All records. A last line that a killed process left unfinished is dropped, also from the file.
-
-        Raises:
-            LabError: a line is damaged.
-        """
-        found = []
-        for path in sorted(self.path.glob("records*.jsonl")):
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                with path.open("rb+") as file:
-                    file.truncate(len(whole))
-            for number, line in enumerate(whole.splitlines(), start=1):
-                try:
-                    found.append(dict(json.loads(line)))
-                except (ValueError, TypeError):
-                    raise LabError(
-                        f"{path}: damaged in line {number}; delete the file to make its records anew"
-                    ) from None
-        return found
 
 
 def _write(path: Path, settings: Mapping[str, Any]) -> None:

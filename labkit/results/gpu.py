@@ -4,16 +4,15 @@ A folder holds one ``PLAN.json`` for each plan, written anew after every figure,
 Times are seconds, every sample of them; bytes are bytes.
 """
 
-import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from labkit.common.errors import LabError
-from labkit.common.files import atomic_path, read_json
+from labkit.common.errors import ResultsError
+from labkit.results.record import Record
 
 CAPTURED, MODULES = "captured", "modules"
 """The two routes of a step: the lab's captured one, and the model's own modules, called one after another."""
@@ -54,7 +53,7 @@ class Decoding:
 
 
 @dataclass
-class GpuRecord:
+class GpuRecord(Record):
     """One plan on one GPU.
 
     Attributes:
@@ -68,11 +67,12 @@ class GpuRecord:
         notes: what could not be measured, and why.
     """
 
+    COMMAND: ClassVar[str] = "bench-gpu"
+
     model: str
     plan: str
     definition: dict[str, Any]
     weights: str | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
     route: str = ""
     load_s: float | None = None
     weights_bytes: int | None = None
@@ -99,29 +99,17 @@ class GpuRecord:
         """Seconds that a step's bytes take at the speed of a copy."""
         return one.read_bytes / self.copy_bytes_per_s if self.copy_bytes_per_s else None
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write it into the folder, whole or not at all."""
-        with atomic_path(Path(folder) / f"{self.plan}.json") as temporary:
-            text = json.dumps(asdict(self), ensure_ascii=False, indent=1, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "GpuRecord":
-        """Read one file. Raises `LabError` for one that is no such record."""
-        body = read_json(path)
-        try:
-            prompts = [Prompt(**one) for one in body.pop("prompts")]
-            decoding = [Decoding(**one) for one in body.pop("decoding")]
-            return cls(**body, prompts=prompts, decoding=decoding)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise LabError(f"{path}: no record of labkit bench-gpu: {error}") from None
+    @property
+    def file_name(self) -> str:
+        """A folder holds one file for each plan."""
+        return f"{self.plan}.json"
 
 
 def load_records(folder: str | os.PathLike) -> list[GpuRecord]:
-    """All plans of a folder, the heaviest first. Raises `LabError` if there is none."""
+    """All plans of a folder, the heaviest first. Raises `ResultsError` if there is none."""
     records = [GpuRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
     if not records:
-        raise LabError(f"{folder}: no records of labkit bench-gpu")
+        raise ResultsError(f"{folder}: no records of labkit bench-gpu")
     return sorted(records, key=lambda one: -(one.weights_bytes or 0))
 
 

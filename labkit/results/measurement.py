@@ -1,19 +1,12 @@
 """What one model under one plan on one device cost and scored: plain data, without torch.
 
-``results.json`` is ``{"environment": {…}, "measurements": [{…}, …]}``; a measurement keeps its raw
-samples, so every mean and interval in it can be worked out again.
+A measurement keeps its raw samples, so every mean and interval in it can be worked out again.
 """
 
-import json
-import os
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from labkit.common.errors import ResultsError
-from labkit.common.files import atomic_path, read_json
+from labkit.results.record import read_fields
 
 
 @dataclass(kw_only=True)
@@ -95,65 +88,4 @@ class Measurement:
     @classmethod
     def from_dict(cls, values: Any, where: str = "measurement") -> "Measurement":
         """The inverse of `to_dict`. Raises `ResultsError` that names the wrong field."""
-        if not isinstance(values, Mapping):
-            raise ResultsError(f"{where}: expected an object, found {type(values).__name__}")
-        hints = get_type_hints(cls)
-        for name in ("model", "plan", "device"):
-            if name not in values:
-                raise ResultsError(f"{where}: field {name!r} is missing")
-        for name, value in values.items():
-            if name not in hints:
-                raise ResultsError(f"{where}: unknown field {name!r}; known are {', '.join(hints)}")
-            if not _matches(value, hints[name]):
-                raise ResultsError(
-                    f"{where}: field {name!r} must be {_type_name(hints[name])}, not {value!r}"[:300]
-                )
-        return cls(**values)
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_matches(value, option) for option in get_args(hint))
-    plain = get_origin(hint) or hint
-    if plain is float:
-        return type(value) in (int, float)
-    if plain is int:
-        return type(value) is int
-    return isinstance(value, plain)
-
-
-def _type_name(hint: Any) -> str:
-    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        bool: "true or false",
-        dict: "an object",
-    }
-    return " or ".join("null" if o is NoneType else names[get_origin(o) or o] for o in options)
-
-
-def save_results(
-    path: str | os.PathLike, environment: Mapping[str, Any], measurements: Iterable[Measurement]
-):
-    """Write ``results.json`` in one step: a reader sees the old file or the new one, never half of one."""
-    body = {"environment": dict(environment), "measurements": [m.to_dict() for m in measurements]}
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
-        )
-
-
-def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[Measurement]]:
-    """Read ``results.json``, or the one in a folder. Raises `ResultsError` for a missing or damaged file."""
-    path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
-    body = read_json(path)
-    if not isinstance(body, dict) or not isinstance(body.get("environment"), dict):
-        raise ResultsError(f"{path}: no results file: the object 'environment' is missing")
-    if not isinstance(body.get("measurements"), list):
-        raise ResultsError(f"{path}: no results file: the list 'measurements' is missing")
-    where = f"{path}: measurements"
-    rows = [Measurement.from_dict(row, f"{where}[{index}]") for index, row in enumerate(body["measurements"])]
-    return body["environment"], rows
+        return read_fields(cls, values, where)

@@ -1,10 +1,10 @@
 """The comparisons that come with the lab, under ``assets/results``: for those without the machine that made them."""
 
 from pathlib import Path
-from typing import Any
 
-from labkit.common.files import assets_folder, read_json
+from labkit.common.files import assets_folder
 from labkit.results.comparison import Comparison
+from labkit.results.context import ContextGrowth
 from labkit.results.gpu import GpuRecord, load_records
 
 
@@ -18,10 +18,10 @@ def load(name: str) -> Comparison:
     return Comparison.load(_folder() / name)
 
 
-def context(name: str = "pocket-kv") -> dict[str, Any] | None:
+def context(name: str = "pocket-kv") -> ContextGrowth | None:
     """What `labkit.measure.context.measure_growth` found at growing context; None if it is not shipped."""
-    path = _folder() / name / "context.json"
-    return read_json(path) if path.is_file() else None
+    path = _folder() / name / ContextGrowth.FILE
+    return ContextGrowth.load(path) if path.is_file() else None
 
 
 def on_gpus() -> dict[str, Comparison]:

@@ -181,7 +181,7 @@ def test_a_sense_the_model_lacks_is_refused_before_it_is_loaded(capsys, tmp_path
 
 @pytest.fixture
 def finished():
-    return Comparison({"settings": SETTINGS, "added_plan": None}, measurements("fp32", "int4"))
+    return Comparison({}, measurements("fp32", "int4"), settings=SETTINGS)
 
 
 def test_compare_prints_conclusions_tables_and_files(capsys, monkeypatch, tmp_path, finished):

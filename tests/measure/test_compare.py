@@ -45,8 +45,7 @@ def job(*names, **settings):
 def measure(folder, *names, **settings):
     asked = job(*names, **settings)
     folder = RunFolder(folder)
-    folder.check_writable()
-    folder.check_settings(asked.settings)
+    folder.open(asked.settings)
     return _measure_all(asked, folder, False, WORKER)
 
 
@@ -73,7 +72,7 @@ def test_results_and_report_are_written_and_read_again(tmp_path):
     read = Comparison.load(tmp_path)
     assert read.measurements == made.measurements
     assert len(read.measurements[1].samples["items"]) == 10
-    assert read.environment["settings"]["items"] == 10
+    assert read.settings["items"] == 10
     read.save(tmp_path / "copy.json")
     assert Comparison.load(tmp_path / "copy.json").measurements == made.measurements
 

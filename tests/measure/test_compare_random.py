@@ -44,7 +44,7 @@ def test_every_table_chart_and_report_says_random_weights(made, capsys):
     assert [row[0] for row in shown["Cost"][1][:2]] == [m.label for m in one.measurements]
     assert one.conclusions()[0] == tables.RANDOM_WEIGHTS
     assert not any("claims" in line or "right steps" in line for line in one.conclusions())
-    assert "with random weights" in describe(one.environment["settings"])
+    assert "with random weights" in describe(one.settings)
     for kind in ("bytes", "latency", "overview"):
         assert "int4 (random weights)" in comparison.figure(one.measurements, kind).to_json()
     assert "random weights: cost only" in comparison_svg(one.measurements)

@@ -10,7 +10,7 @@ from labkit import phonetap
 from labkit.cli.main import main
 from labkit.common.errors import LabError
 from labkit.measure import context as growth
-from labkit.measure.context import LongItem, growth_rows, measure_growth
+from labkit.measure.context import LongItem, measure_growth
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_a_longer_item_asks_the_same_behind_its_filler():
 def test_plans_and_windows_are_measured_at_every_context_and_paired(tiny_pocket, tmp_path):
     given = {"windows": [230], "contexts": [320, 200], "items": 3, "progress": False, "device": "cpu"}
     found = measure_growth(tiny_pocket, ["bf16", "int8-kv"], output=tmp_path, **given)
-    assert json.loads((tmp_path / "context.json").read_text())["records"] == found["records"]
-    by = {(one["plan"], one["context"]): one for one in found["records"]}
+    assert json.loads((tmp_path / "context.json").read_text())["records"] == found.records
+    by = {(one["plan"], one["context"]): one for one in found.records}
     assert list(by) == [(p, c) for p in ("bf16", "int8-kv", "bf16-window-230") for c in (200, 320)]
     for (plan, context), one in by.items():
         assert one["prompt_tokens"] == pytest.approx(context, abs=8)
@@ -54,11 +54,11 @@ def test_plans_and_windows_are_measured_at_every_context_and_paired(tiny_pocket,
     assert int8["cache_bytes"] / whole["cache_bytes"] == pytest.approx(0.5, abs=0.05)
     assert window["cache_bytes"] / whole["cache_bytes"] == pytest.approx(234 / 384, rel=0.01)
     assert by["bf16-window-230", 200]["cache_bytes"] < by["bf16", 200]["cache_bytes"]
-    headers, rows = growth_rows(found)
+    headers, rows = found.rows()
     assert len(rows) == 6
     assert all(len(row) == len(headers) for row in rows)
     again = measure_growth(tiny_pocket, ["bf16", "int8-kv"], output=tmp_path, **{**given, "contexts": [200]})
-    assert [one["samples"] for one in again["records"]] == [by[p, 200]["samples"] for p, c in by if c == 200]
+    assert [one["samples"] for one in again.records] == [by[p, 200]["samples"] for p, c in by if c == 200]
 
 
 def test_no_model_of_a_plan_before_is_there_when_the_next_is_loaded(tiny_pocket, tmp_path, monkeypatch):

@@ -156,3 +156,21 @@ def test_without_a_gpu_the_command_says_so(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     assert main(["bench-gpu", "pocket", "--output", str(tmp_path), "--contexts", "0"]) == 2
     assert "--contexts is '0'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_worker_continues_the_plans_file_and_says_that_it_has_finished(tmp_path, monkeypatch):
+    from labkit.loading import load as loading
+
+    monkeypatch.setattr(loading, "load", lambda *given, **options: FakeEngine())
+    record = {"model": "tiny", "plan": "fp32", "definition": {}, "weights": "random"}
+    amounts = {"batches": [1], "contexts": [40], "prompts": [], "screenshot": 0}
+    request, events = {"record": record, "source": "fp32", "folder": str(tmp_path), **amounts}, []
+    gpu_worker.run(request, events.append)
+    (first,) = load_records(tmp_path)
+    assert [step.route for step in first.decoding] == [CAPTURED, MODULES]
+    assert first.environment["packages"]["torch"]
+    gpu_worker.run({**request, "prompts": [33]}, events.append)
+    (second,) = load_records(tmp_path)
+    assert (second.decoding, len(second.prompts)) == (first.decoding, 1)
+    assert events == [{"event": "finished"}] * 2

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -166,13 +165,10 @@ def measure(options: Namespace) -> None:
 
 
 def _keep(file: Path, settings: dict[str, Any], records: dict[str, dict[str, Any]]) -> None:
-    from labkit.common.files import atomic_path
     from labkit.common.machine import environment
     from labkit.measure.perplexity import Perplexities
 
-    with atomic_path(file) as temporary:
-        found = asdict(Perplexities(settings, list(records.values()), environment()))
-        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    Perplexities(settings, list(records.values()), environment=environment()).save(file)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -27,8 +26,8 @@ from traffic import Request, Sample, quantile, send
 
 from labkit.client import launch
 from labkit.client.launch.start import _free_port
-from labkit.common.files import atomic_path
 from labkit.common.machine import environment
+from labkit.results.record import OpenRecord
 
 OUTPUT = Path(__file__).resolve().parents[2] / "assets/results/service/servers.json"
 START_S = 300.0
@@ -205,9 +204,8 @@ def main() -> int:
         rounds = measure(servers, options, lambda text: len(tokenizer(text).input_ids))
     table = [summary_of(rounds, one.name, streams) for one in servers for streams in options.streams]
     settings = {**vars(options), "model": Path(options.model).name, "output": options.output.name}
-    report = {"environment": environment(), "settings": settings, "summary": table, "rounds": rounds}
-    with atomic_path(options.output) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = OpenRecord({"summary": table, "rounds": rounds}, settings=settings, environment=environment())
+    report.save(options.output)
     print(
         f"{'server':40} {'streams':>7} {'tokens/s':>9} {'first token p50':>16} {'p95':>8} {'same answers':>13}"
     )

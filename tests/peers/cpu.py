@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpu_bench import bench, save
+from cpu_bench import bench
 from llama_cpp import find_python
 
 from labkit.cli.arguments import count
 from labkit.cli.terminal import console, make_table
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.results.record import OpenRecord
 
 OUTPUT = "results/cpu-smollm2"
 FILE = "bench-cpu.json"
@@ -54,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rounds=options.rounds,
         say=_say,
     )
-    path = Path(options.output) / FILE
-    save(path, body)
+    path = OpenRecord(body).save(Path(options.output) / FILE)
     rows = [
         [
             one["engine"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,6 @@ import torch
 from llama_cpp import LlamaCpp, require
 from small_model import PLANS, load_small_model, weights_bytes
 
-from labkit.common.files import atomic_path
 from labkit.common.machine import environment
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
@@ -178,11 +176,3 @@ def _common(one: str, other: str) -> int:
     """How many letters two texts begin with in common."""
     one, other = one.strip(), other.strip()
     return next((at for at, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
-
-
-def save(path: str | Path, body: dict[str, Any]) -> None:
-    """Write ``bench-cpu.json`` in one step."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
-        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import threading
 import time
@@ -26,8 +25,8 @@ from traffic import Request, Sample, quantile, send
 from labkit import phonetap
 from labkit.client import launch
 from labkit.client.parts import as_openai
-from labkit.common.files import atomic_path
 from labkit.common.machine import environment
+from labkit.results.record import OpenRecord
 
 OUTPUT = Path(__file__).resolve().parents[2] / "assets/results/service/soak.json"
 WARM_SHARE = 0.1
@@ -168,9 +167,7 @@ def main() -> int:
     with launch.start(options.model, options.plan, port=0) as service:
         report = soak(service, requests, options.connections, options.seconds)
     settings = {**vars(options), "output": options.output.name}
-    with atomic_path(options.output) as temporary:
-        text = json.dumps({"environment": environment(), "settings": settings, **report}, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    OpenRecord(report, settings=settings, environment=environment()).save(options.output)
     memory = report["memory"]
     print(
         f"{report['requests']} requests in {report['seconds']:.0f} s: {report['verdicts']}; left over"

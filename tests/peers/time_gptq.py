@@ -10,7 +10,6 @@ the stack is in it).
 """
 
 import argparse
-import json
 import resource
 import statistics
 import time
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 
-from labkit.common.files import atomic_path
 from labkit.common.machine import environment_on
 from labkit.loading.prepare import choose_device
 from labkit.models import find_roles, get_spec
@@ -28,6 +26,7 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_, weights_bytes
 from labkit.plans.rule import layer_of
+from labkit.results.record import OpenRecord
 
 GRID = (34, 16)
 """Patches of a screenshot of 224 x 476 pixels, as `labkit.loading.calibration` draws them."""
@@ -172,12 +171,7 @@ def main() -> None:
         parser.error("--layers must be at least 2: the first of a stack does not count")
     found = measure(options)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(
-                json.dumps({"environment": environment_on(found["device"]), **found}, indent=1),
-                encoding="utf-8",
-            )
+        OpenRecord(found, environment=environment_on(found["device"])).save(options.output)
     for stack, facts in found["stacks"].items():
         print(f"{stack}: {facts['layer_s']:.2f} s a layer, {facts['layers_left_out']} layers left out")
     print(

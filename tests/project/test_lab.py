@@ -161,7 +161,7 @@ def test_a_report_draws_its_charts_offline(tmp_path):
         for plan, size in (("fp32", 4000), ("int4", 1000))
     ]
     settings = {"model": "m", "device": "cpu", "threads": 1, "items": 0, "split": "all"}
-    Comparison({"settings": {**settings, "seed": None, "enable_thinking": False}}, rows).save(tmp_path)
+    Comparison({}, rows, settings={**settings, "seed": None, "enable_thinking": False}).save(tmp_path)
     with page(1200, 900) as tab:
         asked = []
         tab.on("request", lambda request: asked.append(request.url))

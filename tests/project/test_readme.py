@@ -18,7 +18,7 @@ from labkit import phonetap
 from labkit.cli.main import build_parser
 from labkit.models import get_spec
 from labkit.results.comparison import Comparison
-from labkit.results.measurement import Measurement, load_results
+from labkit.results.measurement import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,10 +177,10 @@ def results_in(folder):
         "model": "m", "device": "cpu", "threads": 2, "items": 1, "split": "all",
     }  # fmt: skip
     where = {
-        "time": "2026-01-02T03:04:05+00:00", "command": ["labkit", "compare"], "settings": settings,
+        "time": "2026-01-02T03:04:05+00:00", "command": ["labkit", "compare"],
         "cpu": "C", "python": "3", "packages": {"torch": "2", "transformers": "5"},
     }  # fmt: skip
-    Comparison(where, rows).save(folder / fill_readme.RESULTS)
+    Comparison(where, rows, settings=settings).save(folder / fill_readme.RESULTS)
     judged = [
         {"plan": plan, "library": "auto-round", "version": "1", "bytes": 1, "bits": bits, "kl": 0.01,
          "losses": [loss, loss + 0.2], "perplexity": math.exp(loss + 0.1)}
@@ -284,7 +284,7 @@ def test_the_commands_run_as_written(page, tmp_path):
         lines[words[1]] = words
         printed[words[1]] = run_in(tmp_path, sys.executable, "-m", "labkit", *words[1:])
     if "compare" in lines:
-        _, measurements = load_results(tmp_path / "results/first")
+        measurements = Comparison.load(tmp_path / "results/first").measurements
         assert [m.plan for m in measurements] == ["fp32", "int4"]
         assert (tmp_path / "results/first/report.html").exists()
     if "plot" in lines:

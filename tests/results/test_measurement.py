@@ -9,7 +9,8 @@ from labkit.common.errors import ResultsError
 from labkit.common.files import atomic_path
 from labkit.common.intervals import mean_interval, paired_difference, wilson_interval
 from labkit.common.machine import environment
-from labkit.results.measurement import Measurement, load_results, save_results
+from labkit.results.comparison import Comparison
+from labkit.results.measurement import Measurement
 
 
 def test_wilson_interval_has_the_textbook_values():
@@ -73,14 +74,14 @@ def test_results_survive_the_disk(tmp_path):
         ),
         Measurement(model="m", plan="fp32", device="cpu", samples={"ttft_s": [0.1], "items": [{"id": "x"}]}),
     ]
-    save_results(tmp_path / "deep" / "results.json", environment(), rows)
-    stored, loaded = load_results(tmp_path / "deep")
-    assert loaded == rows
-    assert stored["packages"]["torch"].startswith("2.")
+    Comparison(environment(), rows).save(tmp_path / "deep" / "results.json")
+    loaded = Comparison.load(tmp_path / "deep")
+    assert loaded.measurements == rows
+    assert loaded.environment["packages"]["torch"].startswith("2.")
 
 
 def test_results_have_the_promised_shape(tmp_path):
-    save_results(tmp_path / "r.json", {"cpu": "x"}, [Measurement(model="m", plan="p", device="cpu")])
+    Comparison({"cpu": "x"}, [Measurement(model="m", plan="p", device="cpu")]).save(tmp_path / "r.json")
     body = json.loads((tmp_path / "r.json").read_text())
     assert set(body) == {"environment", "measurements"}
     promised = "model plan device weights_bytes peak_memory_bytes load_s ttft_s decode_tokens_per_s items "
@@ -111,13 +112,13 @@ def test_damaged_results_are_named(tmp_path, content, reason):
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(ResultsError, match=reason) as raised:
-        load_results(tmp_path)
+        Comparison.load(tmp_path)
     assert str(path) in str(raised.value)
 
 
 def test_missing_results_are_named(tmp_path):
     with pytest.raises(ResultsError, match="no such file"):
-        load_results(tmp_path / "nothing.json")
+        Comparison.load(tmp_path / "nothing.json")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -142,5 +143,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_not_a_number_is_never_written(tmp_path):
     row = Measurement(model="m", plan="p", device="cpu", ttft_s=float("nan"))
     with pytest.raises(ValueError, match="JSON"):
-        save_results(tmp_path / "r.json", {}, [row])
+        Comparison({}, [row]).save(tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()

@@ -7,7 +7,8 @@ import pytest
 from labkit.cli.main import main
 from labkit.common.errors import LabError
 from labkit.results.charts.svg import comparison_svg
-from labkit.results.measurement import Measurement, save_results
+from labkit.results.comparison import Comparison
+from labkit.results.measurement import Measurement
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -68,7 +69,7 @@ def test_nothing_to_draw_is_an_error():
 
 
 def test_the_command_draws_results(tmp_path, capsys):
-    save_results(tmp_path / "results.json", {}, ROWS)
+    Comparison({}, ROWS).save(tmp_path / "results.json")
     assert main(["plot", str(tmp_path), "--output", str(tmp_path / "out.svg")]) == 0
     assert (tmp_path / "out.svg").read_text() == comparison_svg(ROWS)
     assert main(["plot", str(tmp_path), "--output", str(tmp_path / "out.png")]) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import http.client
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +19,9 @@ from urllib.parse import urlsplit
 from labkit.client.launch import state
 from labkit.client.launch.state import Record, State
 from labkit.common.errors import LaunchError
-from labkit.common.files import assets_folder, checkout_folder
+from labkit.common.files import assets_folder
+from labkit.common.process import child_environment, module_command
+from labkit.common.process import start as start_process
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 
 START_S = 600.0
@@ -175,16 +176,10 @@ def start(
     if _answers(port):
         raise LaunchError(f"port {port} is used by something that was not started here: take another port")
     log = state.log_path(port)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "labkit", "serve", *told],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_environment(api_key),
-            start_new_session=True,
-        )
+    key = {API_KEY_VARIABLE: api_key} if api_key else {}
+    process = start_process(
+        [*module_command("labkit"), "serve", *told], log=log, environment=child_environment(**key)
+    )
     record = Record(port, _url(arguments, port), process.pid, _created(process), told, str(log))
     state.write(record)
     service = Service(record, process)
@@ -213,10 +208,9 @@ def state_of(port: int = ServiceOptions.port) -> State:
 def script(*words: str) -> str:
     """What ``sh run_autoglm_server.sh`` with these words prints; run with this interpreter."""
     path = assets_folder() / SCRIPT
-    environment = {**_environment(None), "LABKIT_PYTHON": sys.executable}
     done = subprocess.run(
         ["sh", str(path), *words],
-        env=environment,
+        env=child_environment(LABKIT_PYTHON=sys.executable),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -231,19 +225,6 @@ def _url(arguments: Sequence[str], port: int) -> str:
     host = dict(pairwise(words)).get("--host", ServiceOptions.host)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _environment(api_key: str | None) -> dict[str, str]:
-    package_parent = str(checkout_folder())
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    given = {API_KEY_VARIABLE: api_key} if api_key else {}
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        **given,
-    }
 
 
 def _created(process: subprocess.Popen) -> float:

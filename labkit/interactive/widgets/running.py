@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from labkit.common.errors import LabError, ResultsError
-from labkit.common.files import atomic_path, checkout_folder
+from labkit.common.files import atomic_path
+from labkit.common.process import child_environment, start
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder
 
@@ -78,18 +79,9 @@ class ComparisonRun:
         if self.is_running:
             raise LabError("this comparison is running already")
         self.folder.check_writable()
-        package = str(checkout_folder())
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with self.log.open("wb") as told:
-            self._process = subprocess.Popen(
-                self.arguments,
-                stdout=told,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "120"},
-                start_new_session=True,
-                preexec_fn=_heed_interrupts,
-            )
+        self._process = start(
+            self.arguments, log=self.log, environment=child_environment(COLUMNS="120"), heed_interrupts=True
+        )
 
     def stop(self, timeout_s: float = 20.0) -> None:
         """Interrupt it, as Ctrl-C does: what is measured is kept, and `start` continues. Waits for its end."""
@@ -154,8 +146,3 @@ def _entries(path: Path) -> Any:
             yield json.loads(line)
         except ValueError:
             return
-
-
-def _heed_interrupts() -> None:
-    """A lab that was started in the background ignores interrupts, and its children would with it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from labkit.common.errors import LabError
-from labkit.common.files import atomic_path
 from labkit.common.formats import format_bytes, format_difference, format_rate
 from labkit.common.intervals import paired_difference
 from labkit.measure.evaluator import KEPT, PlanEvaluator
 from labkit.plans.plan import QuantizationPlan
+from labkit.results.record import Record
 
 if TYPE_CHECKING:
     import pandas
@@ -25,20 +24,22 @@ SHOWN = ("plan", "bytes", "predicted_kl", "kl", "agreement", *KEPT, "perplexity"
 
 
 @dataclass
-class Search:
+class Search(Record):
     """What `labkit.search_plan` returns.
 
     Attributes:
         path: the plan's file.
-        settings: what was searched, and with what.
         found: the record of the plan (see `labkit.measure.evaluator.PlanEvaluator.measure`).
         reference: that of the unquantized model.
         others: those of the uniform plans.
         front: ``bytes, kl`` of the predicted best plan of each size.
         test: rows of the comparison on test items, empty if there was none.
         rounds: ``round, bytes, predicted_kl, kl`` of each plan that was tried; the best of them is the one found.
-        environments: of each run that measured plans.
     """
+
+    FILE: ClassVar[str] = "search.json"
+    COMMAND: ClassVar[str] = "search"
+    ALLOW_NAN: ClassVar[bool] = True
 
     path: str
     settings: dict[str, Any]
@@ -48,7 +49,6 @@ class Search:
     front: list[dict[str, Any]] = field(repr=False)
     test: list[dict[str, Any]] = field(default_factory=list, repr=False)
     rounds: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    environments: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def plan(self) -> QuantizationPlan:
@@ -89,24 +89,13 @@ class Search:
             )
         return sentences
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write ``search.json`` into the folder of the plan's file, whole or not at all; it names that file alone, so
-        that the folder can be moved."""
-        facts = {**asdict(self), "path": Path(self.path).name}
-        with atomic_path(Path(path) / "search.json") as temporary:
-            temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+    def to_dict(self) -> dict[str, Any]:
+        """It names the plan's file alone, which lies beside it, so that the folder can be moved."""
+        return {**super().to_dict(), "path": Path(self.path).name}
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Search:
-        """Read what `save` wrote. Raises LabError if it is missing or damaged."""
-        file = Path(path) / "search.json"
-        try:
-            found = cls(**json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise LabError(f"{file} is not there: the search has not finished") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise LabError(f"{file} is damaged: {error}") from None
-        return replace(found, path=str(file.with_name(Path(found.path).name)))
+    def _from_json(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
+        return {**values, "path": str(file.with_name(Path(str(values.get("path"))).name))}
 
 
 def finish(

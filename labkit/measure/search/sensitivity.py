@@ -7,23 +7,22 @@ output; then every part as a whole, with its taps. Resumable: each record is kep
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from labkit.common.errors import Interrupted, LabError
-from labkit.common.files import atomic_path
+from labkit.common.errors import Interrupted
 from labkit.common.machine import usable_cores
-from labkit.common.process import run_workers
+from labkit.common.process import module_command, run_workers
 from labkit.loading.datasets import Datasets
 from labkit.measure.defaults import CANDIDATES
 from labkit.measure.job import check_count, lab_version
 from labkit.measure.probe import probe_of
 from labkit.quantization.shorthand import parse_candidates
 from labkit.results.folders import RecordFolder
+from labkit.results.record import Record
 
 if TYPE_CHECKING:
     import pandas
@@ -37,21 +36,22 @@ FP32_PARAMETERS = 2e9
 
 
 @dataclass
-class Sensitivity:
+class Sensitivity(Record):
     """What was measured, in plain records.
 
     Attributes:
-        settings: what it was measured with.
         linears: ``linear, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db, measure_s`` each, or
             ``unsupported`` in place of the last five.
         parts: ``part, scheme, bytes, kl, agreement`` each, and taps for models that see.
-        environments: of each run that measured any of it.
     """
+
+    FILE: ClassVar[str] = "sensitivity.json"
+    COMMAND: ClassVar[str] = "sensitivity"
+    ALLOW_NAN: ClassVar[bool] = True
 
     settings: dict[str, Any]
     linears: list[dict[str, Any]] = field(repr=False)
     parts: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    environments: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def table(self) -> pandas.DataFrame:
         """One row a Linear and scheme."""
@@ -70,25 +70,6 @@ class Sensitivity:
         from labkit.results.charts.methods import sensitivity_heat_map
 
         return sensitivity_heat_map(self.linears)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write ``sensitivity.json`` (or ``path`` itself if it ends in .json), whole or not at all."""
-        path = Path(path)
-        path = path if path.suffix == ".json" else path / "sensitivity.json"
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Sensitivity:
-        """Read what `save` wrote. Raises LabError if it is missing or damaged."""
-        path = Path(path)
-        path = path if path.suffix == ".json" else path / "sensitivity.json"
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise LabError(f"{path} is not there: measure with `labkit sensitivity` first") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise LabError(f"{path} is damaged: {error}") from None
 
 
 def measure_sensitivity(
@@ -139,7 +120,7 @@ def measure_sensitivity(
     order = {(name, label): i for i, (name, label) in enumerate(tasks.linears)}
     linears = sorted((one for one in records if "linear" in one), key=lambda one: order[_key(one)])
     parts_found = [one for one in records if "part" in one]
-    found = Sensitivity(tasks.settings, linears, parts_found, folder.environments())
+    found = Sensitivity(tasks.settings, linears, parts_found, environments=folder.environments())
     found.save(output)
     return found
 
@@ -246,12 +227,11 @@ def _measure_missing(
                 }
                 for number in range(jobs)
             ]
-            requests = [one for one in requests if one["linears"] or one["parts"]]
+            requests = [request for request in requests if request["linears"] or request["parts"]]
             run_workers(
-                "labkit.measure.search.sensitivity_worker",
-                requests,
+                module_command("labkit.measure.search.sensitivity_worker"),
+                {folder.path / f"worker-{request['stream']}.log": request for request in requests},
                 lambda event: bar.update(),
-                logs=folder.path,
                 threads=threads,
             )
         except KeyboardInterrupt:
