@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from labkit.cli.arguments import add_command
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
@@ -222,38 +225,25 @@ def _models() -> Iterator[Finding]:
 
 
 def _does_9b_fit() -> Iterator[Finding]:
-    """Predicted bytes of the 9 B model, from its published sizes, against the memory of each device."""
-    import torch
-    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
-
+    """What `labkit fit` predicts for the 9 B model, beside the memory of each device."""
     from labkit.common.machine import gpus, memory
-    from labkit.models import find_roles
-    from labkit.plans.plan import QuantizationPlan, presets
+    from labkit.measure.fit import CONTEXT_BYTES, needs
+    from labkit.plans.plan import presets
 
-    with torch.device("meta"):
-        skeleton = Glm4vForConditionalGeneration(Glm4vConfig())
-    roles = find_roles(skeleton)
-    sizes = {
-        name: QuantizationPlan.preset(name).resolve(skeleton, roles=roles).predicted_bytes
-        for name in presets()
-    }
+    predicted = needs("autoglm-phone-9b", presets())
     memories = {"cpu": memory()[0]}
-    memories |= {f"cuda:{index}": gpu["memory_bytes"] for index, gpu in enumerate(gpus())}
-    for device, size_of in memories.items():
-        # The KV cache of a screenshot's conversation and the activations of its prefill want about 2 GB.
-        fits = [f"{name} ({size / 1e9:.1f} GB)" for name, size in sizes.items() if size + 2e9 < size_of]
-        if fits:
-            text = f"weights of the 9 B models fit {device} ({size_of / 1e9:.1f} GB) under: {', '.join(fits)}"
+    memories |= {f"cuda:{index}": gpu["memory_bytes"] - CONTEXT_BYTES for index, gpu in enumerate(gpus())}
+    for device, size in memories.items():
+        fitting = [f"{need.plan} ({need.total_bytes / 1e9:.1f} GB)" for need in predicted if need.fits(size)]
+        if fitting:
+            text = f"the 9 B models fit {device} ({size / 1e9:.1f} GB) under: {', '.join(fitting)}"
         else:
-            smallest = min(sizes, key=sizes.get)
+            least = min(predicted, key=lambda need: need.total_bytes)
             text = (
-                f"the 9 B models do not fit {device} ({size_of / 1e9:.1f} GB): "
-                f"{smallest} needs {sizes[smallest] / 1e9:.1f} GB and 2 GB to work with"
+                f"the 9 B models do not fit {device} ({size / 1e9:.1f} GB): "
+                f"{least.plan} needs {least.total_bytes / 1e9:.1f} GB"
             )
-        yield Finding("Models", OK if fits else NOTE, text)
-    if max(memories.values()) < sizes["bf16"]:
-        text = f"their BF16 weights are read whole before they are quantized: {sizes['bf16'] / 1e9:.1f} GB"
-        yield Finding("Models", NOTE, f"{text} are needed for a while, on a GPU or in main memory")
+        yield Finding("Models", OK if fitting else NOTE, text)
 
 
 def _benchmark() -> Iterator[Finding]:
@@ -318,7 +308,11 @@ def _training() -> Iterator[Finding]:
     yield Finding("Training only", NOTE, text)
 
 
-def doctor(options: argparse.Namespace) -> int | None:
-    """``labkit doctor``."""
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    add_command(commands, "doctor", run, "say what this machine can run, and what is missing", config=False)
 
+
+def run(options: argparse.Namespace) -> int:
+    """Print the diagnosis."""
     return examine()

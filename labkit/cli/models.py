@@ -1,14 +1,24 @@
-"""What the commands of `labkit.cli.main` do. Each takes the parsed options and returns an exit code or None."""
+"""``labkit models``: the models that can be named; with a folder, what is in it."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from labkit.cli.arguments import add_command
 from labkit.cli.terminal import console, make_table
 from labkit.common.formats import format_bytes
 
 
-def models(options: argparse.Namespace) -> None:
-    """``labkit models``; with a folder, what is in it."""
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    command = add_command(commands, "models", run, "list the models that can be named", config=False)
+    command.add_argument(
+        "folder", nargs="?", help="a folder of `labkit quantize`: check its files, and say what is in it"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table, or the facts of one folder."""
     from labkit.models.spec import list_models
 
     if options.folder:
@@ -20,32 +30,12 @@ def models(options: argparse.Namespace) -> None:
         rows.append([spec.name, millions, spec.availability(), spec.description])
     console().print(make_table("", ["Model", "Parameters", "Where", "What it is"], rows, text_columns=(2, 3)))
     console().print(
-        "\nA folder with a transformers checkpoint, or a hub id such as owner/name, will do as well.",
-        style="dim",
+        "\nA folder with a transformers checkpoint, or a hub id such as owner/name, works too.", style="dim"
     )
 
 
-def plans(options: argparse.Namespace) -> None:
-    """``labkit plans``, with ``--model`` also the predicted bytes."""
-    from labkit.plans.plan import QuantizationPlan, presets
-
-    known = [QuantizationPlan.preset(name) for name in presets()]
-    headers, rows = ["Plan", "What it does"], [[plan.name, plan.description] for plan in known]
-    text_columns = (1,)
-    if options.model:
-        from labkit.measure.job import predict_bytes
-
-        predicted = predict_bytes(options.model, known)
-        headers.insert(1, f"Bytes of {options.model}")
-        for row, size in zip(rows, predicted):
-            row.insert(1, format_bytes(size))
-        text_columns = (2,)
-    console().print(make_table("", headers, rows, text_columns=text_columns))
-    console().print("\nA YAML file of your own will do as well: --plans fp32,my-plan.yaml", style="dim")
-
-
 def _describe_checkpoint(folder: Path) -> None:
-    """What a quantized folder holds, once its files are found to be as they were written."""
+    """Print what a quantized folder holds, once its files are checked against their hashes."""
     from labkit.loading.manifest import Manifest
     from labkit.models.spec import get_spec
 
@@ -56,16 +46,16 @@ def _describe_checkpoint(folder: Path) -> None:
     counts: dict[str, int] = {}
     for facts in manifest.modules.values():
         options = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
-        told = f"{facts['scheme']} ({options})" if options else facts["scheme"]
-        counts[told] = counts.get(told, 0) + 1
+        scheme = f"{facts['scheme']} ({options})" if options else facts["scheme"]
+        counts[scheme] = counts.get(scheme, 0) + 1
     base, made = manifest.base, manifest.made_with
     calibration = manifest.calibration
     print(f"{spec.name}: {base['name']} under the plan {manifest.plan['name']}")
     print(
         f"weights      {format_bytes(manifest.weights_bytes)}, {base['parameters'] / 1e6:,.1f} M parameters"
     )
-    for told, count in counts.items():
-        print(f"Linears      {count} in {told}")
+    for scheme, count in counts.items():
+        print(f"Linears      {count} in {scheme}")
     print(f"calibration  {calibration['source'] if calibration else 'none'}")
     print(f"made         {made['time']}, labkit {made['labkit']}, {made['device']}")
     print(f"files        {len(manifest.files)}, as they were written")
