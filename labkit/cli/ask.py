@@ -34,7 +34,8 @@ def add(commands: Any) -> None:
         "Ask a model one thing and print its answer as it comes.",
         (
             "examples:\n"
-            '  labkit ask pocket --image screen.png "open the settings" --thinking\n'
+            "  labkit screen --seed 1 --output screen.png\n"
+            '  labkit ask pocket --image screen.png "open App Store" --thinking\n'
             "  labkit ask pocket --image screen.png --audio command.wav --plan int4"
         ),
     )

@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=(
             "examples:\n"
-            "  labkit screen --seed 7 --output screen.png\n"
-            '  labkit ask pocket --image screen.png "打开设置"\n'
+            "  labkit screen --seed 1 --output screen.png\n"
+            '  labkit ask pocket --image screen.png "open App Store"\n'
             "  labkit compare pocket --plans fp32,int8,int4 --items 200 --output results/first\n"
             "  labkit compare --config results/first/config.yaml\n"
             "  labkit plot results/first --output comparison.svg\n"

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         (
             "examples:\n"
             "  labkit quantize pocket --plan int4 --output pocket-int4\n"
-            '  labkit ask pocket-int4 --image screen.png "open the settings"\n'
+            '  labkit ask pocket-int4 --image screen.png "open App Store"\n'
             "  labkit export pocket-int4 --format compressed-tensors"
         ),
     )

@@ -94,7 +94,9 @@ class EngineOptions:
     )
 
     def __post_init__(self):
-        if self.engine == "labkit" and self != EngineOptions():
+        if self.engine == "labkit" and (
+            self.tensor_parallel_size > 1 or self.pipeline_parallel_size > 1 or self.vllm_args
+        ):
             raise LabError(
                 "parallel sizes and --vllm-args need --engine vllm; the lab's engine puts its layers on several "
                 "GPUs by --device cuda:0,cuda:1"
