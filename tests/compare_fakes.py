@@ -127,7 +127,7 @@ def main():
         print("a library that prints to standard output")
         pause_s = float(os.environ.get("FAKE_PAUSE_S", "0"))
         return {
-            "load": lambda model, source, device, work_folder, progress: FakeEngine(
+            "load": lambda model, definition, device, work_folder, progress: FakeEngine(
                 HITS.get(plan, 10), pause_s
             ),
             "items": fake_items,
@@ -146,7 +146,6 @@ def request_for(folder, plan="fp32", items=10, **changes):
         "model": "fake",
         "model_source": "fake",
         "plan": plan,
-        "source": plan,
         "definition": {"name": plan},
         "device": "cpu",
         "threads": 1,

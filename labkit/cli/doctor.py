@@ -100,7 +100,7 @@ def _packages() -> Iterator[Finding]:
 
     pins = list(requirements())
     if not pins:
-        yield Finding("Packages", NOTE, "no requirements.txt was found to compare with")
+        yield Finding("Packages", NOTE, "no list of the lab's packages was found to compare with")
         return
     wrong = 0
     for name, wanted in pins:
@@ -225,25 +225,26 @@ def _models() -> Iterator[Finding]:
 
 
 def _does_9b_fit() -> Iterator[Finding]:
-    """What `labkit fit` predicts for the 9 B model, beside the memory of each device."""
+    """What the 9 B models need (`labkit.measure.fit`), against the memory of each device."""
     from labkit.common.machine import gpus, memory
-    from labkit.measure.fit import CONTEXT_BYTES, needs
+    from labkit.measure.fit import needs
     from labkit.plans.plan import presets
 
-    predicted = needs("autoglm-phone-9b", presets())
+    needed = needs("autoglm-phone-9b", presets())
     memories = {"cpu": memory()[0]}
-    memories |= {f"cuda:{index}": gpu["memory_bytes"] - CONTEXT_BYTES for index, gpu in enumerate(gpus())}
+    memories |= {f"cuda:{index}": gpu["memory_bytes"] for index, gpu in enumerate(gpus())}
     for device, size in memories.items():
-        fitting = [f"{need.plan} ({need.total_bytes / 1e9:.1f} GB)" for need in predicted if need.fits(size)]
-        if fitting:
-            text = f"the 9 B models fit {device} ({size / 1e9:.1f} GB) under: {', '.join(fitting)}"
+        fits = [f"{need.plan} ({need.weights_bytes / 1e9:.1f} GB)" for need in needed if need.fits(size)]
+        if fits:
+            text = f"weights of the 9 B models fit {device} ({size / 1e9:.1f} GB) under: {', '.join(fits)}"
         else:
-            least = min(predicted, key=lambda need: need.total_bytes)
+            least = min(needed, key=lambda need: need.total_bytes)
+            rest = least.total_bytes - least.weights_bytes
             text = (
                 f"the 9 B models do not fit {device} ({size / 1e9:.1f} GB): "
-                f"{least.plan} needs {least.total_bytes / 1e9:.1f} GB"
+                f"{least.plan} needs {least.weights_bytes / 1e9:.1f} GB and {rest / 1e9:.1f} GB to work with"
             )
-        yield Finding("Models", OK if fitting else NOTE, text)
+        yield Finding("Models", OK if fits else NOTE, text)
 
 
 def _benchmark() -> Iterator[Finding]:
@@ -269,7 +270,7 @@ def _notebooks() -> Iterator[Finding]:
     if _browser():
         yield Finding("Notebooks", OK, "a browser can be opened here")
     else:
-        advice = "make lab prints an address to open elsewhere (ssh -L 8888:localhost:8888 this-machine)"
+        advice = "in a checkout, make lab prints an address to open elsewhere (ssh -L 8888:localhost:8888 this-machine)"
         yield Finding("Notebooks", NOTE, "no browser here", advice)
 
 

@@ -24,9 +24,10 @@ def run(options: argparse.Namespace) -> None:
     headers, rows = ["Plan", "What it does"], [[plan.name, plan.description] for plan in plans]
     text_columns = (1,)
     if options.model:
-        from labkit.measure.job import predict_bytes
+        from labkit.loading.prepare import Prepared
 
-        predicted = predict_bytes(options.model, plans)
+        model = Prepared.of(options.model, quantized=f"`labkit models {options.model}` says how")
+        predicted = [model.predicted_bytes(plan) for plan in plans]
         headers.insert(1, f"Bytes of {options.model}")
         for row, size in zip(rows, predicted):
             row.insert(1, format_bytes(size))

@@ -121,7 +121,7 @@ def forget_models() -> None:
 
 
 def requirements() -> Iterator[tuple[str, str]]:
-    """Name and version pin of each package the lab needs: from requirements.txt, else as installed."""
+    """Name and version pin of each package the lab needs: a checkout's requirements.txt, else the wheel's own list."""
     path = checkout_folder() / "requirements.txt"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()

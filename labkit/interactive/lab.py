@@ -22,7 +22,9 @@ def first_notebook(root: Path = ROOT) -> Path:
     """``notebooks/00_….ipynb``. Raises SystemExit with a message if there is none."""
     found = sorted((root / "notebooks").glob("00_*.ipynb"))
     if not found:
-        raise SystemExit(f"no notebook {root / 'notebooks'}/00_*.ipynb: is this a whole checkout?")
+        raise SystemExit(
+            f"no notebook {root / 'notebooks'}/00_*.ipynb: the notebooks need a checkout of the lab"
+        )
     return found[0]
 
 

@@ -10,52 +10,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from labkit.engine.engine import Engine
-from labkit.loading.calibration import Fingerprinted
-from labkit.loading.placement import (
-    check_placed_memory,
-    connect_,
-    staging_device,
-)
-from labkit.loading.prepare import (
-    _batches,
-    _place,
-    _prepare,
-    _work,
-    check_calibration,
-    check_runtime,
-    choose_devices,
-)
-from labkit.loading.restore import _load_quantized
-from labkit.models.checkpoint import Checkpoint, LoadError
-from labkit.models.families import find_roles
-from labkit.models.spec import ModelSpec, get_spec
-from labkit.models.weights import RandomSource, Source, has_plain_names
+from labkit.loading.calibration import Fingerprinted, default_calibration
+from labkit.loading.datasets import Datasets
+from labkit.loading.placement import Placement, check_placed_memory, connect_, staging_device
+from labkit.loading.prepare import RANDOM, Prepared
+from labkit.loading.restore import restore
+from labkit.models.spec import ModelSpec
+from labkit.models.weights import RandomSource, has_plain_names
 from labkit.plans.fill import fill_, largest_work_bytes
-from labkit.plans.finished import FinishedModules
-from labkit.plans.plan import QuantizationPlan, as_plan
+from labkit.plans.finished import WorkFolder, fingerprint_of, opened
+from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
+from labkit.plans.resolved import ResolvedPlan
 from labkit.plans.sequential import checked_batches
-
-RANDOM = "random"
+from labkit.quantization.native import library as native
 
 
 def load(
     model: str | Path | ModelSpec = "pocket",
-    plan: str | Path | QuantizationPlan | None = None,
+    plan: str | Path | Mapping[str, Any] | QuantizationPlan | None = None,
     device: str | torch.device | Sequence[str] = "auto",
     *,
     weights: str | None = None,
     device_map: Mapping[str, Any] | None = None,
     calibration: Any = None,
-    work_folder: str | Path | None = None,
+    work_folder: str | Path | WorkFolder | None = None,
     dtype: str | None = None,
-    steps: FinishedModules | None = None,
     progress: bool = True,
 ) -> Engine:
     """Load a model, quantize it by a plan, and give the engine that answers with it.
@@ -67,8 +54,8 @@ def load(
     Args:
         model: ``"pocket"``, another registered name, a folder with a transformers checkpoint or a quantized
             one, or a hub id.
-        plan: a preset's name, the path of a plan file, or a plan (default: ``"bf16"``; of a quantized folder
-            its own, and no other).
+        plan: a preset's name, the path of a plan file, a plan, or a plan's definition (default: ``"bf16"``; of a
+            quantized folder its own, and no other).
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; several GPUs,
             ``"cuda:0,cuda:1"``, share the decoder's layers (`labkit.loading.placement`).
         weights: ``"random"`` builds the same architecture with random weights, for measuring what it costs;
@@ -78,96 +65,118 @@ def load(
         calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
             the standard ones are used if a plan needs some and none are given (see :mod:`labkit.loading.calibration`).
         work_folder: where layers solved on calibration are kept, so that the same call continues after an
-            interruption.
+            interruption. One that is open already (`labkit.plans.finished.WorkFolder`) keeps all modules.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
-        steps: where finished modules are kept and found again (`labkit.plans.finished`).
         progress: show progress bars.
 
     Raises:
         LabError: whatever cannot work, before weights are read; the message says what would.
     """
-    spec = get_spec(model)
-    if weights not in (None, RANDOM):
-        raise LoadError(f"weights is {weights!r}; it is {RANDOM!r}, or None for the model's own")
-    if spec.is_quantized:
-        if weights is not None:
-            raise LoadError(f"{spec.name} is quantized already and has its weights: name the model it is of")
-        return _load_quantized(spec, plan, device, device_map, dtype, calibration, progress)
-    plan = as_plan("bf16" if plan is None else plan, dtype)
-    targets = choose_devices(device)
-    checkpoint = Checkpoint(spec, ask_hub=weights is None)
-    check_runtime(checkpoint, plan)
-    if weights is None:
-        checkpoint.check_weights()
-    skeleton = checkpoint.skeleton()
-    roles = find_roles(skeleton)
-    resolved = plan.resolve(skeleton, roles=roles, device=targets[0])
-    calibrated = any(scheme.requires_calibration for scheme in resolved.schemes.values())
-    if weights is None:
-        check_calibration(resolved, calibration, checkpoint.family.modalities)
-    elif calibrated:
-        raise LoadError(
-            f"plan {plan.name} calibrates, which says nothing on random weights; int4 has the same bytes as gptq "
-            "and awq"
-        )
-    place = _place(skeleton, resolved, targets, device_map)
-    if calibrated and len(place.devices) > 1:
-        raise LoadError(
-            f"plan {plan.name} calibrates, which runs on one device: quantize it there (labkit quantize), "
-            "then load the folder on several"
-        )
-    check_placed_memory(place, resolved, spec)
-
-    _prepare(targets[0])
-    started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
-    if weights == RANDOM:
-        processor = checkpoint.processor_or_ids(plan.dtype)
-        source: Source = RandomSource(skeleton)
-    else:
-        processor = checkpoint.processor(plan.dtype)
-    batches = _batches(resolved, calibration, processor, checkpoint)
-    batches = None if batches is None else Fingerprinted.of(batches)
-    work = {"work_folder": work_folder, "steps": steps}
-    if weights is None and not has_plain_names(skeleton):
-        if len(place.devices) > 1:
-            raise LoadError(
-                f"the stored tensors of {spec.name} are put together by transformers, on one device alone"
-            )
-        skeleton = _load_whole(checkpoint, skeleton, plan, batches, roles, targets[0], progress, **work)
-    else:
-        if weights is None:
-            source = checkpoint.tensors(skeleton)
-        check_placed_memory(place, resolved, spec, largest_work_bytes(skeleton, resolved.schemes, source))
-        kept = _work(checkpoint, resolved, batches, **work) if weights is None else None
-        given = [] if batches is None else checked_batches(batches)
-        fill_(skeleton, source, resolved, place, batches=given, work=kept, progress=progress)
-        checkpoint.add_generation_config(skeleton)
-    connect_(skeleton, place)
-    return Engine(
-        skeleton,
-        processor,
-        spec=spec,
-        plan=plan,
-        resolved=resolved,
-        roles=roles,
-        load_s=time.perf_counter() - started,
-        provenance={"calibration": batches.facts() if batches is not None else None},
-        weights=weights,
+    prepared = Prepared.of(model, device, weights=weights)
+    plan = prepared.choose_plan(plan, dtype, calibration)
+    prepared.check_files()
+    resolved, place = prepared.check(plan, calibration=calibration, device_map=device_map)
+    return load_prepared(
+        prepared, resolved, place, calibration=calibration, work_folder=work_folder, progress=progress
     )
 
 
-def _load_whole(
-    checkpoint: Checkpoint,
-    skeleton: torch.nn.Module,
-    plan: QuantizationPlan,
-    batches: Any,
-    roles: Mapping[str, str],
-    target: torch.device,
+def load_prepared(
+    prepared: Prepared,
+    resolved: ResolvedPlan,
+    place: Placement,
+    *,
+    calibration: Any = None,
+    work_folder: str | Path | WorkFolder | None = None,
+    progress: bool = True,
+) -> Engine:
+    """`load`, of a model and a plan that `Prepared.check` has seen."""
+    plan, manifest = resolved.plan, prepared.manifest
+    if place.first.type == "cpu":
+        native.available()  # compiles the CPU's step if that was never done here, which no measured time contains
+    started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
+    if prepared.weights == RANDOM:
+        processor = prepared.checkpoint.processor_or_ids(plan.dtype)
+    else:
+        processor = prepared.checkpoint.processor(plan.dtype)
+    if manifest is not None:
+        model = restore(prepared.checkpoint, manifest, resolved, prepared.skeleton, place, progress)
+        provenance = {name: getattr(manifest, name) for name in ("base", "calibration", "made_with")}
+    else:
+        batches = _batches(prepared, resolved, calibration, processor)
+        model = _quantized(prepared, resolved, place, batches, work_folder, progress)
+        provenance = {"calibration": None if batches is None else batches.facts()}
+    connect_(model, place)
+    return Engine(
+        model,
+        processor,
+        spec=prepared.spec,
+        plan=plan,
+        resolved=resolved,
+        roles=prepared.roles,
+        load_s=time.perf_counter() - started,
+        provenance=provenance,
+        weights=prepared.weights,
+    )
+
+
+def _batches(
+    prepared: Prepared, resolved: ResolvedPlan, calibration: Any, processor: Any
+) -> Fingerprinted | None:
+    """What the plan is calibrated on, if it is: the given batches, or PhoneTap's."""
+    if not resolved.requires_calibration:
+        return None
+    if calibration is None or isinstance(calibration, int):
+        modalities = getattr(processor, "modalities", prepared.modalities)
+        count = calibration or Datasets.calibration
+        calibration = default_calibration(processor, modalities, count, model=prepared.checkpoint.model_class)
+    return Fingerprinted.of(calibration)
+
+
+def _quantized(
+    prepared: Prepared,
+    resolved: ResolvedPlan,
+    place: Placement,
+    batches: Fingerprinted | None,
+    work_folder: str | Path | WorkFolder | None,
     progress: bool,
-    **work: Any,
 ) -> torch.nn.Module:
-    """`load` for architectures whose tensors transformers puts together: read whole, then quantized."""
-    staging = staging_device(checkpoint.stored_bytes(skeleton), target, checkpoint.spec.name)
-    loaded = checkpoint.weights(staging, progress)
-    quantize_(loaded, plan, batches, roles=roles, device=target, progress=progress, **work)
-    return loaded.to(target)
+    """The model with its weights, quantized as they are read."""
+    checkpoint, skeleton = prepared.checkpoint, prepared.skeleton
+    if prepared.weights == RANDOM:
+        source, work_folder = RandomSource(skeleton), None
+    elif has_plain_names(skeleton):
+        source = checkpoint.tensors(skeleton)
+    else:
+        return _quantized_whole(prepared, resolved, place.first, batches, work_folder, progress)
+    work_bytes = largest_work_bytes(skeleton, resolved.schemes, source)
+    check_placed_memory(place, resolved, prepared.spec, work_bytes)
+    run = None
+    if batches is not None:
+        facts = checkpoint.facts()
+        weights = str(facts["fingerprint"] or facts["commit"])
+        run = partial(fingerprint_of, weights, resolved.schemes, resolved.plan.dtype, batches)
+    with opened(work_folder, run) as work:
+        given = [] if batches is None else checked_batches(batches)
+        fill_(skeleton, source, resolved, place, batches=given, work=work, progress=progress)
+    checkpoint.add_generation_config(skeleton)
+    return skeleton
+
+
+def _quantized_whole(
+    prepared: Prepared,
+    resolved: ResolvedPlan,
+    target: torch.device,
+    batches: Fingerprinted | None,
+    work_folder: str | Path | WorkFolder | None,
+    progress: bool,
+) -> torch.nn.Module:
+    """The same for architectures whose tensors transformers puts together: read whole, then quantized."""
+    checkpoint = prepared.checkpoint
+    staging = staging_device(checkpoint.stored_bytes(prepared.skeleton), target, prepared.spec.name)
+    model = checkpoint.weights(staging, progress)
+    quantize_(
+        model, resolved.plan, batches, roles=prepared.roles, device=target, work_folder=work_folder,
+        progress=progress,
+    )  # fmt: skip
+    return model.to(target)

@@ -1,21 +1,194 @@
-"""What is checked before a model is loaded: the device, its memory, the calibration, the plan's runtime options."""
+"""A model on devices, and all that can be settled before its weights are read."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from labkit.common.errors import CheckpointError
 from labkit.engine.row_cache import keeps_rows
-from labkit.loading.calibration import default_calibration
 from labkit.loading.datasets import Datasets
-from labkit.loading.placement import Placement, check_map, placed_on
+from labkit.loading.manifest import Manifest
+from labkit.loading.placement import Placement, check_map, check_placed_memory, placed_on
+from labkit.loading.restore import check_stored_plan, resolve_stored
 from labkit.models.checkpoint import Checkpoint, LoadError
-from labkit.plans.finished import FinishedModules, WorkFolder, fingerprint_of
-from labkit.plans.plan import QuantizationPlan
+from labkit.models.families import find_roles
+from labkit.models.spec import ModelSpec, get_spec
+from labkit.models.weights import has_plain_names
+from labkit.plans.plan import QuantizationPlan, as_plan
 from labkit.plans.resolved import ResolvedPlan
-from labkit.quantization.native import library as native
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model on devices, for one plan or for many. Each part is made once, when it is first asked for.
+
+    Attributes:
+        spec: the model.
+        devices: where it is to run, the first one first; none for questions of size alone.
+        weights: ``"random"``, or None for the model's own.
+        ask_hub: whether the hub is asked for what is not here; else a published configuration serves.
+    """
+
+    spec: ModelSpec
+    devices: tuple[torch.device, ...] = ()
+    weights: str | None = None
+    ask_hub: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Path | ModelSpec,
+        device: str | torch.device | Sequence[str] | None = None,
+        *,
+        weights: str | None = None,
+        ask_hub: bool = True,
+        quantized: str | None = None,
+    ) -> Prepared:
+        """
+        Args:
+            model, device, weights: as for `labkit.load`; without a device sizes can be asked for.
+            ask_hub: see `Prepared`.
+            quantized: refuse a folder that the lab has quantized, with these words on what to give instead.
+
+        Raises:
+            LabError: an unknown model, device or kind of weights, or a quantized model that will not do.
+        """
+        spec = get_spec(model)
+        if weights not in (None, RANDOM):
+            raise LoadError(f"weights is {weights!r}; it is {RANDOM!r}, or None for the model's own")
+        if spec.is_quantized and weights is not None:
+            raise LoadError(f"{spec.name} is quantized already and has its weights: name the model it is of")
+        if spec.is_quantized and quantized is not None:
+            raise CheckpointError(f"{spec.name} is quantized already: {quantized}")
+        devices = () if device is None else tuple(choose_devices(device))
+        return cls(spec, devices, weights, ask_hub and weights is None)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """What a folder that the lab has quantized says of itself; None for other models."""
+        return Manifest.read(self.spec.folder) if self.spec.is_quantized else None
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Configuration, processor and weights."""
+        return Checkpoint(self.spec, self.ask_hub)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The model on the meta device. Loading fills it: a `Prepared` is loaded once."""
+        return self.checkpoint.skeleton()
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Module name -> role."""
+        return find_roles(self.skeleton)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the model takes besides text: ``image``, ``audio``."""
+        return self.checkpoint.family.modalities
+
+    def choose_plan(
+        self, plan: Any = None, dtype: str | None = None, calibration: Any = None
+    ) -> QuantizationPlan:
+        """The plan meant; of a quantized folder its own, after refusing another.
+
+        Raises:
+            LabError: no such plan, or another plan, dtype or calibration than a quantized folder was made with.
+        """
+        if self.manifest is not None:
+            return check_stored_plan(self.spec, self.manifest, plan, dtype, calibration)
+        return as_plan("bf16" if plan is None else plan, dtype)
+
+    def calibration_batches(self, datasets: Datasets) -> list[Any]:
+        """What ``datasets`` calibrates this model on."""
+        processor = self.checkpoint.processor()
+        senses = getattr(processor, "modalities", self.modalities)
+        return datasets.calibration_batches(processor, senses, self.checkpoint.model_class)
+
+    def check_files(self, *, contents: bool = True) -> None:
+        """Look at the files of the weights, without reading tensors; nothing is looked at for random weights.
+
+        contents: of a quantized folder, compare all files with their hashes too.
+
+        Raises:
+            LabError: a file that is missing, cut off or changed.
+        """
+        if self.manifest is not None:
+            self.manifest.check_sizes(self.spec.folder)
+            if contents:
+                self.manifest.check_hashes(self.spec.folder)
+        elif self.weights is None:
+            self.checkpoint.check_weights()
+
+    def resolve(self, plan: QuantizationPlan) -> ResolvedPlan:
+        """The plan laid over the skeleton, for the first device; of a quantized folder what was done to it.
+
+        Raises:
+            LabError: the plan does not fit the model or the device.
+        """
+        device = self.devices[0] if self.devices else None
+        if self.manifest is not None:
+            return resolve_stored(
+                self.manifest, self.skeleton, self.roles, device or torch.device("cpu"), self.spec.folder
+            )
+        return plan.resolve(self.skeleton, roles=self.roles, device=device)
+
+    def predicted_bytes(self, plan: QuantizationPlan) -> int:
+        """Bytes of the whole model's weights under a plan, on whatever device."""
+        return plan.resolve(self.skeleton, roles=self.roles).predicted_bytes
+
+    def place(self, resolved: ResolvedPlan, device_map: Mapping[str, Any] | None = None) -> Placement:
+        """Where each module goes: as the map says, else the layers shared out over the devices."""
+        if device_map is None:
+            return placed_on(self.skeleton, resolved, self.devices)
+        devices = {name: choose_device(device) for name, device in device_map.items()}
+        return check_map(self.skeleton, devices, self.devices[0])
+
+    def check(
+        self, plan: QuantizationPlan, *, calibration: Any = None, device_map: Mapping[str, Any] | None = None
+    ) -> tuple[ResolvedPlan, Placement]:
+        """The plan laid over the model and placed, after refusing all that cannot work.
+
+        Raises:
+            LabError: the plan does not fit the model, the devices or their memory, or lacks its calibration.
+        """
+        check_runtime(self.checkpoint, plan)
+        resolved = self.resolve(plan)
+        calibrated = self.manifest is None and resolved.requires_calibration
+        if calibrated and self.weights is not None:
+            raise LoadError(
+                f"plan {plan.name} calibrates, which says nothing on random weights; int4 has the same bytes as "
+                "gptq and awq"
+            )
+        if calibrated:
+            check_calibration(resolved, calibration, self.modalities)
+        place = self.place(resolved, device_map)
+        if len(place.devices) > 1:
+            self._check_split(plan, calibrated)
+        check_placed_memory(place, resolved, self.spec)
+        return resolved, place
+
+    def _check_split(self, plan: QuantizationPlan, calibrated: bool) -> None:
+        """Refuse what runs on one device alone."""
+        if calibrated:
+            raise LoadError(
+                f"plan {plan.name} calibrates, which runs on one device: quantize it there (labkit quantize), "
+                "then load the folder on several"
+            )
+        if self.weights is None and self.manifest is None and not has_plain_names(self.skeleton):
+            raise LoadError(
+                f"the stored tensors of {self.spec.name} are put together by transformers, on one device alone"
+            )
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -95,48 +268,3 @@ def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Coll
                 f"calibration must be batches or a number of items from 1 on, not {calibration!r}"
             )
         return
-
-
-def _work(
-    checkpoint: Checkpoint,
-    resolved: ResolvedPlan,
-    batches: Any,
-    work_folder: Any,
-    steps: FinishedModules | None,
-) -> FinishedModules | None:
-    """Where finished modules are kept, if anywhere."""
-    if steps is not None or work_folder is None or batches is None:
-        return steps
-    facts = checkpoint.facts()
-    weights = str(facts["fingerprint"] or facts["commit"])
-    return WorkFolder(work_folder, fingerprint_of(weights, resolved.schemes, resolved.plan.dtype, batches))
-
-
-def _place(
-    skeleton: torch.nn.Module,
-    resolved: ResolvedPlan,
-    targets: Sequence[torch.device],
-    device_map: Mapping[str, Any] | None,
-) -> Placement:
-    """Where each module goes."""
-    if device_map is not None:
-        return check_map(skeleton, {name: choose_device(one) for name, one in device_map.items()}, targets[0])
-    return placed_on(skeleton, resolved, targets)
-
-
-def _prepare(target: torch.device) -> None:
-    """Compile the CPU's step if that was never done here: some seconds, once, that no measured time contains."""
-    if target.type == "cpu":
-        native.available()
-
-
-def _batches(resolved: ResolvedPlan, calibration: Any, processor: Any, checkpoint: Checkpoint) -> Any:
-    """What `quantize_` calibrates on: the given batches, or PhoneTap's."""
-    if not any(scheme.requires_calibration for scheme in resolved.schemes.values()):
-        return None
-    if calibration is not None and not isinstance(calibration, int):
-        return calibration
-    modalities = getattr(processor, "modalities", checkpoint.family.modalities)
-    return default_calibration(
-        processor, modalities, calibration or Datasets.calibration, model=checkpoint.model_class
-    )

@@ -17,14 +17,12 @@ import torch
 
 from labkit.common.errors import CheckpointError, Interrupted
 from labkit.loading.calibration import Fingerprinted, default_calibration
-from labkit.loading.load import load
+from labkit.loading.load import load_prepared
 from labkit.loading.options import CalibrationOptions
-from labkit.loading.prepare import choose_device
+from labkit.loading.prepare import Prepared, choose_device
 from labkit.loading.save import check_space, check_target, save
-from labkit.models.checkpoint import Checkpoint
-from labkit.models.families import find_roles
-from labkit.models.spec import ModelSpec, get_spec
-from labkit.plans.finished import Steps
+from labkit.models.spec import ModelSpec
+from labkit.plans.finished import WorkFolder
 from labkit.plans.plan import QuantizationPlan, as_plan
 
 TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that is shorter
@@ -33,12 +31,13 @@ TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that
 class CalibrationSettings(CalibrationOptions):
     """`CalibrationOptions` that draw their batches."""
 
-    def batches(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Fingerprinted:
+    def batches(self, prepared: Prepared, dtype: torch.dtype) -> Fingerprinted:
         """The calibration batches for a model.
 
         Raises:
             LabError: the model sees no screens and there is no text, or the text is too short.
         """
+        checkpoint, device = prepared.checkpoint, prepared.devices[0]
         processor = checkpoint.processor(dtype)
         if self.text is not None:
             text_config = checkpoint.config.get_text_config(decoder=True)
@@ -46,7 +45,7 @@ class CalibrationSettings(CalibrationOptions):
             found = text_batches(processor.tokenizer, self.text, self.items, length=length, device=device)
             source = f"{len(found)} sequences of {length} tokens of {Path(self.text).name}"
             return Fingerprinted(found, source)
-        senses = checkpoint.family.modalities
+        senses = prepared.modalities
         if "image" not in senses:
             raise CheckpointError(
                 f"{checkpoint.spec.name} takes no images, and calibration items are screens: "
@@ -98,40 +97,36 @@ def quantize_to(
         LabError: whatever cannot work, before weights are read.
         Interrupted: on Ctrl-C.
     """
-    spec = get_spec(model)
-    if spec.is_quantized:
-        raise CheckpointError(f"{spec.name} is quantized already: quantize the model that it was made of")
+    prepared = Prepared.of(model, choose_device(device), quantized="quantize the model that it was made of")
     folder = Path(folder).expanduser()
     check_target(folder, force)
-    plan, calibration = as_plan(plan, dtype), calibration or CalibrationSettings()
-    target = choose_device(device)
-    checkpoint = Checkpoint(spec)
-    checkpoint.check_weights()
-    skeleton = checkpoint.skeleton()
-    resolved = plan.resolve(skeleton, roles=find_roles(skeleton), device=target)
-    calibrated = any(scheme.requires_calibration for scheme in resolved.schemes.values())
+    plan, settings = as_plan(plan, dtype), calibration or CalibrationSettings()
+    prepared.check_files()
+    resolved, place = prepared.check(plan, calibration=settings)
     check_space(folder, 2 * resolved.predicted_bytes)  # finished modules, and the folder made of them
-    batches = calibration.batches(checkpoint, plan.dtype, target) if calibrated else None
+    calibrated = resolved.requires_calibration
+    batches = settings.batches(prepared, plan.dtype) if calibrated else None
     run = {
-        "model": checkpoint.facts(),
+        "model": prepared.checkpoint.facts(),
         "plan": plan.to_dict(),
-        "calibration": dataclasses.asdict(calibration) if calibrated else None,
-        "device": target.type,
+        "calibration": dataclasses.asdict(settings) if calibrated else None,
+        "device": place.first.type,
     }
-    steps = Steps(folder, run, force=force)
+    work = WorkFolder(folder.with_name(folder.name + ".partial"), run, force=force)
     try:
-        engine = load(spec, plan, target, calibration=batches, steps=steps, progress=progress)
+        engine = load_prepared(
+            prepared, resolved, place, calibration=batches, work_folder=work, progress=progress
+        )
         save(engine, folder, force=force, progress=progress)
     except KeyboardInterrupt:
-        finished, total = steps.found + steps.kept, len(resolved.schemes)
         raise Interrupted(
-            f"interrupted: {finished} of {total} Linears are kept in {steps.folder}; "
+            f"interrupted: {work.found + work.kept} of {len(resolved.schemes)} Linears are kept in {work.path}; "
             "run the same again to continue"
         ) from None
     finally:
-        steps.close()
-    steps.remove()
-    return Made(folder, engine, steps.found)
+        work.close()
+    work.remove()
+    return Made(folder, engine, work.found)
 
 
 def text_batches(

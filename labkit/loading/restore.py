@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,9 @@ import torch
 from torch import nn
 
 from labkit.common.errors import CheckpointError
-from labkit.engine.engine import Engine
 from labkit.loading.manifest import Manifest
-from labkit.loading.placement import check_placed_memory, connect_
-from labkit.loading.prepare import _place, _prepare, check_runtime, choose_devices
 from labkit.loading.tensors import read_tensors
 from labkit.models.checkpoint import Checkpoint
-from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec
 from labkit.plans.plan import PlanError, QuantizationPlan, as_plan
 from labkit.plans.quantize import find_places
@@ -40,9 +35,9 @@ def stored_plan(manifest: Manifest) -> QuantizationPlan:
 
 
 def resolve_stored(
-    manifest: Manifest, skeleton: nn.Module, device: torch.device, folder: Path
-) -> tuple[ResolvedPlan, dict[str, str]]:
-    """What the checkpoint did to each Linear, checked against its model's skeleton and ``device``; the roles.
+    manifest: Manifest, skeleton: nn.Module, roles: Mapping[str, str], device: torch.device, folder: Path
+) -> ResolvedPlan:
+    """What the checkpoint did to each Linear, checked against its model's skeleton and ``device``.
 
     Raises:
         CheckpointError: a module is not there, or its scheme is unknown here or cannot run on the device.
@@ -63,8 +58,7 @@ def resolve_stored(
         except SchemeError as error:
             raise CheckpointError(f"{folder}: {name}: {error}") from error
         schemes[name], rules[name] = scheme, facts["rule"]
-    roles = find_roles(skeleton)
-    return resolved_as(plan, skeleton, schemes, rules, roles, manifest.notes), roles
+    return resolved_as(plan, skeleton, schemes, rules, roles, manifest.notes)
 
 
 def restore(
@@ -101,45 +95,6 @@ def _versions(manifest: Manifest) -> str:
 
     made = manifest.made_with.get("packages", {}).get("transformers", "an unknown version")
     return f"made with transformers {made}, here is {transformers.__version__}"
-
-
-def _load_quantized(
-    spec: ModelSpec,
-    plan: Any,
-    device: Any,
-    device_map: Mapping[str, Any] | None,
-    dtype: str | None,
-    calibration: Any,
-    progress: bool,
-) -> Engine:
-    """`load` for a folder that the lab has quantized."""
-    manifest = Manifest.read(spec.folder)
-    plan = check_stored_plan(spec, manifest, plan, dtype, calibration)
-    targets = choose_devices(device)
-    manifest.check_sizes(spec.folder)
-    manifest.check_hashes(spec.folder)
-    checkpoint = Checkpoint(spec)
-    check_runtime(checkpoint, plan)
-    skeleton = checkpoint.skeleton()
-    resolved, roles = resolve_stored(manifest, skeleton, targets[0], spec.folder)
-    place = _place(skeleton, resolved, targets, device_map)
-    check_placed_memory(place, resolved, spec)
-
-    _prepare(targets[0])
-    started = time.perf_counter()
-    processor = checkpoint.processor(plan.dtype)
-    loaded = restore(checkpoint, manifest, resolved, skeleton, place, progress)
-    connect_(loaded, place)
-    return Engine(
-        loaded,
-        processor,
-        spec=spec,
-        plan=plan,
-        resolved=resolved,
-        roles=roles,
-        load_s=time.perf_counter() - started,
-        provenance={name: getattr(manifest, name) for name in ("base", "calibration", "made_with")},
-    )
 
 
 def check_stored_plan(

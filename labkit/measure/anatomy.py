@@ -16,17 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
 from labkit.engine.kv_cache import keeping_of, vector_bytes
-from labkit.models import ROLES, ModelSpec, find_roles, get_spec
-from labkit.models.checkpoint import Checkpoint
-from labkit.plans.plan import QuantizationPlan
+from labkit.loading.prepare import Prepared
+from labkit.models import ROLES, ModelSpec, get_spec
+from labkit.plans.plan import QuantizationPlan, as_plan
 from labkit.plans.resolved import Part, ResolvedPlan
 from labkit.quantization import DTYPES
 from labkit.results.charts import anatomy
@@ -48,15 +47,11 @@ def dissect(model: str | Path | ModelSpec = "pocket", plan: PlanLike = "bf16") -
     model: a name from ``labkit models``, a checkpoint's folder, or a hub id. Raises LabError for an unknown
     model or plan, or a plan that does not fit the model.
     """
-    spec, plan = get_spec(model), _as_plan(plan)
-    if spec.is_quantized:
-        raise LabError(f"{spec.name} is quantized already: dissect the model that it was made of")
-    if spec.folder is None and spec.published is not None:
-        skeleton = _published_skeleton(spec.published)
-    else:
-        skeleton = Checkpoint(spec).skeleton()
-    roles = find_roles(skeleton)
-    return Anatomy(spec, skeleton, roles, plan.resolve(skeleton, roles=roles))
+    spec = get_spec(model)
+    prepared = Prepared.of(
+        spec, ask_hub=spec.published is None, quantized="dissect the model that it was made of"
+    )
+    return Anatomy(spec, prepared.skeleton, prepared.roles, prepared.resolve(as_plan(plan)))
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class Anatomy:
 
     def under(self, plan: PlanLike) -> Anatomy:
         """The same model under another plan."""
-        return dataclasses.replace(self, resolved=_as_plan(plan).resolve(self.skeleton, roles=self.roles))
+        return dataclasses.replace(self, resolved=as_plan(plan).resolve(self.skeleton, roles=self.roles))
 
     def table(self) -> pandas.DataFrame:
         """One row a part: Linears, parameters, their share of the whole, bytes under the plan."""
@@ -150,7 +145,7 @@ class Anatomy:
 
         columns = {}
         for plan in plans:
-            resolved = _as_plan(plan).resolve(self.skeleton, roles=self.roles)
+            resolved = as_plan(plan).resolve(self.skeleton, roles=self.roles)
             columns[resolved.plan.name] = _sum_by_role(resolved.parts, "bytes")
         return pandas.DataFrame(columns).rename_axis("part")
 
@@ -285,19 +280,6 @@ def article_claims(model: Anatomy) -> pandas.DataFrame:
     ]
     columns = ["what", "the article", f"computed for {model.name}"]
     return pandas.DataFrame(rows, columns=columns).set_index("what")
-
-
-def _published_skeleton(published: Mapping[str, Any]) -> nn.Module:
-    """The model of a published configuration on the meta device, without asking the hub."""
-    import transformers
-
-    model_class = getattr(transformers, published["architectures"][0])
-    with torch.device("meta"):
-        return model_class(transformers.AutoConfig.for_model(**published)).eval()
-
-
-def _as_plan(plan: PlanLike) -> QuantizationPlan:
-    return plan if isinstance(plan, QuantizationPlan) else QuantizationPlan.from_yaml(plan)
 
 
 def _sum_by_role(parts: Sequence[Part], value: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import Any
 from labkit.common.process import serve_request
 from labkit.results.folders import RunFolder
 from labkit.results.measurement import Measurement
+from labkit.results.summary import summarize, summarize_groups
 
 
 def run_plan(
@@ -29,8 +30,8 @@ def run_plan(
 ) -> Measurement:
     """Load, measure and evaluate the plan that `request` describes, and save its measurement.
 
-    `request`: ``output, model, model_source, plan, source, definition, device, seed, split, items,
-    enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, source, device=…,
+    `request`: ``output, model, model_source, plan, definition, device, seed, split, items,
+    enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, definition, device=…,
     work_folder=…, progress=False)``, ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``,
     which gives the fields of cost. That is measured before anything is evaluated, so that batches do not raise the
     peak of memory. With ``weights`` in the request (``random``) nothing is evaluated.
@@ -50,7 +51,7 @@ def run_plan(
         emit({"event": "stage", "stage": "loading"})
         engine = load(
             request["model_source"],
-            request["source"],
+            request["definition"],
             device=request["device"],
             work_folder=folder.work_path(plan),
             progress=False,
@@ -93,8 +94,8 @@ def run_plan(
         enable_thinking=request["enable_thinking"],
         batch_size=request["batch_size"],
         samples=samples,
-        splits=quality.summarize_groups(records),
-        **quality.summarize(records),
+        splits=summarize_groups(records),
+        **summarize(records),
         **cost,
     )
     folder.save_finished(measurement)

@@ -33,6 +33,7 @@ from labkit.measure.cost import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
+from labkit.results import summary
 from labkit.results.folders import RecordFolder
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _measure(
         record |= _cost(engine, [item.messages() for item in longer[: timing.prompts]], timing)
         if items:
             records = quality.evaluate(engine, longer[:items], batch_size=batch_size)
-            record |= {**quality.summarize(records), "answers": records}
+            record |= {**summary.summarize(records), "answers": records}
         yield record
 
 
@@ -299,7 +300,7 @@ def _pair(records: Sequence[dict[str, Any]], reference: str) -> None:
         if one["plan"] != reference and one.get("answers"):
             one["paired"] = {
                 "reference": reference,
-                **quality.summarize_paired(one["answers"], answers[one["context"]]),
+                **summary.summarize_paired(one["answers"], answers[one["context"]]),
             }
 
 

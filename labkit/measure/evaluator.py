@@ -12,11 +12,10 @@ from labkit.common.errors import LabError
 from labkit.common.machine import environment_on, forget_models
 from labkit.loading.datasets import Datasets
 from labkit.loading.load import load
-from labkit.loading.prepare import choose_device
+from labkit.loading.prepare import Prepared, choose_device
 from labkit.measure.probe import Probe, divergence, perplexity_of, sequence_losses
 from labkit.measure.quality import evaluate
-from labkit.models import ModelSpec, find_roles
-from labkit.models.checkpoint import Checkpoint
+from labkit.models import ModelSpec
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import weights_bytes
 from labkit.results.folders import RecordFolder
@@ -42,8 +41,8 @@ class Judge:
     ) -> None:
         self.spec, self.datasets, self.folder, self.dtype = spec, datasets, folder, dtype
         self._begun = False  # to make records
-        self.device = choose_device(device)
-        self.checkpoint = Checkpoint(spec)
+        self.prepared = Prepared.of(spec, choose_device(device))
+        self.device = self.prepared.devices[0]
         self._probe_path = probe
         self._records = {one["key"]: one for one in folder.records()}
 
@@ -55,14 +54,7 @@ class Judge:
     @cached_property
     def calibration(self) -> list[Any]:
         """What plans are calibrated on."""
-        processor = self.checkpoint.processor()
-        senses = getattr(processor, "modalities", self.checkpoint.family.modalities)
-        return self.datasets.calibration_batches(processor, senses, self.checkpoint.model_class)
-
-    def predicted_bytes(self, plan: QuantizationPlan) -> int:
-        """Bytes of the whole model under a plan, from its skeleton."""
-        skeleton = self.checkpoint.skeleton()
-        return plan.resolve(skeleton, roles=find_roles(skeleton)).predicted_bytes
+        return self.prepared.calibration_batches(self.datasets)
 
     def measure(
         self, plan: QuantizationPlan, predicted: float | None = None, *, judged: bool = True

@@ -1,12 +1,14 @@
 """What is checked, and settled, before a comparison measures anything."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit import phonetap
 from labkit.common.errors import LabError
@@ -15,13 +17,17 @@ from labkit.measure.defaults import DEFAULT_PLANS, PROMPTS
 from labkit.models import get_spec
 from labkit.results.tables import UNQUANTIZED
 
+if TYPE_CHECKING:
+    from labkit.loading.prepare import Prepared
+    from labkit.models import ModelSpec
+    from labkit.plans.plan import QuantizationPlan
+
 
 @dataclass(frozen=True)
 class JobPlan:
-    """One plan of a comparison: what `labkit.load` is given for it (None: a quantized folder's own plan), its
-    content, and the model it is laid over if that is not the job's."""
+    """One plan of a comparison: its definition, as it was read once and is measured and recorded, and the model that
+    it is laid over if that is not the job's."""
 
-    source: str | None
     definition: dict[str, Any]
     model_source: str | None = None
 
@@ -44,7 +50,6 @@ class Job:
             "model": self.settings["model"],
             "model_source": self.plans[plan].model_source or self.model_source,
             "plan": plan,
-            "source": self.plans[plan].source,
             "definition": self.plans[plan].definition,
             "weights": self.settings.get("weights"),
             **{name: self.settings[name] for name in names},
@@ -53,7 +58,7 @@ class Job:
 
 def prepare(
     model: str | os.PathLike,
-    plans: Sequence[str | os.PathLike] | None,
+    plans: Sequence[str | os.PathLike | QuantizationPlan] | None,
     items: int,
     *,
     seed: int | None,
@@ -83,40 +88,40 @@ def prepare(
         plans = () if get_spec(model).is_quantized else DEFAULT_PLANS
     elif not plans:
         raise LabError("no plan given; `labkit plans` lists them")
-    spec = get_spec(model)
-    loaded = [_load_plan(plan) for plan in plans]
-    device = _settle_device(device)
+    from labkit.loading.prepare import Prepared
+    from labkit.models.checkpoint import folder_fingerprint
+    from labkit.plans.plan import as_plan
+
+    loaded = [as_plan(plan) for plan in plans]  # files are read here, once
+    prepared = Prepared.of(model, device, weights=weights)
+    spec, base, stored = prepared.spec, prepared, []
     if weights is not None:
         items = min(items, PROMPTS)
-        _check_random(weights, spec, [plan for plan, _ in loaded])
-    from labkit.models.checkpoint import Checkpoint, folder_fingerprint
-
-    base, stored = spec, None
     if spec.is_quantized:
-        base, stored = _base_of(spec), _stored_plan(spec, loaded)
-        loaded = [one for one in loaded if one[0].name != stored.name]
-    named = [plan.name for plan, _ in loaded] + ([stored.name] if stored else [])
-    added = None if set(named) & set(UNQUANTIZED) else _unquantized_for(base, device)
-    if added:
-        loaded.insert(0, _load_plan(added))
-    from_base = [plan for plan, _ in loaded]
-    if stored is not None:
-        loaded.append((stored, None))
-    names = [plan.name for plan, _ in loaded]
+        base = Prepared.of(_base_of(spec, prepared.manifest.base), device)
+        for plan in loaded:
+            if plan.name not in UNQUANTIZED:
+                prepared.choose_plan(plan)  # refuses another than the folder's own
+        stored = [prepared.choose_plan()]
+        loaded = [plan for plan in loaded if plan.name != stored[0].name]
+    added = None
+    if not any(plan.name in UNQUANTIZED for plan in (*loaded, *stored)):
+        added = _unquantized_for(base)
+        loaded.insert(0, as_plan(added))
+    names = [plan.name for plan in (*loaded, *stored)]
     for name in names:
         if names.count(name) > 1:
             raise LabError(f"two plans are called {name!r}; every plan needs a name of its own")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise LabError(f"the plan's name {name!r} must be made of letters, digits and . + - _ only")
-    checkpoint = Checkpoint(spec, ask_hub=weights is None)
-    senses = checkpoint.family.modalities
+    senses = prepared.modalities
     sees = "image" in senses or weights is None
     if weights is not None and "audio" not in senses and split == "all":
         split = "typed"  # items are prompts alone
     chosen = _check_items(split, items, seed, spec.name, senses) if sees else []
-    _check_plans(checkpoint if base is spec else Checkpoint(base), base, from_base, device, weights)
-    if stored is not None:
-        _check_stored(checkpoint, device)
+    _check_plans(base, loaded)
+    if stored:
+        _check_plans(prepared, stored)
     settings = {
         "version": lab_version(),
         "packages": environment()["packages"],
@@ -128,7 +133,7 @@ def prepare(
         ),
         "split": split,
         "seed": seed,
-        "device": device,
+        "device": ",".join(map(str, prepared.devices)),
         "threads": threads,
         "enable_thinking": bool(enable_thinking),
         "batch_size": batch_size,
@@ -136,41 +141,27 @@ def prepare(
     }
     return Job(
         settings=settings,
-        model_source=base.name if weights is not None and base.published is not None else _source_of(base),
+        model_source=spec.name
+        if weights is not None and spec.published is not None
+        else _source_of(base.spec),
         plans={
-            plan.name: JobPlan(source, plan.to_dict(), _source_of(spec) if plan is stored else None)
-            for plan, source in loaded
+            **{plan.name: JobPlan(plan.to_dict()) for plan in loaded},
+            **{plan.name: JobPlan(plan.to_dict(), _source_of(spec)) for plan in stored},
         },
         reference=next(name for name in UNQUANTIZED if name in names),
         added_plan=added,
     )
 
 
-def predict_bytes(model: str | os.PathLike, plans: Sequence[Any]) -> list[int]:
-    """Bytes of the whole model's weights under each plan, predicted from its skeleton; nothing is loaded.
-
-    Raises `LabError` for a model that is quantized already.
-    """
-    from labkit.models import find_roles
-    from labkit.models.checkpoint import Checkpoint
-
-    spec = get_spec(model)
-    if spec.is_quantized:
-        raise LabError(f"{spec.name} is quantized already: `labkit models {spec.source}` says how")
-    skeleton = Checkpoint(spec).skeleton()
-    roles = find_roles(skeleton)
-    return [plan.resolve(skeleton, roles=roles).predicted_bytes for plan in plans]
-
-
 def check_senses(model: str | os.PathLike, kinds: Sequence[str]) -> None:
     """Raise `LabError` if the model takes no parts of one of these `kinds` (``image``, ``audio``)."""
-    from labkit.models.checkpoint import Checkpoint
+    from labkit.loading.prepare import Prepared
 
-    spec = get_spec(model)
-    senses = Checkpoint(spec).family.modalities
+    prepared = Prepared.of(model)
     for kind in kinds:
-        if kind not in senses:
-            raise LabError(f"{spec.name} takes no {kind}; it takes {', '.join(['text', *senses])}")
+        if kind not in prepared.modalities:
+            takes = ", ".join(["text", *prepared.modalities])
+            raise LabError(f"{prepared.spec.name} takes no {kind}; it takes {takes}")
 
 
 def check_count(what: str, value: Any) -> None:
@@ -179,24 +170,14 @@ def check_count(what: str, value: Any) -> None:
         raise LabError(f"{what} must be a whole number of at least 1, not {value!r}")
 
 
-def _load_plan(plan: Any) -> tuple[Any, str]:
-    from labkit.plans.plan import QuantizationPlan
-
-    source = os.fspath(plan)
-    loaded = QuantizationPlan.from_yaml(source)
-    return loaded, str(Path(source).resolve()) if Path(source).is_file() else source
-
-
-def _source_of(spec: Any) -> str:
+def _source_of(spec: ModelSpec) -> str:
     return str(spec.folder or spec.source)
 
 
-def _base_of(spec: Any) -> Any:
-    """The unquantized model that a quantized folder was made of; every table needs its row."""
-    from labkit.loading.manifest import Manifest
+def _base_of(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
+    """The unquantized model that a quantized folder was made of, by its manifest; every table needs its row."""
     from labkit.models.checkpoint import folder_fingerprint
 
-    facts = Manifest.read(spec.folder).base
     needed = f"{spec.name} is compared with the unquantized {facts['name']}, which it was made of"
     try:
         base = get_spec(facts["source"])
@@ -207,82 +188,26 @@ def _base_of(spec: Any) -> Any:
     return base
 
 
-def _stored_plan(spec: Any, asked: Sequence[tuple[Any, Any]]) -> Any:
-    """The plan of a quantized folder; refuses others than it and the unquantized ones."""
-    from labkit.loading.manifest import Manifest
-    from labkit.loading.restore import check_stored_plan
-
-    manifest = Manifest.read(spec.folder)
-    for plan, _ in asked:
-        if plan.name not in UNQUANTIZED:
-            check_stored_plan(spec, manifest, plan)
-    return check_stored_plan(spec, manifest)
-
-
-def _check_stored(checkpoint: Any, device: str) -> None:
-    """Look at the files of a quantized folder, and whether its schemes run on the device."""
-    from labkit.loading.manifest import Manifest
-    from labkit.loading.placement import check_placed_memory, placed_on
-    from labkit.loading.prepare import choose_devices
-    from labkit.loading.restore import resolve_stored
-
-    spec = checkpoint.spec
-    manifest = Manifest.read(spec.folder)
-    manifest.check_sizes(spec.folder)
-    devices, skeleton = choose_devices(device), checkpoint.skeleton()
-    resolved, _ = resolve_stored(manifest, skeleton, devices[0], spec.folder)
-    check_placed_memory(placed_on(skeleton, resolved, devices), resolved, spec)
-
-
-def _settle_device(device: str) -> str:
-    from labkit.loading.prepare import choose_devices
-
-    return ",".join(map(str, choose_devices(device)))
-
-
-def _check_random(weights: str, spec: Any, plans: Sequence[Any]) -> None:
-    """Refuse what random weights cannot be."""
-    if weights != "random":
-        raise LabError(f"weights is {weights!r}; it is 'random', or not given")
-    if spec.is_quantized:
-        raise LabError(f"{spec.name} is quantized already and has its weights: name the model it is of")
-    for plan in plans:
-        if plan.requires_calibration:
-            raise LabError(
-                f"plan {plan.name} calibrates, which says nothing on random weights: int4 costs the same as gptq and awq"
-            )
-
-
-def _unquantized_for(spec: Any, device: str) -> str:
+def _unquantized_for(prepared: Prepared) -> str:
     """fp32, or bf16 where a GPU's memory would not hold the model in FP32."""
-    if device == "cpu":
+    if prepared.devices[0].type == "cpu":
         return "fp32"
     import torch
 
-    memory = sum(torch.cuda.get_device_properties(one).total_memory for one in device.split(","))
-    return "fp32" if spec.parameters and spec.parameters * 4 < 0.8 * memory else "bf16"
+    memory = sum(torch.cuda.get_device_properties(device).total_memory for device in prepared.devices)
+    parameters = prepared.spec.parameters
+    return "fp32" if parameters and parameters * 4 < 0.8 * memory else "bf16"
 
 
-def _check_plans(checkpoint: Any, spec: Any, plans: Sequence[Any], device: str, weights: str | None) -> None:
-    """Resolve every plan on the model's skeleton (meta device) for this device; look at the files."""
-    from labkit.loading.placement import check_placed_memory, placed_on
-    from labkit.loading.prepare import check_calibration, check_runtime, choose_devices
-    from labkit.models import find_roles
-
-    if weights is None:
-        checkpoint.check_weights()
-    devices = choose_devices(device)
-    skeleton = checkpoint.skeleton()
-    roles = find_roles(skeleton)
+def _check_plans(prepared: Prepared, plans: Sequence[QuantizationPlan]) -> None:
+    """Lay every plan over the model, for its devices; look at the files."""
+    prepared.check_files(contents=False)  # the measuring process compares their hashes
     for plan in plans:
         try:
-            check_runtime(checkpoint, plan)
-            resolved = plan.resolve(skeleton, roles=roles, device=devices[0])
+            prepared.check(plan)
         except LabError as error:
-            known = "" if plan.name in str(error) else f"plan {plan.name}: "
-            raise LabError(f"{known}{error}") from None
-        check_calibration(resolved, None, checkpoint.family.modalities)
-        check_placed_memory(placed_on(skeleton, resolved, devices), resolved, spec)
+            name = "" if plan.name in str(error) else f"plan {plan.name}: "
+            raise LabError(f"{name}{error}") from None
 
 
 def _check_items(split: str, count: int, seed: int | None, model: str, modalities: Sequence[str]) -> list:

@@ -25,7 +25,7 @@ from labkit.measure.defaults import PERPLEXITY_PLANS
 from labkit.measure.evaluator import Judge
 from labkit.measure.job import check_count, lab_version
 from labkit.measure.probe import probe_of
-from labkit.models import find_roles, get_spec
+from labkit.models import get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
@@ -119,7 +119,7 @@ def compare_perplexity(
     """
     import torch
 
-    from labkit.loading.load import choose_device, load
+    from labkit.loading.load import load
 
     if threads is not None:
         check_count("threads", threads)
@@ -138,15 +138,11 @@ def compare_perplexity(
         "model": Path(spec.name).name,
         "material": datasets.settings(),
         "dtype": dtype,
-        "device": str(choose_device(device)).partition(":")[0],
     }
     probe = folder.path / "probe.safetensors"
     judge = Judge(spec, datasets, str(probe), device, folder, dtype)
-    skeleton = judge.checkpoint.skeleton()
-    roles = find_roles(skeleton)
-    resolved = [
-        one.resolve(skeleton, roles, judge.device) for one in chosen
-    ]  # refused before anything is measured
+    settings["device"] = judge.device.type
+    resolved = [judge.prepared.resolve(plan) for plan in chosen]  # refused before anything is measured
     folder.open(settings)
     if not probe.is_file():
         _say("the unquantized model answers", progress)

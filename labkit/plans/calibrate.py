@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LabError
-from labkit.plans.finished import FinishedModules
+from labkit.plans.finished import WorkFolder
 from labkit.plans.sequential import TOO_LARGE, Lockstep, run_model, to_device
 from labkit.plans.unread import at_hand
 from labkit.quantization import Scheme
@@ -34,7 +34,7 @@ def calibrate_(
     *,
     dtype: torch.dtype,
     device: torch.device | str | None = None,
-    work: FinishedModules | None = None,
+    work: WorkFolder | None = None,
 ) -> None:
     """Replace the Linears of ``model`` that ``schemes`` names, in the order in which the model calls them.
 

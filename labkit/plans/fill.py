@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from labkit.common.machine import give_back_memory
 from labkit.models.weights import Source
 from labkit.plans.calibrate import calibrate_
-from labkit.plans.finished import FinishedModules
+from labkit.plans.finished import WorkFolder
 from labkit.plans.quantize import find_places, walked_schemes
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
@@ -42,7 +42,7 @@ def fill_(
     place: Placement,
     *,
     batches: Sequence[Any] = (),
-    work: FinishedModules | None = None,
+    work: WorkFolder | None = None,
     progress: bool = True,
 ) -> None:
     """Make ``skeleton``, a transformers model on the meta device, the quantized model, in place.
@@ -75,7 +75,7 @@ class _Filling:
         source: Source,
         resolved: ResolvedPlan,
         place: Placement,
-        work: FinishedModules | None,
+        work: WorkFolder | None,
     ) -> None:
         self.model, self.source, self.place, self.work = model, source, place, work
         self.dtype, self.schemes = resolved.plan.dtype, resolved.schemes

@@ -1,8 +1,8 @@
-"""The work folder of a calibrated quantization: each module that is finished, so that a killed run continues.
+"""The work folder of a quantization: each module that is finished, so that a killed run continues.
 
 ```
 work/
-  fingerprint.json               what the run is made of: plan, weights, calibration
+  run.json                       what the run is made of: model or weights, plan, calibration
   model.layers.0.mlp.down_proj.safetensors   the tensors of one module
 ```
 Every file appears whole or not at all, so a run that is killed at any moment loses the module under way.
@@ -14,53 +14,63 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from labkit.common.errors import CheckpointError, LabError
+from labkit.common.errors import CheckpointError
 from labkit.common.files import atomic_path
 from labkit.quantization import Scheme
 from labkit.quantization.module_tensors import assign_tensors, module_tensors
 
+SUFFIX = ".safetensors"
 
-class Steps:
-    """The folder of finished modules beside ``target``.
+
+class WorkFolder:
+    """Finished modules of one run, on disk; one process at a time has the folder.
 
     Args:
-        target: the folder that is to be made; the finished modules lie in ``<target>.partial``.
-        run: what is being made, for JSON. A folder with another run in it is refused.
+        path: the folder; made if it is not there.
+        run: what the run is made of, for JSON. A folder with another run in it is refused.
         force: drop another run instead of refusing.
 
+    Attributes:
+        found: how many modules an earlier run left.
+        kept: how many this run added.
+
     Raises:
-        CheckpointError: another run is there, or another process is at work, or it cannot be written.
+        CheckpointError: it holds another run, naming what differs, or other files; another process is at work
+            there; or it cannot be written.
     """
 
-    def __init__(self, target: Path, run: Mapping[str, Any], *, force: bool = False) -> None:
-        self.folder = target.with_name(target.name + ".partial")
-        self.found = 0  # modules that an earlier run left
-        self.kept = 0  # modules that this run added
-        run = json.loads(json.dumps(run))
+    def __init__(self, path: str | os.PathLike, run: Mapping[str, Any], *, force: bool = False) -> None:
+        self.path = Path(path)
+        self.found = self.kept = 0
+        self._lock = None
+        self._record = self.path / "run.json"
         try:
-            if self._differs(run, force):
-                shutil.rmtree(self.folder)
-            (self.folder / "modules").mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.folder)
-            with atomic_path(self.folder / "run.json") as temporary:
-                temporary.write_text(json.dumps(run, ensure_ascii=False, indent=1), encoding="utf-8")
+            self._refuse_other_files()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.path)
+            self._begin(json.loads(json.dumps(run)), force)
         except OSError as error:
-            raise CheckpointError(f"{self.folder} cannot be written: {error.strerror or error}") from None
+            self.close()
+            raise CheckpointError(f"{self.path} cannot be written: {error.strerror or error}") from None
+        except CheckpointError:
+            self.close()
+            raise
 
     def load(
         self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
     ) -> nn.Module | None:
-        """What stands in the place of ``module``, on ``device``; None if it is not finished."""
-        path = self._path(name)
+        """What an earlier run put in the place of ``module``, on ``device``; None if it is not finished."""
+        path = self._file(name)
         if not path.is_file():
             return None
         made = scheme.empty_module(module, device=device, dtype=dtype)
@@ -68,32 +78,24 @@ class Steps:
             tensors = load_file(path)
         except (SafetensorError, OSError):
             return None  # what a power cut left: it is made again
-        places = module_tensors(made)
-        if {key: (one.shape, one.dtype) for key, one in tensors.items()} != {
-            key: (one.shape, one.dtype) for key, one in places.items()
-        }:
+        if _shapes(tensors) != _shapes(module_tensors(made)):
             return None
-        assign_tensors(made, {key: one.to(device, copy=True) for key, one in tensors.items()})
+        assign_tensors(made, {key: tensor.to(device, copy=True) for key, tensor in tensors.items()})
         self.found += 1
         return made
 
     def save(self, name: str, module: nn.Module) -> None:
-        """Write a finished module.
+        """Keep a finished module, which stands in the place ``name``.
 
         Raises:
             CheckpointError: the disk is full or gone.
         """
         try:
-            with atomic_path(self._path(name)) as temporary:
+            with atomic_path(self._file(name)) as temporary:
                 save_file(module_tensors(module), temporary)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder} cannot be written: {error}") from None
+            raise CheckpointError(f"{self.path} cannot be written: {error}") from None
         self.kept += 1
-
-    def remove(self) -> None:
-        """Drop the folder: the checkpoint is made."""
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -101,27 +103,69 @@ class Steps:
             os.close(self._lock)
             self._lock = None
 
-    def _path(self, name: str) -> Path:
-        return self.folder / "modules" / f"{name}.safetensors"
+    def remove(self) -> None:
+        """Drop the folder: what it was for is made."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
-    def _differs(self, run: Mapping[str, Any], force: bool) -> bool:
-        """Whether the folder holds another run, which ``force`` may drop."""
-        path = self.folder / "run.json"
-        if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "modules").is_dir():
-                raise CheckpointError(f"{self.folder} holds other files: give another name to the output")
-            return False
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}{SUFFIX}"
+
+    def _refuse_other_files(self) -> None:
+        if self._record.is_file() or not self.path.exists():
+            return
+        # A process that was killed at its very beginning leaves the lock, or a hidden temporary file.
+        if any(file.name != "lock" and not file.name.startswith(".") for file in self.path.iterdir()):
+            raise CheckpointError(f"{self.path} holds other files: give a folder of its own")
+
+    def _begin(self, run: Mapping[str, Any], force: bool) -> None:
+        """Write down the run, after refusing or dropping another one."""
+        if self._record.is_file():
+            differing = self._differing(run, force)
+            if not differing:
+                return
+            if not force:
+                raise CheckpointError(
+                    f"{self.path} holds a run with another {' and '.join(differing)}: give another folder, or "
+                    "delete it to begin anew"
+                )
+            for file in self.path.glob(f"*{SUFFIX}"):
+                file.unlink()
+        with atomic_path(self._record) as temporary:
+            temporary.write_text(json.dumps(run, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    def _differing(self, run: Mapping[str, Any], force: bool) -> list[str]:
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            kept = {}
-        differing = [key for key in run if kept.get(key) != run[key]]
-        if differing and not force:
-            raise CheckpointError(
-                f"{self.folder} holds another unfinished run (other {', '.join(differing)}): "
-                "give another folder, or --force to drop it"
-            )
-        return bool(differing)
+            kept = dict(json.loads(self._record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            if force:
+                return list(run)
+            raise CheckpointError(f"{self._record} is damaged: delete {self.path} to begin anew") from None
+        return [key for key in {**kept, **run} if kept.get(key) != run.get(key)]
+
+
+@contextmanager
+def opened(
+    work_folder: str | os.PathLike | WorkFolder | None, run: Callable[[], Mapping[str, Any]] | None
+) -> Iterator[WorkFolder | None]:
+    """The work folder of a run: a path is opened, and let go at the end; one that is open already stays open.
+
+    run: gives what the run is made of, if a path is to be opened at all.
+    """
+    if not isinstance(work_folder, str | os.PathLike):
+        yield work_folder
+    elif run is None:
+        yield None
+    else:
+        work = WorkFolder(work_folder, run())
+        try:
+            yield work
+        finally:
+            work.close()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _lock(folder: Path) -> int | None:
@@ -141,92 +185,6 @@ def _lock(folder: Path) -> int | None:
         os.close(lock)
         raise CheckpointError(f"another process is writing {folder}: wait for it, or stop it") from None
     return lock
-
-
-SUFFIX = ".safetensors"
-
-
-class FinishedModules(Protocol):
-    """Where finished modules are kept, so that an interrupted run continues."""
-
-    def load(
-        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
-    ) -> nn.Module | None:
-        """What an earlier run put in the place of ``module``, or None."""
-
-    def save(self, name: str, module: nn.Module) -> None:
-        """Keep the module that stands in the place ``name``."""
-
-
-class WorkFolder:
-    """Finished modules of one run, on disk.
-
-    Args:
-        path: the folder; made if it is not there.
-        fingerprint: what the run is made of (see `fingerprint_of`): a folder of another run is refused.
-
-    Raises:
-        LabError: it holds another run, naming what differs, or cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike, fingerprint: Mapping[str, str]) -> None:
-        self.path = Path(path)
-        record = self.path / "fingerprint.json"
-        try:
-            if record.is_file():
-                self._check(json.loads(record.read_text(encoding="utf-8")), fingerprint)
-            elif self.path.is_dir() and any(self.path.glob(f"*{SUFFIX}")):
-                raise LabError(f"{self.path} holds other files: give a folder of its own")
-            else:
-                with atomic_path(record) as temporary:
-                    temporary.write_text(json.dumps(dict(fingerprint), indent=1), encoding="utf-8")
-        except ValueError as error:
-            if isinstance(error, LabError):
-                raise
-            raise LabError(f"{record} is damaged: delete {self.path} to begin anew") from None
-        except OSError as error:
-            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
-
-    def _check(self, kept: Mapping[str, str], now: Mapping[str, str]) -> None:
-        differing = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
-        if differing:
-            raise LabError(
-                f"{self.path} holds a run with another {' and '.join(differing)}: give another folder, or "
-                "delete it to begin anew"
-            )
-
-    def solved(self) -> list[str]:
-        """Names of the modules that are there."""
-        return sorted(path.name.removesuffix(SUFFIX) for path in self.path.glob(f"*{SUFFIX}"))
-
-    def load(
-        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
-    ) -> nn.Module | None:
-        """What was made of ``module``, or None. Raises LabError if its file is damaged."""
-        path = self.path / f"{name}{SUFFIX}"
-        if not path.is_file():
-            return None
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        made = scheme.empty_module(module, device=device, dtype=dtype)
-        try:
-            made.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            told = str(error).splitlines()[0]
-            raise LabError(f"{path} is damaged ({told}): delete it to make that module anew") from None
-        return made
-
-    def save(self, name: str, module: nn.Module) -> None:
-        """Keep a finished module."""
-        from safetensors.torch import save_file
-
-        state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
-        try:
-            with atomic_path(self.path / f"{name}{SUFFIX}") as temporary:
-                save_file(state, temporary)
-        except OSError as error:
-            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
 
 def fingerprint_of(

@@ -251,9 +251,14 @@ class _PlanDumper(yaml.SafeDumper):
 _PlanDumper.add_representer(list, _PlanDumper.represent_list)
 
 
-def as_plan(plan: str | Path | QuantizationPlan, dtype: str | None = None) -> QuantizationPlan:
-    """A plan from its name, its file or itself, with another default dtype if one is given."""
-    if not isinstance(plan, QuantizationPlan):
+def as_plan(
+    plan: str | Path | Mapping[str, Any] | QuantizationPlan, dtype: str | None = None
+) -> QuantizationPlan:
+    """A plan from its name, its file, its definition (`QuantizationPlan.to_dict`) or itself, with another default
+    dtype if one is given."""
+    if isinstance(plan, Mapping):
+        plan = QuantizationPlan.from_dict(plan)
+    elif not isinstance(plan, QuantizationPlan):
         plan = QuantizationPlan.from_yaml(plan)
     if dtype is None:
         return plan

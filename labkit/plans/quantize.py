@@ -1,6 +1,7 @@
 """`quantize_`: lay a plan over a model and replace its Linears in place, one by one."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from labkit.plans.calibrate import calibrate_
-from labkit.plans.finished import FinishedModules, WorkFolder, fingerprint_of
+from labkit.plans.finished import WorkFolder, fingerprint_of, opened
 from labkit.plans.plan import PlanError, QuantizationPlan
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
@@ -27,8 +28,7 @@ def quantize_(
     *,
     roles: Mapping[str, str] | None = None,
     device: torch.device | str | None = None,
-    work_folder: str | Path | None = None,
-    steps: FinishedModules | None = None,
+    work_folder: str | Path | WorkFolder | None = None,
     progress: bool = True,
 ) -> ResolvedPlan:
     """Replace the Linears of ``model`` as ``plan`` says, in place, and bring all else to its default dtype.
@@ -47,8 +47,8 @@ def quantize_(
         roles: module name -> role, for plans with ``role`` rules (default: found by the model's family).
         device: where the model is afterwards and where calibration runs, if not where it is: each layer's
             weights are moved when its turn comes.
-        work_folder: for plans that calibrate, a folder for what is finished: the same call again continues.
-        steps: instead of that, where all finished modules are kept and found again.
+        work_folder: for plans that calibrate, a folder for what is finished: the same call again continues. One
+            that is open already (`labkit.plans.finished.WorkFolder`) keeps the modules of every plan.
         progress: show a progress bar.
 
     Returns:
@@ -69,15 +69,16 @@ def quantize_(
     for name in calibrated if calibration is None else ():
         raise PlanError(f"{_where(resolved, name)} needs calibration batches")
     batches = checked_batches(calibration) if calibrated else []
-    work = steps
-    if work is None and work_folder is not None and calibrated:
-        work = WorkFolder(work_folder, fingerprint_of(model, resolved.schemes, plan.dtype, batches))
+    run = partial(fingerprint_of, model, resolved.schemes, plan.dtype, batches) if calibrated else None
     places = find_places(model, set(resolved.schemes))
     walked = walked_schemes(model, resolved.schemes)
 
-    with tqdm(
-        total=len(resolved.schemes), desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress
-    ) as bar:
+    with (
+        opened(work_folder, run) as work,
+        tqdm(
+            total=len(resolved.schemes), desc=f"Quantizing ({plan.name})", unit="layer", disable=not progress
+        ) as bar,
+    ):
 
         def replace(name: str, module: nn.Module) -> None:
             for parent, attribute in places[name]:

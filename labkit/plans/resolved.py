@@ -49,6 +49,11 @@ class ResolvedPlan:
     notes: list[str]
 
     @property
+    def requires_calibration(self) -> bool:
+        """Whether a Linear's scheme looks at activations before it quantizes."""
+        return any(scheme.requires_calibration for scheme in self.schemes.values())
+
+    @property
     def predicted_bytes(self) -> int:
         """Bytes of the whole model: parameters and buffers, what is tied counted once."""
         return sum(part.bytes for part in self.parts)

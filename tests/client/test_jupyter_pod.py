@@ -9,7 +9,7 @@ import tiny_models
 from browsing import IDLE, browser_needed, free_port, jupyter, page, write_notebook
 from fake_service import serving
 
-from labkit.client.launch import jupyter as launch_jupyter
+from labkit.client.launch.proxy import proxied
 from labkit.interactive.chat.frame import BehindJupyter
 
 BASE = "/user/me/"
@@ -19,13 +19,13 @@ def test_the_way_through_jupyter_is_found_by_the_server_that_started_the_kernel(
     for name in ("JUPYTERHUB_SERVICE_PREFIX", "JPY_PARENT_PID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
-    assert launch_jupyter.proxied(8000) is None
+    assert proxied(8000) is None
     monkeypatch.setenv("JPY_PARENT_PID", "123")
-    assert launch_jupyter.proxied(8000) is None  # a kernel that something else has started
+    assert proxied(8000) is None  # a kernel that something else has started
     (tmp_path / "jpserver-123.json").write_text(json.dumps({"base_url": BASE, "pid": 123}))
-    assert launch_jupyter.proxied(8000) == "/user/me/proxy/8000/"
+    assert proxied(8000) == "/user/me/proxy/8000/"
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/hub/")
-    assert launch_jupyter.proxied(8000) == "/user/hub/proxy/8000/"
+    assert proxied(8000) == "/user/hub/proxy/8000/"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_the_head_is_shown_the_answer_and_the_end_of_the_prompt():
 
 def test_a_model_without_eyes_has_no_standard_calibration():
     with pytest.raises(LabError, match="takes no images: pass calibration="):
-        default_calibration(None, ("audio",))
+        default_calibration(None, ("audio",), 1)
 
 
 def test_no_items_are_refused():

@@ -20,7 +20,8 @@ from labkit.loading.manifest import Manifest
 from labkit.loading.quantize_to import CalibrationSettings, quantize_to
 from labkit.measure.anatomy import dissect
 from labkit.models.checkpoint import Checkpoint
-from labkit.plans.finished import Steps
+from labkit.plans.finished import WorkFolder
+from labkit.plans.plan import QuantizationPlan
 from labkit.quantization.int4 import Int4
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +100,7 @@ def count_quantized(monkeypatch):
 
 
 def test_an_interrupted_run_continues_where_it_stopped(model, tmp_path, monkeypatch, expected, capsys):
-    done, original, target = count_quantized(monkeypatch), Steps.save, tmp_path / "q"
+    done, original, target = count_quantized(monkeypatch), WorkFolder.save, tmp_path / "q"
 
     def save(self, name, module):
         original(self, name, module)
@@ -107,7 +108,7 @@ def test_an_interrupted_run_continues_where_it_stopped(model, tmp_path, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "save", save)
+        patch.setattr(WorkFolder, "save", save)
         with pytest.raises(Interrupted, match=r"5 of 29 Linears are kept in .*q\.partial"):
             quantize_to(model, "int4", target, "cpu", progress=False)
     assert not target.exists()
@@ -122,10 +123,10 @@ def test_an_interrupted_run_continues_where_it_stopped(model, tmp_path, monkeypa
 def test_another_run_is_refused_or_dropped(model, tmp_path, monkeypatch):
     target = tmp_path / "q"
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "save", interrupt)
+        patch.setattr(WorkFolder, "save", interrupt)
         with pytest.raises(Interrupted):
             quantize_to(model, "int4", target, "cpu", progress=False)
-    with pytest.raises(CheckpointError, match=r"another unfinished run \(other plan\): give another folder"):
+    with pytest.raises(CheckpointError, match=r"holds a run with another plan: give another folder"):
         quantize_to(model, "int8", target, "cpu", progress=False)
     assert quantize_to(model, "int8", target, "cpu", force=True, progress=False).continued == 0
     assert Manifest.read(target).plan["name"] == "int8"
@@ -137,17 +138,17 @@ def interrupt(*_):
 
 
 def test_two_processes_do_not_write_one_folder(model, tmp_path):
-    target = tmp_path / "q"
-    steps = Steps(target, {"model": "m"})
+    partial = tmp_path / "q.partial"
+    work = WorkFolder(partial, {"model": "m"})
     with pytest.raises(CheckpointError, match=r"another process is writing .*q\.partial"):
-        Steps(target, {"model": "m"})
-    steps.close()
-    Steps(target, {"model": "m"}).remove()
-    assert not (tmp_path / "q.partial").exists()
+        WorkFolder(partial, {"model": "m"})
+    work.close()
+    WorkFolder(partial, {"model": "m"}).remove()
+    assert not partial.exists()
 
 
 def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkeypatch, expected):
-    target, original = tmp_path / "q", Steps.save
+    target, original = tmp_path / "q", WorkFolder.save
 
     def save(self, name, module):
         original(self, name, module)
@@ -155,10 +156,10 @@ def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "save", save)
+        patch.setattr(WorkFolder, "save", save)
         with pytest.raises(Interrupted):
             quantize_to(model, "int4", target, "cpu", progress=False)
-    files = sorted((tmp_path / "q.partial/modules").glob("*.safetensors"))
+    files = sorted((tmp_path / "q.partial").glob("*.safetensors"))
     files[0].write_bytes(files[0].read_bytes()[:-50])
     made = quantize_to(model, "int4", target, "cpu", progress=False)
     assert made.continued == 3
@@ -197,7 +198,7 @@ elif where == "hashes":
 elif where == "exchange":
     die_at(labkit.common.files, "_exchange")
 elif where == "remove":
-    die_at(labkit.plans.finished.Steps, "remove")
+    die_at(labkit.plans.finished.WorkFolder, "remove")
 quantize_to(model, "int4", target, "cpu", force=True, progress=False)
 """
 
@@ -249,7 +250,7 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_checkpoint(model,
         time.sleep(moments.uniform(0, 1.5))
         process.kill()
         process.wait()
-        modules = len(list(partial.glob("modules/model.*")) + list(partial.glob("modules/lm_head*")))
+        modules = len(list(partial.glob("model.*")) + list(partial.glob("lm_head*")))
         assert target.exists() or modules >= finished
         finished = modules
         if target.exists():
@@ -307,9 +308,9 @@ def test_a_comparison_measures_the_folder_beside_its_unquantized_model(tmp_path)
     }  # fmt: skip
     job = prepare(folder, None, 1, **options)
     requests = {name: job.request(name, tmp_path / "out") for name in job.plans}
-    assert {name: (one["model_source"], one["source"]) for name, one in requests.items()} == {
-        "fp32": (str(model), "fp32"),
-        "int4": (str(folder), None),
+    assert {name: (one["model_source"], one["definition"]) for name, one in requests.items()} == {
+        "fp32": (str(model), QuantizationPlan.preset("fp32").to_dict()),
+        "int4": (str(folder), Manifest.read(folder).plan),
     }
     assert (job.reference, job.added_plan, job.settings["model"]) == ("fp32", "fp32", "glm4v-int4")
     assert list(prepare(folder, ["bf16", "int4"], 1, **options).plans) == ["bf16", "int4"]

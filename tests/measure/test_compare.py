@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 def job(*names, **settings):
-    plans = {name: JobPlan(name, {"name": name}) for name in names}
+    plans = {name: JobPlan({"name": name}) for name in names}
     return Job({**SETTINGS, **settings}, "fake", plans, "fp32", None)
 
 
@@ -126,9 +126,7 @@ def test_a_folder_with_another_comparison_is_refused(tmp_path, change, told):
 
 def test_a_plan_that_changed_is_refused(tmp_path):
     measure(tmp_path, "fp32")
-    changed = Job(
-        SETTINGS, "fake", {"fp32": JobPlan("fp32", {"name": "fp32", "default": "fp16"})}, "fp32", None
-    )
+    changed = Job(SETTINGS, "fake", {"fp32": JobPlan({"name": "fp32", "default": "fp16"})}, "fp32", None)
     with pytest.raises(RunFolderError, match="'fp32' has changed"):
         _measure_all(changed, RunFolder(tmp_path), False, WORKER)
 

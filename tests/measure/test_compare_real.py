@@ -7,6 +7,10 @@ import sys
 import pytest
 import tiny_models
 
+import labkit.measure.compare as compare_module
+from labkit.loading.quantize_to import quantize_to
+from labkit.measure.anatomy import dissect
+from labkit.plans.plan import QuantizationPlan
 from labkit.results.comparison import Comparison
 from labkit.results.measurement import Measurement
 
@@ -73,3 +77,49 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(tiny, tmp_path)
     assert "odd" in done.stderr
     assert "60" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+RULES = "name: mine\ndefault: fp32\nrules:\n  - role: decoder\n    scheme: {}\n"
+
+
+@pytest.mark.slow
+def test_a_plan_is_measured_as_it_was_read_though_its_file_changes_meanwhile(tiny, tmp_path, monkeypatch):
+    file, measured = tmp_path / "mine.yaml", []
+    file.write_text(RULES.format("int8"))
+    original = compare_module.run_worker
+
+    def edit_afterwards(request, **options):
+        original(request, **options)
+        measured.append(request["plan"])
+        file.write_text(RULES.format("int4"))
+
+    monkeypatch.setattr(compare_module, "run_worker", edit_afterwards)
+    found = compare_module.compare(
+        str(tiny), ["fp32", file], 1, weights="random", device="cpu", threads=1, progress=False
+    )
+    assert measured == ["fp32", "mine"]
+    mine = found.measurements[1]
+    assert mine.plan_definition["rules"][0]["scheme"] == "int8"
+    bytes_of = {
+        name: dissect(tiny, QuantizationPlan.from_dict({**mine.plan_definition, "rules": [rule]})).bytes
+        for name in ("int8", "int4")
+        for rule in [{"role": "decoder", "scheme": name}]
+    }
+    assert mine.weights_bytes == bytes_of["int8"] != bytes_of["int4"]
+
+
+@pytest.mark.slow
+def test_a_quantized_folder_that_is_made_anew_meanwhile_is_not_measured_under_its_old_plan(
+    tiny, tmp_path, monkeypatch
+):
+    folder = quantize_to(tiny, "int8", tmp_path / "q", "cpu", progress=False).folder
+    original = compare_module.run_worker
+
+    def make_anew_afterwards(request, **options):
+        original(request, **options)
+        quantize_to(tiny, "int4", folder, "cpu", force=True, progress=False)
+
+    monkeypatch.setattr(compare_module, "run_worker", make_anew_afterwards)
+    found = compare_module.compare(str(folder), None, 1, device="cpu", threads=1, progress=False)
+    assert [m.plan for m in found.measurements] == ["fp32"]
+    assert "quantized already, by the plan int4; it cannot be loaded under int8" in found.failures["int8"]

@@ -26,6 +26,7 @@ import psutil
 from traffic import Request, Sample, quantile, send
 
 from labkit.client import launch
+from labkit.client.launch.start import _free_port
 from labkit.common.files import atomic_path
 from labkit.common.machine import environment
 
@@ -97,7 +98,7 @@ def lab_server(model: str, plan: str, streams: int, threads: int) -> Iterator[Se
 @contextlib.contextmanager
 def transformers_server(model: str, dtype: str, threads: int, *more: str) -> Iterator[Server]:
     """``transformers serve``, kept from looking anything up elsewhere."""
-    port = launch.service._free_port()
+    port = _free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", DTYPES[dtype], *more]
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}

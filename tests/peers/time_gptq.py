@@ -35,7 +35,7 @@ SEED = 0
 
 
 class Clock:
-    """A `labkit.plans.finished.FinishedModules` that keeps nothing but the time at which each module was finished."""
+    """Stands in for a `labkit.plans.finished.WorkFolder`: keeps only the time at which each module was finished."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.began, self.finished = device, time.perf_counter(), {}
@@ -119,7 +119,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     clock = Clock(device)
-    quantize_(model, plan, batches, roles=roles, device=device, steps=clock)
+    quantize_(model, plan, batches, roles=roles, device=device, work_folder=clock)
     took = time.perf_counter() - clock.began
     facts: dict[str, Any] = {
         "model": options.model, "plan": plan.name, "device": str(device), "samples": options.samples,

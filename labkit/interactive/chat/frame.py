@@ -16,7 +16,7 @@ from gradio.utils import ipython_check
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from labkit.client.launch import jupyter
+from labkit.client.launch.proxy import proxied
 from labkit.interactive import language
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans SC", "sans-serif"]
@@ -36,10 +36,10 @@ class ChatBlocks(gr.Blocks):
         looks = {"theme": theme, "css": CSS, "footer_links": []}
         around = {"app_kwargs": {"middleware": [Middleware(BehindJupyter)]}}
         wanted = ipython_check() if inline is None else inline
-        path = jupyter.proxied(1) if wanted else None  # whether there is one: the port is not known yet
+        path = proxied(1) if wanted else None  # whether there is one: the port is not known yet
         launched = super().launch(inline=wanted and path is None, **{**looks, **around, **options})
         if path is not None:
-            show(jupyter.proxied(self.server_port), self.width, self.height)
+            show(proxied(self.server_port), self.width, self.height)
         return launched
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -18,11 +17,10 @@ from labkit.common.errors import LabError
 from labkit.loading.export import compressed_tensors, gptq, readme
 from labkit.loading.export.integers import Kind, Refusal, cannot_be_integers, integers_of, kind_of, refuse
 from labkit.loading.manifest import Manifest
-from labkit.loading.placement import Placement
-from labkit.loading.restore import resolve_stored, restore
+from labkit.loading.prepare import Prepared
+from labkit.loading.restore import restore
 from labkit.loading.save import check_space, check_target, writing
 from labkit.loading.tensors import SHARD_BYTES, shard_names, tensor_entries
-from labkit.models.checkpoint import Checkpoint
 from labkit.models.spec import get_spec
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import QuantizedLinear
@@ -80,14 +78,12 @@ def export(
         raise LabError(
             "of Qwen2.5-Omni the lab quantizes the thinker alone, which is no model that others load"
         )
-    manifest.check_sizes(spec.folder)
-    manifest.check_hashes(spec.folder)
-    source, cpu = Checkpoint(spec), torch.device("cpu")
-    skeleton = source.skeleton()
-    resolved, roles = resolve_stored(manifest, skeleton, cpu, spec.folder)
-    unquantized = _named_parts(dequantize, resolved, roles)
+    prepared = Prepared.of(spec, "cpu")
+    prepared.check_files()
+    source, resolved = prepared.checkpoint, prepared.resolve(prepared.choose_plan())
+    unquantized = _named_parts(dequantize, resolved, prepared.roles)
     check_space(output, 2 * resolved.predicted_bytes)
-    model = restore(source, manifest, resolved, skeleton, Placement(cpu), progress)
+    model = restore(source, manifest, resolved, prepared.skeleton, prepared.place(resolved), progress)
 
     kinds = _kinds(model, resolved, unquantized, format, rules)
     options = rules.survey(kinds.values())

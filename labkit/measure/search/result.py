@@ -155,7 +155,7 @@ def finish(
             str(judge.spec.folder or judge.spec.source),
             [*against, path],
             test_items,
-            split="all" if "audio" in judge.checkpoint.family.modalities else "typed",
+            split="all" if "audio" in judge.prepared.modalities else "typed",
             device=str(judge.device),
             threads=threads,
             output=folder / "test",

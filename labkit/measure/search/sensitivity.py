@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-    from labkit.models import ModelSpec
+    from labkit.loading.prepare import Prepared
+    from labkit.quantization import Scheme
 
 FP32_PARAMETERS = 2e9
 """Models up to this size are measured in fp32: rounding to bf16 alone diverges as much as a good scheme."""
@@ -120,68 +121,59 @@ def measure_sensitivity(
         LabError: whatever cannot work, before anything is measured.
         Interrupted: Ctrl-C; the same call again continues.
     """
-    job = _prepare(model, schemes, datasets or Datasets(), parts, device)
-    output = Path(output or Path("results") / f"sensitivity-{Path(job.spec.name).name}")
+    from labkit.loading.prepare import Prepared, choose_device
+
+    prepared = Prepared.of(model, choose_device(device), quantized="give the model that it was made of")
+    datasets = datasets or Datasets()
+    tasks = _tasks(prepared, parse_candidates(schemes), datasets, parts)
+    output = Path(output or Path("results") / f"sensitivity-{Path(prepared.spec.name).name}")
     folder = RecordFolder(output, "sensitivities")
-    folder.open(job.settings, grows="schemes")
+    folder.open(tasks.settings, grows="schemes")
     cores = usable_cores()
-    jobs = (1 if job.device != "cpu" else max(cores // 2, 1)) if jobs is None else jobs
+    jobs = (1 if tasks.settings["device"] != "cpu" else max(cores // 2, 1)) if jobs is None else jobs
     check_count("jobs", jobs)
     threads = max(cores // jobs, 1) if threads is None else threads
     check_count("threads", threads)
-    _measure_missing(job, folder, jobs, threads, progress)
-    records = [one for one in folder.records() if one["scheme"] in job.settings["schemes"]]
-    order = {(name, label): i for i, (name, label) in enumerate(job.tasks)}
+    _measure_missing(prepared, tasks, datasets, folder, jobs, threads, progress)
+    records = [one for one in folder.records() if one["scheme"] in tasks.settings["schemes"]]
+    order = {(name, label): i for i, (name, label) in enumerate(tasks.linears)}
     linears = sorted((one for one in records if "linear" in one), key=lambda one: order[_key(one)])
     parts_found = [one for one in records if "part" in one]
-    found = Sensitivity(job.settings, linears, parts_found, folder.environments())
+    found = Sensitivity(tasks.settings, linears, parts_found, folder.environments())
     found.save(output)
     return found
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A checked measurement: its settings and all its tasks, (Linear, scheme) and (part, scheme)."""
+class _Tasks:
+    """What a checked measurement consists of: (Linear, scheme) and (part, scheme), under these settings."""
 
-    spec: ModelSpec
     settings: dict[str, Any]
-    device: str
-    dtype: str
-    datasets: Datasets
-    tasks: list[tuple[str, str]]
+    linears: list[tuple[str, str]]
     parts: list[tuple[str, str]]
 
 
-def _prepare(
-    model: str | os.PathLike, schemes: str | Sequence[str], datasets: Datasets, parts: bool, device: str
-) -> _Job:
-    from labkit.loading.prepare import choose_device
+def _tasks(prepared: Prepared, candidates: Mapping[str, Scheme], datasets: Datasets, parts: bool) -> _Tasks:
+    """Check model, candidates and datasets, and list what is to be measured."""
     from labkit.measure.search.layerwise import can_store, measurable_linears, measurable_others
-    from labkit.models import find_roles, get_spec
-    from labkit.models.checkpoint import Checkpoint, folder_fingerprint
+    from labkit.models.checkpoint import folder_fingerprint
 
-    spec = get_spec(model)
-    if spec.is_quantized:
-        raise LabError(f"{spec.name} is quantized already: give the model that it was made of")
-    candidates = parse_candidates(schemes)
-    chosen = str(choose_device(device))
+    spec, device = prepared.spec, prepared.devices[0]
     for scheme in candidates.values():
-        scheme.validate_environment(chosen)
-    checkpoint = Checkpoint(spec)
-    datasets.check(spec.name, checkpoint.family.modalities)
-    checkpoint.check_weights()
-    skeleton = checkpoint.skeleton()
+        scheme.validate_environment(str(device))
+    datasets.check(spec.name, prepared.modalities)
+    prepared.check_files()
+    skeleton, roles = prepared.skeleton, prepared.roles
     size = sum(parameter.numel() for parameter in skeleton.parameters())
-    linears, roles = measurable_linears(skeleton), find_roles(skeleton)
-    dtype = "fp32" if size <= FP32_PARAMETERS else "bf16"
+    linears = measurable_linears(skeleton)
     settings = {
         "version": lab_version(),
         "model": spec.name,
         "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
         "schemes": list(candidates),
         "material": datasets.settings(),
-        "dtype": dtype,
-        "device": chosen.partition(":")[0],
+        "dtype": "fp32" if size <= FP32_PARAMETERS else "bf16",
+        "device": device.type,
     }
     stored = [
         (name, label)
@@ -190,28 +182,35 @@ def _prepare(
         if can_store(scheme, skeleton.get_submodule(name))
     ]
     wanted = dict.fromkeys(role for name in linears if (role := roles.get(name))) if parts else {}
-    return _Job(
-        spec,
+    return _Tasks(
         settings,
-        chosen,
-        dtype,
-        datasets,
         [(name, label) for name in linears for label in candidates] + stored,
         [(role, label) for role in wanted for label in candidates],
     )
 
 
-def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, progress: bool) -> None:
+def _measure_missing(
+    prepared: Prepared,
+    wanted: _Tasks,
+    datasets: Datasets,
+    folder: RecordFolder,
+    jobs: int,
+    threads: int,
+    progress: bool,
+) -> None:
     from tqdm.auto import tqdm
 
+    from labkit.loading.load import load
+
+    spec, device, settings = prepared.spec, str(prepared.devices[0]), wanted.settings
     records = folder.records()
     done = {_key(one) for one in records if "linear" in one}
-    tasks = [task for task in job.tasks if task not in done]
+    tasks = [task for task in wanted.linears if task not in done]
     done_parts = {
         _key(one) for one in records if "part" in one
     }  # the part lm_head is the Linear of that name
-    parts = [task for task in job.parts if task not in done_parts]
-    total = len(job.tasks) + len(job.parts)
+    parts = [task for task in wanted.parts if task not in done_parts]
+    total = len(wanted.linears) + len(wanted.parts)
     probe = folder.path / "probe.safetensors"  # records may have come from elsewhere, without it
     if not tasks and not parts and probe.is_file():
         return
@@ -222,23 +221,25 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
         try:
             if not probe.is_file():
                 bar.set_description("Sensitivity: the unquantized model answers")
-                _make_probe(job, folder)
+                engine = load(spec, settings["dtype"], device, progress=False)
+                probe_of(engine, datasets).save(probe)
+                del engine
             if tasks or parts:
                 from labkit.common.machine import environment_on
 
-                folder.begin(environment_on(job.device))
+                folder.begin(environment_on(device))
             bar.set_description("Sensitivity")
             linears = list(dict.fromkeys(name for name, _ in tasks))
             requests = [
                 {
                     "folder": str(folder.path),
                     "stream": number + 1,
-                    "model_source": str(job.spec.folder or job.spec.source),
-                    "device": job.device,
+                    "model_source": str(spec.folder or spec.source),
+                    "device": device,
                     "threads": threads,
-                    "dtype": job.dtype,
-                    "candidates": job.settings["schemes"],
-                    "material": asdict(job.datasets),
+                    "dtype": settings["dtype"],
+                    "candidates": settings["schemes"],
+                    "material": asdict(datasets),
                     "linears": _share(linears, number, jobs),
                     "parts": _share(parts, number, jobs),
                     "done": sorted(done),
@@ -258,13 +259,6 @@ def _measure_missing(job: _Job, folder: RecordFolder, jobs: int, threads: int, p
             raise Interrupted(
                 f"interrupted: {kept} of {total} are measured; run the same again to continue"
             ) from None
-
-
-def _make_probe(job: _Job, folder: RecordFolder) -> None:
-    from labkit.loading.load import load
-
-    engine = load(job.spec, job.dtype, job.device, progress=False)
-    probe_of(engine, job.datasets).save(folder.path / "probe.safetensors")
 
 
 def _share(tasks: Sequence[Any], number: int, jobs: int) -> list[Any]:

@@ -62,13 +62,9 @@ def measure_part(
     plan = QuantizationPlan(f"{role} {label}", (rule,), default=request["dtype"])
     calibration = None
     if plan.requires_calibration:
-        from labkit.models.checkpoint import Checkpoint
-        from labkit.models.spec import get_spec
+        from labkit.loading.prepare import Prepared
 
-        checkpoint = Checkpoint(get_spec(request["model_source"]))
-        processor = checkpoint.processor()
-        senses = getattr(processor, "modalities", checkpoint.family.modalities)
-        calibration = datasets.calibration_batches(processor, senses, checkpoint.model_class)
+        calibration = Prepared.of(request["model_source"]).calibration_batches(datasets)
     engine = load(request["model_source"], plan, request["device"], calibration=calibration, progress=False)
     found = divergence(engine.model, probe)
     size = sum(part.bytes for part in engine.resolved.parts if part.role == role and part.is_linear)

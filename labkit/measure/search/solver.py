@@ -60,7 +60,7 @@ class Solver:
         self.weights = _weights_of_parts(sensitivity)
         self.measured: list[dict[str, Any]] = []  # of each plan tried: round, bytes, predicted_kl, kl
         self._take(KEPT_DTYPES[0])
-        whole = judge.predicted_bytes(_nothing(self.dtype))
+        whole = judge.prepared.predicted_bytes(_nothing(self.dtype))
         # what no choice changes: norms, and what is tied or has no candidate
         self.fixed = whole - sum(unit.options[0].bytes for unit in self.units)
 

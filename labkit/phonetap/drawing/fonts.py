@@ -114,7 +114,7 @@ def limited_characters() -> frozenset[str]:
     path = fonts_folder() / "characters.txt"
     if not path.exists():
         raise LabError(
-            f"{path} is missing: make the fonts with `python -m labkit.models.pocket.training.fonts`"
+            f"{path} is missing: in a checkout, make the fonts with `python -m labkit.models.pocket.training.fonts`"
         )
     return frozenset(path.read_text(encoding="utf-8").rstrip("\n")) | frozenset(map(chr, range(32, 127)))
 
@@ -124,7 +124,7 @@ def _load(name: str, size: float) -> Face:
     path = fonts_folder() / name
     if not path.exists():
         raise LabError(
-            f"{path} is missing: make the fonts with `python -m labkit.models.pocket.training.fonts`"
+            f"{path} is missing: in a checkout, make the fonts with `python -m labkit.models.pocket.training.fonts`"
         )
     return Face(path, size)
 

@@ -52,7 +52,7 @@ def interpreter() -> str:
         return sys.executable
     raise LabError(
         "vLLM is not installed: install it into an environment of its own, and name that environment's Python in "
-        f"${INTERPRETER_VARIABLE} (`make test-vllm` makes one for the CPU)"
+        f"${INTERPRETER_VARIABLE} (in a checkout, `make test-vllm` makes one for the CPU)"
     )
 
 

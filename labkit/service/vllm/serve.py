@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.common.formats import format_bytes
-from labkit.models.checkpoint import Checkpoint
-from labkit.models.families import find_roles
-from labkit.models.spec import ModelSpec, get_spec
+from labkit.models.spec import ModelSpec
 from labkit.plans.resolved import ResolvedPlan
 from labkit.service import log
 from labkit.service.backend import served_names
@@ -44,24 +42,16 @@ def serve_vllm(model: str, plan: str | None, options: ServiceOptions, vllm: Vllm
     Raises:
         LabError: vLLM is not there, or cannot do what the plan or the GPUs ask for; before anything is started.
     """
-    from labkit.loading.manifest import Manifest
-    from labkit.loading.restore import check_stored_plan, resolve_stored
-    from labkit.plans.plan import as_plan
+    from labkit.loading.prepare import Prepared
 
     with listening(options) as listener:
         warn(options)
         python = interpreter()
-        spec = get_spec(model)
-        checkpoint = Checkpoint(spec)
+        prepared = Prepared.of(model)
+        spec, checkpoint = prepared.spec, prepared.checkpoint
         check_model(checkpoint, vllm)
-        skeleton = checkpoint.skeleton()
-        if spec.is_quantized:
-            manifest = Manifest.read(spec.folder)
-            check_stored_plan(spec, manifest, plan)
-            resolved, _ = resolve_stored(manifest, skeleton, "cpu", spec.folder)
-        else:
-            resolved = as_plan(plan or "bf16").resolve(skeleton, roles=find_roles(skeleton))
-        check_plan(resolved, skeleton, vllm)
+        resolved = prepared.resolve(prepared.choose_plan(plan or None))
+        check_plan(resolved, prepared.skeleton, vllm)
         log.info(f"Loading {spec.name} with plan {resolved.plan.name} by vLLM...")
         folder = exported(spec, resolved)
         names, port = served_names(spec.name, options), _free_port()
