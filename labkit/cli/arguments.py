@@ -1,41 +1,186 @@
-"""What the commands' arguments have in common: numbers that are checked, the machine."""
+"""What the commands have in common: how a command is added, and ``--config FILE.yaml``."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from labkit.common.errors import LabError
+from labkit.common.options import Kind
 
 MODEL = "a name from `labkit models`, a checkpoint's folder, a folder of `labkit quantize`, or a hub id"
+UNQUANTIZED_MODEL = "a name from `labkit models`, a checkpoint's folder, or a hub id"
+CONFIG = "config.yaml"
+count = Kind(int, least=1)
+"""A whole number of at least 1."""
 
 
-def add_machine(command: argparse.ArgumentParser) -> None:
-    """``--device`` and ``--threads``."""
-    command.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N, or several GPUs, cuda:0,cuda:1 (auto)"
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, as all other errors of this command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message} (see `{self.prog} --help`)")
+
+
+class CommandParser(Parser):
+    """Takes options between the positional arguments, ``labkit ask pocket --image FILE "instruction"``, and what the
+    command line leaves out from ``--config FILE``."""
+
+    _nested = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, intermixed (which calls this method again for each kind of argument)."""
+        if self._nested:
+            return super().parse_known_args(args, namespace)
+        self._nested = True
+        try:
+            path = self._config_path(args)
+            if path is None:
+                return self.parse_known_intermixed_args(args, namespace)
+            values = read_config(path, self)
+            defaults = {action.dest: action.default for action in self.settings()}
+            for action in self.settings():
+                action.default = argparse.SUPPRESS
+                if action.dest in values:
+                    action.required, action.nargs = False, action.nargs if action.option_strings else "?"
+            for group in self._mutually_exclusive_groups:
+                group.required = group.required and not _names(group) & values.keys()
+            parsed, rest = self.parse_known_intermixed_args(args, namespace)
+            for group in self._mutually_exclusive_groups:
+                if any(hasattr(parsed, name) for name in _names(group)):
+                    values = {name: value for name, value in values.items() if name not in _names(group)}
+            for name, default in defaults.items():
+                if not hasattr(parsed, name):
+                    setattr(parsed, name, values.get(name, default))
+            return parsed, rest
+        finally:
+            self._nested = False
+
+    def settings(self) -> list[argparse.Action]:
+        """The arguments that a configuration file may hold."""
+        return [action for action in self._actions if action.dest not in ("help", "config")]
+
+    def _config_path(self, args: Sequence[str] | None) -> str | None:
+        if not any(action.dest == "config" for action in self._actions):
+            return None
+        probe = Parser(prog=self.prog, add_help=False)
+        probe.add_argument("--config")
+        return probe.parse_known_args(args)[0].config
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    help: str,
+    description: str | None = None,
+    epilog: str | None = None,
+    *,
+    config: bool = True,
+) -> CommandParser:
+    """A command that calls ``run`` with the parsed arguments, its own ``CommandParser`` among them as ``command``."""
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=description or f"{help[0].upper()}{help[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--threads", type=count, metavar="N", help="CPU threads (all cores)")
+    if config:
+        command.add_argument(
+            "--config", metavar="FILE", help="a YAML file with any of these arguments; those given here win"
+        )
+    command.set_defaults(run=run, command=command)
+    return command
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    value = _whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
+def read_config(path: str, command: CommandParser) -> dict[str, Any]:
+    """The arguments in a configuration file, by the names that the parsed ones have.
 
+    Raises:
+        LabError: names the file, the key, and what is known.
+    """
+    import yaml
 
-def count_or_none(text: str) -> int:
-    """A whole number of at least 0."""
-    value = _whole_number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return value
-
-
-def listed(text: str) -> list[str]:
-    """The parts of a text with commas between them."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _whole_number(text: str) -> int:
     try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise LabError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(content, dict):
+        raise LabError(f"{path} must hold one `option: value` a line")
+    name = command.prog.split()[-1]
+    if (named := content.pop("command", name)) != name:
+        raise LabError(f"{path} is for `labkit {named}`, not for `labkit {name}`")
+    actions = {_key(action): action for action in command.settings()}
+    values = {}
+    for key, value in content.items():
+        if key not in actions:
+            raise LabError(f"{path}: unknown key {key!r}; known are {', '.join(actions)}")
+        try:
+            values[actions[key].dest] = _checked(actions[key], value)
+        except argparse.ArgumentTypeError as error:
+            raise LabError(f"{path}: {key} {error}; `labkit {name} --help` explains it") from None
+    for group in command._mutually_exclusive_groups:
+        if len(given := [_key(action) for action in group._group_actions if action.dest in values]) > 1:
+            raise LabError(f"{path}: {' and '.join(given)} exclude each other; give one")
+    return values
+
+
+@contextmanager
+def kept_config(options: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """Write ``config.yaml``, which repeats the command, into a result folder when the block is done or interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            write_config(options, folder)
+        raise
+    write_config(options, folder)
+
+
+def write_config(options: argparse.Namespace, folder: Path) -> None:
+    """Write the arguments of a command to ``config.yaml`` in its result folder."""
+    import yaml
+
+    from labkit.common.files import atomic_path
+
+    name = options.command.prog.split()[-1]
+    content: dict[str, Any] = {"command": name}
+    for action in options.command.settings():
+        value = str(folder) if action.dest == "output" else getattr(options, action.dest)
+        if value is not None:
+            content[_key(action)] = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    with atomic_path(folder / CONFIG) as temporary:
+        head = f"# Repeats this run: labkit {name} --config {CONFIG}\n"
+        temporary.write_text(head + text, encoding="utf-8")
+
+
+def result_folder(options: argparse.Namespace, kind: str | None = None) -> Path:
+    """Where the results of a command go: ``--output``, or ``results/KIND-MODEL``."""
+    from labkit.models.spec import get_spec
+
+    model = Path(get_spec(options.model).name).name
+    return Path(options.output or Path("results") / (f"{kind}-{model}" if kind else model))
+
+
+def _checked(action: argparse.Action, value: Any) -> Any:
+    if value is None and action.default is None and not action.required:
+        return None
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return Kind(bool).check(value)
+    kind = action.type if isinstance(action.type, Kind) else Kind()
+    if isinstance(action, argparse._AppendAction):
+        return list(Kind(kind.base, many=True).check(value))
+    return kind.check(value)
+
+
+def _key(action: argparse.Action) -> str:
+    return action.option_strings[0].removeprefix("--") if action.option_strings else action.dest
+
+
+def _names(group: Any) -> set[str]:
+    return {action.dest for action in group._group_actions}

@@ -1,72 +1,62 @@
-"""``labkit ask`` and ``labkit screen``: one question, one screenshot."""
+"""``labkit ask``: one request, its answer printed as it comes."""
 
 import argparse
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from labkit.cli.arguments import MODEL, add_machine, count, count_or_none
-from labkit.cli.compare import _add_thinking
+from labkit.cli.arguments import MODEL, add_command
 from labkit.common.errors import LabError
 from labkit.common.formats import format_rate_per_s, format_seconds
+from labkit.common.options import add_options, option, settings_of
+from labkit.loading.options import LoadOptions
 
 
-def add_ask(commands: argparse._SubParsersAction) -> None:
-    """``labkit ask``."""
-    command = commands.add_parser(
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(LoadOptions):
+    """What is asked beside the words, and how the answer is generated."""
+
+    image: str | None = option(None, "a screenshot", metavar="FILE")
+    audio: str | None = option(None, "a recording (wav, flac, ogg or mp3)", metavar="FILE")
+    max_new_tokens: int = option(512, "longest answer", least=1)
+    temperature: float = option(0.0, "0 takes the likeliest token", metavar="T")
+    seed: int | None = option(None, "makes sampling repeatable", least=0)
+    thinking: bool = option(False, "let the model think before it answers")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    command = add_command(
+        commands,
         "ask",
-        help="ask a model one thing, with an image, a recording, or both",
-        description="Ask a model one thing and print its answer as it comes.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=(
+        run,
+        "ask a model one thing, with an image, a recording, or both",
+        "Ask a model one thing and print its answer as it comes.",
+        (
             "examples:\n"
-            '  labkit ask pocket --image screen.png "open the settings" --thinking\n'
+            "  labkit screen --seed 1 --output screen.png\n"
+            '  labkit ask pocket --image screen.png "open App Store" --thinking\n'
             "  labkit ask pocket --image screen.png --audio command.wav --plan int4"
         ),
     )
     command.add_argument("model", help=MODEL)
     command.add_argument("instruction", nargs="?", help="what is asked, in writing")
-    command.add_argument("--image", metavar="FILE", help="a screenshot")
-    command.add_argument("--audio", metavar="FILE", help="a recording (wav, flac, ogg or mp3)")
-    command.add_argument(
-        "--plan", help="a name from `labkit plans`, or a YAML file (bf16; a quantized folder has its own)"
-    )
-    command.add_argument(
-        "--max-new-tokens", type=count, default=512, metavar="N", help="longest answer (512)"
-    )
-    command.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)"
-    )
-    command.add_argument("--seed", type=count_or_none, metavar="N", help="makes sampling repeatable")
-    add_machine(command)
-    _add_thinking(command)
-    command.set_defaults(run=ask)
+    add_options(command, AskOptions)
 
 
-def add_screen(commands: argparse._SubParsersAction) -> None:
-    """``labkit screen``."""
-    command = commands.add_parser(
-        "screen",
-        help="draw a phone screen of the benchmark",
-        description="Draw a PhoneTap screen. The same seed always draws the same one.",
-    )
-    command.add_argument("--seed", type=count_or_none, required=True, metavar="N", help="which screen")
-    command.add_argument("--output", required=True, metavar="FILE", help="a .png file")
-    command.set_defaults(run=screen)
-
-
-def ask(options: argparse.Namespace) -> None:
-    """``labkit ask``: everything given is read and checked before the model is loaded."""
+def run(options: argparse.Namespace) -> None:
+    """Everything given is read and checked before the model is loaded."""
     from labkit.common.messages import load_audio, load_image
 
+    given = settings_of(options, AskOptions)
     content: list[dict[str, Any]] = []
-    if options.image:
-        content.append({"type": "image", "image": load_image(options.image)})
-    if options.audio:
-        content.append({"type": "audio", "audio": load_audio(options.audio)})
+    if given.image:
+        content.append({"type": "image", "image": load_image(given.image)})
+    if given.audio:
+        content.append({"type": "audio", "audio": load_audio(given.audio)})
     if options.instruction and options.instruction.strip():
         content.append({"type": "text", "text": options.instruction})
-    elif not options.audio:
+    elif not given.audio:
         raise LabError("nothing is asked: give an instruction, or --audio with a spoken one")
 
     import torch
@@ -76,40 +66,24 @@ def ask(options: argparse.Namespace) -> None:
     from labkit.measure.job import check_senses
 
     settings = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
+        "max_new_tokens": given.max_new_tokens,
+        "temperature": given.temperature,
+        "seed": given.seed,
     }
     SamplingSettings(**settings)  # refuses what is wrong before the model is read
     check_senses(options.model, [part["type"] for part in content if part["type"] != "text"])
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    engine = load(options.model, options.plan, options.device, progress=False)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    engine = load(options.model, given.plan, given.device, progress=False)
     conversation = [{"role": "user", "content": content}]
-    stream = engine.stream(conversation, enable_thinking=options.thinking, **settings)
+    stream = engine.stream(conversation, enable_thinking=given.thinking, **settings)
     for delta in stream:
         print(delta, end="", flush=True)
     print(flush=True)
     done = stream.generation
-    told = f"{done.completion_tokens} tokens, first after {format_seconds(done.ttft_s)}"
+    summary = f"{done.completion_tokens} tokens, first after {format_seconds(done.ttft_s)}"
     if done.decode_tokens_per_s:
-        told += f", then {format_rate_per_s(done.decode_tokens_per_s)}"
-    print(told + (", cut off: --max-new-tokens" if done.finish_reason == "length" else ""), file=sys.stderr)
-
-
-def screen(options: argparse.Namespace) -> None:
-    """``labkit screen``: draw one, and say what could be asked of it."""
-    from labkit import phonetap
-    from labkit.common.files import atomic_path
-
-    path = Path(options.output)
-    if path.suffix.lower() != ".png":
-        raise LabError(f"--output must end in .png, not {path.suffix or path.name!r}")
-    item = phonetap.items(split="typed", count=1, seed=options.seed, part="test")[0]
-    try:
-        with atomic_path(path) as temporary:
-            item.screen.image.save(temporary)
-    except OSError as error:
-        raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
-    width, height = item.screen.size
-    print(f"{path}: {width}×{height} pixels; try the instruction: {item.instruction}")
+        summary += f", then {format_rate_per_s(done.decode_tokens_per_s)}"
+    print(
+        summary + (", cut off: --max-new-tokens" if done.finish_reason == "length" else ""), file=sys.stderr
+    )

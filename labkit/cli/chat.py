@@ -1,26 +1,43 @@
-"""``labkit chat``: its arguments, and what it does."""
+"""``labkit chat``: the chat window, with services of its own or running ones."""
 
 import argparse
 import contextlib
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+from labkit.cli.arguments import add_command
 from labkit.common.errors import LabError
+from labkit.common.options import add_options, option
 
 URL = "http://127.0.0.1:8000/v1"
 
 
-def add_chat(commands: "argparse._SubParsersAction") -> None:
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """The services of the chat, and its window."""
+
+    plans: tuple[str, ...] = option((), "one plan, or two for A/B", metavar="A,B", usual="bf16")
+    api_key: str = option("EMPTY", "key of these services", metavar="KEY")
+    host: str = option("127.0.0.1", "address to listen on", metavar="ADDRESS")
+    port: int | None = option(None, "port of the window", least=0, usual="7860, or the next free one")
+    language: str = option("en", "the window's language", ("en", "zh"))
+    browser: bool = option(True, "open a browser")
+
+
+def add(commands: Any) -> None:
     """Add the command to the command line."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "chat",
-        help="open the chat window",
-        description=(
+        run,
+        "open the chat window",
+        (
             "Open a window to talk to a phone agent: text, pictures, speech, its taps drawn on the screen; two\n"
             "services side by side. With a MODEL it starts services for it and stops them at the end."
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=(
+        (
             "examples:\n"
             "  labkit chat pocket\n"
             "  labkit chat pocket --plans fp32,int4        # A/B\n"
@@ -28,25 +45,15 @@ def add_chat(commands: "argparse._SubParsersAction") -> None:
         ),
     )
     command.add_argument("model", nargs="?", help="start services for this model, as `labkit serve` does")
-    command.add_argument("--plans", metavar="A,B", help="one plan, or two for A/B (bf16)")
     command.add_argument(
         "--url", action="append", metavar="URL", help=f"a running service; twice for A/B ({URL})"
     )
-    command.add_argument("--api-key", default="EMPTY", metavar="KEY", help="key of these services (EMPTY)")
-    command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (127.0.0.1)")
-    command.add_argument(
-        "--port", type=int, metavar="N", help="port of the window (7860, or the next free one)"
-    )
-    command.add_argument("--language", choices=("en", "zh"), default="en", help="the window's language (en)")
-    command.add_argument(
-        "--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser (--browser)"
-    )
-    command.set_defaults(run=chat)
+    add_options(command, ChatOptions)
 
 
-def chat(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Open the window, and stay until Ctrl-C."""
-    plans = options.plans.split(",") if options.plans else []
+    plans = list(options.plans)
     if options.url and (options.model or plans):
         raise LabError("give a MODEL to start services for, or --url of running ones, not both")
     if len(plans) > 2 or len(options.url or []) > 2:
@@ -76,7 +83,7 @@ def _open(options: argparse.Namespace, plans: list[str]) -> None:
         if options.model or plans:
             for plan in plans or ["bf16"]:
                 print(f"Starting {options.model or 'pocket'} in {plan} …", flush=True)
-                endpoint, service = local.start(options.model or "pocket", plan.strip())
+                endpoint, service = local.start(options.model or "pocket", plan)
                 started.append((endpoint, service))
             endpoints = [endpoint for endpoint, _ in started]
         else:

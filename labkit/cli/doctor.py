@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from labkit.cli.arguments import add_command
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
@@ -306,7 +309,11 @@ def _training() -> Iterator[Finding]:
     yield Finding("Training only", NOTE, text)
 
 
-def doctor(options: argparse.Namespace) -> int | None:
-    """``labkit doctor``."""
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    add_command(commands, "doctor", run, "say what this machine can run, and what is missing", config=False)
 
+
+def run(options: argparse.Namespace) -> int:
+    """Print the diagnosis."""
     return examine()

@@ -1,28 +1,32 @@
-"""``labkit fit``: its arguments, and what it prints."""
+"""``labkit fit``: which plans fit a device's memory."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from labkit.cli.arguments import count
+from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, kept_config, result_folder
 from labkit.common.errors import LabError
+from labkit.common.options import add_options
+from labkit.measure.options import FitOptions
 
-CONTEXT = 4096
 
-
-def add_fit(commands: argparse._SubParsersAction) -> None:
-    """``labkit fit``."""
-    command = commands.add_parser(
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    command = add_command(
+        commands,
         "fit",
-        help="say which plans fit a device's memory",
-        description=(
+        run,
+        "say which plans fit a device's memory",
+        (
             "Predict what each plan needs, from the model's configuration alone: weights, the KV cache of one\n"
             "conversation, the activations of the longest prompt (a screenshot in it), and room to work in;\n"
             "and the decode speed that the memory's bandwidth allows at best. Nothing is loaded."
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=(
+        (
             "examples:\n"
             "  labkit fit autoglm-phone-9b --memory 8GB\n"
             "  labkit fit autoglm-phone-9b --card rtx-4090 --context 25480\n"
@@ -32,35 +36,18 @@ def add_fit(commands: argparse._SubParsersAction) -> None:
             "prediction was off; fit.json in --output keeps it."
         ),
     )
-    command.add_argument("model", help="a name from `labkit models`, a checkpoint's folder, or a hub id")
-    where = command.add_mutually_exclusive_group()
-    where.add_argument("--memory", metavar="8GB", help="free memory of the device")
-    where.add_argument("--card", metavar="NAME", help="a graphics card, such as rtx-4090 or h100")
-    command.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (the card's)")
-    command.add_argument(
-        "--context", type=count, default=CONTEXT, metavar="N", help=f"tokens of the conversation ({CONTEXT})"
-    )
-    command.add_argument(
-        "--screen", default="1080x2400", metavar="WxH", help="the screenshot's pixels, or none (1080x2400)"
-    )
-    command.add_argument(
-        "--max-pixels", type=count, metavar="N", help="limit of the image processor (the model's)"
-    )
-    command.add_argument("--plans", metavar="A,B,…", help="names or files (every preset)")
-    command.add_argument(
-        "--check", action="store_true", help="measure what was predicted, with random weights"
-    )
-    command.add_argument("--device", default="auto", help="with --check: auto, cpu, cuda or cuda:N (auto)")
-    command.add_argument(
-        "--output", metavar="FOLDER", help="with --check: where fit.json goes (results/fit-MODEL)"
-    )
-    command.set_defaults(run=fit)
+    command.add_argument("model", help=UNQUANTIZED_MODEL)
+    device = command.add_mutually_exclusive_group()
+    add_options(device, FitOptions, ("memory", "card"))
+    names = [item.name for item in fields(FitOptions) if item.name not in ("memory", "card")]
+    add_options(command, FitOptions, names)
 
 
-def fit(options: argparse.Namespace) -> int | None:
-    """What ``labkit fit`` does."""
+def run(options: argparse.Namespace) -> int | None:
+    """Predict and print the table, or measure with ``--check``."""
     if options.check:
-        return _check(options)
+        with kept_config(options, result_folder(options, "fit")):
+            return _check(options)
     if not options.memory and not options.card:
         raise LabError("give the device's memory (--memory 8GB) or a card (--card rtx-4090); or --check")
     from labkit.cli.terminal import console, make_table
@@ -73,7 +60,7 @@ def fit(options: argparse.Namespace) -> int | None:
     if options.bandwidth is not None and not options.bandwidth > 0:
         raise LabError(f"--bandwidth is {options.bandwidth:g}; it is a number of GB a second above 0")
     bandwidth = options.bandwidth * 1e9 if options.bandwidth else card.bandwidth_bytes_per_s if card else None
-    plans = [name.strip() for name in options.plans.split(",")] if options.plans else presets()
+    plans = options.plans or presets()
     found = needs(
         options.model, plans, context=options.context, screen=_pixels(options.screen),
         max_pixels=options.max_pixels,
@@ -100,8 +87,6 @@ def fit(options: argparse.Namespace) -> int | None:
 
 def _check(options: argparse.Namespace) -> int:
     """``labkit fit --check``: each plan in a process of its own. Returns 1 if a prediction is off, or a plan failed."""
-    from pathlib import Path
-
     from labkit.cli.terminal import console, make_table
     from labkit.common.errors import WorkerFailedError
     from labkit.common.machine import environment, gpus, usable_cores
@@ -112,9 +97,9 @@ def _check(options: argparse.Namespace) -> int:
     from labkit.results.fit import FitCheck
 
     spec, screen = get_spec(options.model), _pixels(options.screen)
-    names = [name.strip() for name in options.plans.split(",")] if options.plans else presets()
+    names = options.plans or presets()
     plans = [name for name in names if not QuantizationPlan.from_yaml(name).requires_calibration]
-    output = Path(options.output or Path("results") / f"fit-{Path(spec.name).name}")
+    output = result_folder(options, "fit")
     records, failures = [], {}
     page = console()
     for plan in plans:

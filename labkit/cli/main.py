@@ -1,4 +1,4 @@
-"""The command ``labkit``: arguments, help and exit codes. What the commands do is in `labkit.cli.listing`.
+"""The command ``labkit``: its commands, help and exit codes. Each command is a file of this folder.
 
 Exit codes: 0 done; 1 a plan failed, or the lab itself; 2 something asked for is wrong (one line on standard
 error says what); 130 interrupted.
@@ -8,44 +8,35 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from labkit import __version__
-from labkit.cli.ask import add_ask, add_screen
-from labkit.cli.bench import add_bench_gpu
-from labkit.cli.chat import add_chat
-from labkit.cli.compare import add_compare, add_plot
-from labkit.cli.context import add_context
-from labkit.cli.doctor import doctor
-from labkit.cli.fit import add_fit
-from labkit.cli.listing import models, plans
-from labkit.cli.quantize import add_export, add_quantize
-from labkit.cli.search import add_perplexity, add_search, add_sensitivity
-from labkit.cli.serve import add_serve
+from labkit.cli import (
+    ask,
+    bench_gpu,
+    chat,
+    compare,
+    context,
+    doctor,
+    export,
+    fit,
+    models,
+    perplexity,
+    plans,
+    plot,
+    quantize,
+    screen,
+    search,
+    sensitivity,
+    serve,
+)
+from labkit.cli.arguments import CommandParser, Parser
 from labkit.common.errors import LabError
 
-
-class Parser(argparse.ArgumentParser):
-    """Errors in one line, as all other errors of this command."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LabError(f"{message} (see `{self.prog} --help`)")
-
-
-class CommandParser(Parser):
-    """Takes options between the positional arguments: ``labkit ask pocket --image FILE "instruction"``."""
-
-    _nested = False
-
-    def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, intermixed (which calls this method again for each kind of argument)."""
-        if self._nested:
-            return super().parse_known_args(args, namespace)
-        self._nested = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._nested = False
+COMMANDS = (
+    *(compare, ask, quantize, export, screen, plot),
+    *(sensitivity, search, perplexity, fit, context, bench_gpu),
+    *(serve, chat, models, plans, doctor),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,11 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=(
             "examples:\n"
-            "  labkit compare pocket --plans fp32,int8,int4 --items 200 --output results/first\n"
-            "  labkit quantize pocket --plan int4 --output pocket-int4\n"
-            "  labkit plot results/first --output comparison.svg\n"
             "  labkit screen --seed 1 --output screen.png\n"
-            '  labkit ask pocket --image screen.png "Open App Store"\n'
+            '  labkit ask pocket --image screen.png "open App Store"\n'
+            "  labkit compare pocket --plans fp32,int8,int4 --items 200 --output results/first\n"
+            "  labkit compare --config results/first/config.yaml\n"
+            "  labkit plot results/first --output comparison.svg\n"
+            "  labkit quantize pocket --plan int4 --output pocket-int4\n"
             "  labkit search pocket --memory 20MB\n"
             "  labkit fit autoglm-phone-9b --memory 8GB\n"
             "  labkit serve pocket --plan int8 --port 8000\n"
@@ -85,35 +77,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"labkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
-    add_compare(commands)
-    add_ask(commands)
-    add_quantize(commands)
-    add_export(commands)
-    add_screen(commands)
-    add_plot(commands)
-    add_sensitivity(commands)
-    add_search(commands)
-    add_perplexity(commands)
-    add_fit(commands)
-    add_context(commands)
-    add_bench_gpu(commands)
-    add_serve(commands)
-    add_chat(commands)
-    for name, run, text in (
-        ("models", models, "list the models that can be named"),
-        ("plans", plans, "list the quantization plans"),
-        ("doctor", doctor, "say what this machine can run, and what is missing"),
-    ):
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=run)
-        if name == "models":
-            command.add_argument(
-                "folder",
-                nargs="?",
-                help="a folder of `labkit quantize`: check its files, and say what is in it",
-            )
-        if name == "plans":
-            command.add_argument(
-                "--model", metavar="MODEL", help="also predict the bytes of this model under every plan"
-            )
+    for command in COMMANDS:
+        command.add(commands)
     return parser

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 WIDTH_WITHOUT_TERMINAL = 120
@@ -36,3 +37,16 @@ def make_table(
         style = "italic dim" if row[0] == ARTICLE_ROW else ""
         table.add_row(*(Text(cell) for cell in row), style=style)
     return table
+
+
+def write_chart(path: Path, chart: Any) -> None:
+    """Write a plotly chart as a page that opens offline."""
+    from labkit.common.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        chart.write_html(temporary, include_plotlyjs=True)
+
+
+def print_files(screen: Any, *paths: Any) -> None:
+    """Print paths, a line each, so that they can be copied whole."""
+    screen.print("\n".join(map(str, paths)), highlight=False, soft_wrap=True)

@@ -7,11 +7,12 @@ gets a text, the first part of which calibrates, the next compares and the last 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.common.errors import LabError
+from labkit.common.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,14 +30,12 @@ class Datasets:
     """How much of what: for phone agents the counts are items, for other models sequences of ``length`` tokens from
     ``text``."""
 
-    calibration: int = field(default=64, metadata={"help": "items, or sequences, that calibrate"})
-    probe: int = field(default=24, metadata={"help": "those whose answers' distributions are compared"})
-    validation: int = field(default=100, metadata={"help": "those on which plans are scored; 0 for none"})
-    text: str | None = field(
-        default=None, metadata={"help": "a file of plain text, for a model that takes no images"}
-    )
-    length: int = field(default=256, metadata={"help": "tokens of a sequence of text"})
-    seed: int = field(default=0, metadata={"help": "draws other items, or sequences, that calibrate"})
+    calibration: int = option(64, "items, or sequences, to calibrate on", least=1)
+    probe: int = option(24, "items, or sequences, whose answers' distributions are compared", least=1)
+    validation: int = option(100, "items, or sequences, on which plans are scored; 0 for none", least=0)
+    text: str | None = option(None, "a plain text file, for a model that takes no images", metavar="FILE")
+    length: int = option(256, "tokens of a sequence of text", least=1)
+    seed: int = option(0, "draws other items, or sequences, to calibrate on", least=0)
 
     def __post_init__(self) -> None:
         for name in ("calibration", "probe", "validation", "length", "seed"):

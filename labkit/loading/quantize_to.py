@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 
 from labkit.common.errors import CheckpointError, Interrupted
 from labkit.loading.calibration import Fingerprinted, default_calibration
-from labkit.loading.datasets import Datasets
 from labkit.loading.load import load_prepared
+from labkit.loading.options import CalibrationOptions
 from labkit.loading.prepare import Prepared, choose_device
 from labkit.loading.save import check_space, check_target, save
 from labkit.models.spec import ModelSpec
@@ -28,20 +28,8 @@ from labkit.plans.plan import QuantizationPlan, as_plan
 TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that is shorter
 
 
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """What a plan that looks at activations is shown: PhoneTap's calibration items, or a text."""
-
-    items: int = field(
-        default=Datasets.calibration,
-        metadata={"help": "how many calibration items, or sequences of the text"},
-    )
-    seed: int | None = field(default=None, metadata={"help": "draw other items than the standard set"})
-    text: str | None = field(default=None, metadata={"help": "a text file, for models that see no screens"})
-
-    def __post_init__(self) -> None:
-        if type(self.items) is not int or self.items < 1:
-            raise CheckpointError(f"calibration items must be at least 1, not {self.items!r}")
+class CalibrationSettings(CalibrationOptions):
+    """`CalibrationOptions` that draw their batches."""
 
     def batches(self, prepared: Prepared, dtype: torch.dtype) -> Fingerprinted:
         """The calibration batches for a model.

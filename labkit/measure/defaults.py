@@ -15,14 +15,3 @@ CANDIDATES = ("gptq-2bit", "gptq-3bit", "gptq-4bit", "int8", "gptq-8bit")
 
 PERPLEXITY_PLANS = ("int8", "gptq", "awq", "hqq", "nf4", "int4")
 """Plans that `labkit perplexity` compares."""
-
-OPTION_HELP = {
-    "items": "how many test items (200)",
-    "split": "typed, spoken, hard, or all: which items (all)",
-    "seed": "draw other test items than the standard set",
-    "batch-size": "answers at a time (8)",
-    "device": "auto, cpu, cuda, cuda:N, or several GPUs, cuda:0,cuda:1 (auto)",
-    "thinking": "let the model think before it answers (--no-thinking)",
-    "output": "where results.json and report.html go (results/MODEL)",
-}
-"""What the options of a comparison mean, for the command line and for widgets."""

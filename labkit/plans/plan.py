@@ -39,6 +39,7 @@ import yaml
 
 from labkit.common.errors import PlanError
 from labkit.common.files import assets_folder, atomic_path
+from labkit.common.options import option
 from labkit.models.checkpoint import LoadError
 from labkit.plans.rule import Rule
 from labkit.quantization import DTYPES, get_scheme
@@ -60,13 +61,11 @@ _USUAL = [
 class RuntimeOptions:
     """What the engine does besides multiplying weights."""
 
-    kv_cache: str | None = field(
-        default=None,
-        metadata={"help": "dtype of the KV cache; none: the plan's default", "choices": KV_CACHE_DTYPES},
+    kv_cache: str | None = option(
+        None, "dtype of the KV cache; none: the plan's default", choices=KV_CACHE_DTYPES
     )
-    sliding_window: int | None = field(
-        default=None,
-        metadata={"help": "tokens of the past each token attends to, besides the first 4; none: all of them"},
+    sliding_window: int | None = option(
+        None, "tokens of the past each token attends to, besides the first 4; none: all of them"
     )
 
     @property

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labkit.common.options import option
 from labkit.quantization import affine
 from labkit.quantization.int4 import Int4, Int4Linear
 from labkit.quantization.kernels.reference import row_slices
 from labkit.quantization.linear import ScaledInput
 from labkit.quantization.range_search import diagonal_blocks, search_qparams, weighted_squares
-from labkit.quantization.scheme import option, register
+from labkit.quantization.scheme import register
 from labkit.quantization.statistics import InputStatistics
 
 SLICE_ELEMENTS = 2**20

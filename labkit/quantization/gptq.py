@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from labkit.common.errors import SchemeError
+from labkit.common.options import option
 from labkit.quantization import affine
 from labkit.quantization.gptq_blocks import refine_block, run_block, solve_block
 from labkit.quantization.int4 import Int4, Int4Linear
 from labkit.quantization.kernels.reference import row_slices
 from labkit.quantization.range_search import search_qparams
-from labkit.quantization.scheme import option, register
+from labkit.quantization.scheme import register
 from labkit.quantization.statistics import InputStatistics
 
 TRIES = 8

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labkit.common.options import option
 from labkit.quantization import affine
 from labkit.quantization.int4 import Int4, Int4Linear
 from labkit.quantization.kernels.reference import row_slices
-from labkit.quantization.scheme import option, register
+from labkit.quantization.scheme import register
 
 SLICE_ELEMENTS = 2**18
 BETA, GROWTH = 10.0, 1.01  # weight of the split, and its growth from round to round

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from labkit.common.errors import SchemeError
+from labkit.common.options import option
 from labkit.quantization import affine
 from labkit.quantization.kernels import cpu_int4, cuda
 from labkit.quantization.kernels.cuda_products import Packed
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices, sliced_multiply
 from labkit.quantization.linear import QuantizedLinear
-from labkit.quantization.scheme import Scheme, bias_bytes, check_group_size, option, register
+from labkit.quantization.scheme import Scheme, bias_bytes, check_group_size, register
 
 
 class Int4Linear(QuantizedLinear):

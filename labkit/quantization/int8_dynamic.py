@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import SchemeError
+from labkit.common.options import option
 from labkit.quantization.int8 import Int8Linear, Int8Scheme
 from labkit.quantization.kernels.int8 import int8_dynamic_multiply
 from labkit.quantization.linear import ScaledInput
-from labkit.quantization.scheme import option, register
+from labkit.quantization.scheme import register
 from labkit.quantization.statistics import InputStatistics
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labkit.common.options import option
 from labkit.quantization.kernels.bnb import bitsandbytes_functional
 from labkit.quantization.linear import QuantizedLinear
-from labkit.quantization.scheme import Scheme, bias_bytes, option, register
+from labkit.quantization.scheme import Scheme, bias_bytes, register
 
 
 class LLMInt8Linear(QuantizedLinear):

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labkit.common.options import option
 from labkit.quantization.kernels import cpu_nf4
 from labkit.quantization.kernels.bnb import bitsandbytes_functional
 from labkit.quantization.kernels.reference import CACHE_ELEMENTS, sliced_multiply
 from labkit.quantization.linear import QuantizedLinear
-from labkit.quantization.scheme import DTYPES, Scheme, bias_bytes, check_group_size, option, register
+from labkit.quantization.scheme import DTYPES, Scheme, bias_bytes, check_group_size, register
 
 NESTED_BLOCK = 256  # statistics that share one scale, fixed in bitsandbytes
 

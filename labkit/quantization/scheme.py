@@ -2,10 +2,10 @@
 
 To add a scheme: one file in this folder with a dataclass derived from `Scheme`, decorated with
 ``@register("name")`` and imported in ``__init__.py``. The options are the dataclass's fields, made by
-`option`, whose help text is what the command line, the widgets and the documentation show.
+`labkit.common.options.option`, whose help text is what the command line, the widgets and the documentation show.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,11 +21,6 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, 
 
 
 _REGISTRY: dict[str, type["Scheme"]] = {}
-
-
-def option(default: Any, help: str, choices: tuple | None = None) -> Any:
-    """A dataclass field with its help text and, if they are few, its possible values."""
-    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,56 @@
-"""What a service can be told: one frozen dataclass; the command line's help reads its fields. No torch."""
+"""The options of a service and of its engine, frozen dataclasses whose help the command line reads. No torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from labkit.common.errors import LabError
+from labkit.common.options import option
 
+ENGINES = ("labkit", "vllm")
 API_KEY_VARIABLE = "LABKIT_API_KEY"
 ALIAS = "autoglm-phone-9b"
 """What published clients of AutoGLM call the model; every service answers to it."""
 
 
-def _option(default: Any, help: str, metavar: str = "N") -> Any:
-    return field(default=default, metadata={"help": help, "metavar": metavar})
-
-
 @dataclass(frozen=True)
 class ServiceOptions:
-    """How a service behaves; every field's help is in its metadata (`help_of`)."""
+    """How a service behaves."""
 
-    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 is every one of this machine", "ADDRESS")
-    port: int = _option(8000, "port to listen on")
-    streams: int = _option(8, "most answers that are generated at a time")
-    queue: int = _option(32, "most answers that wait for their turn; further requests get status 429")
-    max_tokens: int = _option(1024, "longest answer of a request that does not say")
-    timeout_s: float = _option(300.0, "seconds after which an answer is given up", "S")
-    grace_s: float = _option(30.0, "seconds that running answers get when the service is stopped", "S")
-    stuck_s: float = _option(120.0, "seconds without a token after which /health says stuck", "S")
-    body_s: float = _option(60.0, "seconds that a client may take to send its request", "S")
-    max_body_bytes: int = _option(32 * 2**20, "largest body of a request, in bytes")
-    max_images: int = _option(10, "most images in one request")
-    max_recordings: int = _option(10, "most recordings in one request")
-    max_choices: int = _option(8, "most answers to one request (its parameter n)")
-    thinking: bool = _option(False, "think where a request does not say (enable_thinking)")
-    allow_remote_images: bool = _option(
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 is every one of this machine", metavar="ADDRESS"
+    )
+    port: int = option(8000, "port to listen on", least=0)
+    streams: int = option(8, "most answers that are generated at a time", least=1)
+    queue: int = option(32, "most answers that wait for their turn; further requests get status 429", least=0)
+    max_tokens: int = option(1024, "longest answer of a request that does not say", least=1)
+    timeout_s: float = option(300.0, "seconds after which an answer is given up", metavar="S")
+    grace_s: float = option(30.0, "seconds that running answers get when the service is stopped", metavar="S")
+    stuck_s: float = option(120.0, "seconds without a token after which /health says stuck", metavar="S")
+    body_s: float = option(60.0, "seconds that a client may take to send its request", metavar="S")
+    max_body_bytes: int = option(32 * 2**20, "largest body of a request, in bytes", least=1)
+    max_images: int = option(10, "most images in one request", least=0)
+    max_recordings: int = option(10, "most recordings in one request", least=0)
+    max_choices: int = option(8, "most answers to one request (its parameter n)", least=1)
+    thinking: bool = option(False, "think where a request does not say (enable_thinking)")
+    allow_remote_images: bool = option(
         False, "fetch image_urls of http and https; never from private addresses"
     )
-    api_key: str | None = field(
-        default=None,
+    api_key: str | None = option(
+        None,
+        f"key that clients must send as a bearer token (also from ${API_KEY_VARIABLE})",
+        metavar="KEY",
         repr=False,
-        metadata={
-            "help": f"key that clients must send as a bearer token (also from ${API_KEY_VARIABLE})",
-            "metavar": "KEY",
-        },
     )
-    served_name: str | None = _option(None, "name that clients call the model by, besides its own", "NAME")
-    cors_origin: str | None = _option(None, "web page that may call the service from a browser", "ORIGIN")
+    served_name: str | None = option(
+        None, "name that clients call the model by, besides its own", metavar="NAME"
+    )
+    cors_origin: str | None = option(
+        None, "web page that may call the service from a browser", metavar="ORIGIN"
+    )
 
     def __post_init__(self):
         counts = ("streams", "max_tokens", "max_body_bytes", "max_choices")
@@ -78,7 +78,26 @@ class ServiceOptions:
             return False
 
 
-def help_of(name: str) -> tuple[str, str, Any]:
-    """Help, metavar and default of one option."""
-    found = next(one for one in dataclasses.fields(ServiceOptions) if one.name == name)
-    return found.metadata["help"], found.metadata["metavar"], found.default
+@dataclass(frozen=True)
+class EngineOptions:
+    """What generates the answers; the rest is vLLM's alone."""
+
+    engine: str = option("labkit", "what generates: the lab's engine, or vLLM", ENGINES)
+    tensor_parallel_size: int = option(1, "with vLLM: GPUs that share each layer of the model", least=1)
+    pipeline_parallel_size: int = option(
+        1, "with vLLM: machines that share the layers of the model, over its Ray back end", least=1
+    )
+    vllm_args: str = option(
+        "",
+        "further arguments for vLLM in one string: --vllm-args='--enforce-eager --swap-space 4'",
+        metavar="ARGUMENTS",
+    )
+
+    def __post_init__(self):
+        if self.engine == "labkit" and (
+            self.tensor_parallel_size > 1 or self.pipeline_parallel_size > 1 or self.vllm_args
+        ):
+            raise LabError(
+                "parallel sizes and --vllm-args need --engine vllm; the lab's engine puts its layers on several "
+                "GPUs by --device cuda:0,cuda:1"
+            )

@@ -111,4 +111,4 @@ def test_what_cannot_be_measured_is_refused(tiny_pocket, tmp_path, capsys):
         with pytest.raises(LabError, match=message):
             measure_growth(tiny_pocket, ["bf16"], contexts=contexts, output=tmp_path / "x", progress=False)
     assert main(["context", "pocket", "--windows", "many"]) == 2
-    assert "'many' is no whole number" in capsys.readouterr().err
+    assert "must be a whole number, not 'many'" in capsys.readouterr().err

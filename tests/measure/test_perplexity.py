@@ -10,7 +10,7 @@ import tiny_models
 import torch
 
 from labkit.cli.main import main
-from labkit.cli.search import _change
+from labkit.cli.perplexity import _change
 from labkit.common.errors import LabError
 from labkit.loading.datasets import DRAWN_FROM, PROBE_SEED, VALIDATION_SEED, Datasets
 from labkit.measure.evaluator import PlanEvaluator

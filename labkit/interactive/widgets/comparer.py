@@ -11,10 +11,11 @@ import ipywidgets
 from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.common.options import help_of
 from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, message
 from labkit.interactive.widgets.running import LABKIT, ComparisonRun, PlanProgress, write_plan
 from labkit.measure.anatomy import Anatomy, dissect
-from labkit.measure.defaults import OPTION_HELP
+from labkit.measure.options import CompareOptions
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan, presets
 from labkit.results.charts.marks import plan_colour
@@ -69,9 +70,10 @@ class Compare(ipywidgets.VBox):
 
     def _make_controls(self, items: int, output: str | None) -> None:
         def common(name: str) -> dict[str, Any]:
+            text = help_of(CompareOptions, name)
             return {
                 "description": name,
-                "tooltip": OPTION_HELP[name].capitalize(),
+                "tooltip": text[0].upper() + text[1:],
                 "style": STYLE,
                 "layout": WIDE,
             }

@@ -1,0 +1,52 @@
+"""``labkit export``: a quantized folder in a format that other engines load."""
+
+import argparse
+from typing import Any
+
+from labkit.cli.arguments import add_command
+from labkit.common.formats import format_bytes
+from labkit.common.options import add_options, settings_of
+from labkit.loading.options import ExportOptions
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    command = add_command(
+        commands,
+        "export",
+        run,
+        "write a quantized model in a format that other engines load",
+        (
+            "Write a folder of `labkit quantize` anew in a format of other engines: the same integers and\n"
+            "scales in their layout.\n\n"
+            "compressed-tensors  transformers, vLLM: int4 (2, 4 and 8 bits), int8, int8-dynamic, each Linear its\n"
+            "                    own; the format of choice\n"
+            "gptq                older engines: int4 (2, 3, 4 and 8 bits) and int8\n\n"
+            "A scheme that the format cannot express is refused with the nearest that can."
+        ),
+        (
+            "examples:\n"
+            "  labkit export pocket-int4 --format compressed-tensors\n"
+            "  labkit export phone-mixed --format gptq --dequantize vision,projector --output phone-gptq"
+        ),
+    )
+    command.add_argument("folder", help="a folder of `labkit quantize`")
+    add_options(command, ExportOptions)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the folder, and say what is in it."""
+    from labkit.loading.export import export
+
+    given = settings_of(options, ExportOptions)
+    done = export(
+        options.folder,
+        given.output,
+        format=given.format,
+        dequantize=list(given.dequantize),
+        force=given.force,
+    )
+    for note in done.notes:
+        print(f"• {note}")
+    size = sum(path.stat().st_size for path in done.folder.iterdir())
+    print(f"{done.folder}: {done.quantized} Linears quantized, {format_bytes(size)} on disk")

@@ -1,0 +1,78 @@
+"""``labkit perplexity``: plans on a language model, by the perplexity of text."""
+
+import argparse
+from typing import Any
+
+from labkit.cli.arguments import add_command, kept_config, result_folder
+from labkit.cli.terminal import console, make_table, print_files
+from labkit.common.formats import format_bytes
+from labkit.common.options import add_options, settings_of
+from labkit.loading.datasets import Datasets
+from labkit.measure.options import PerplexityOptions
+
+BROKEN = 9.0
+"""A larger change of the perplexity than this is shown as a factor, not in percent."""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    command = add_command(
+        commands,
+        "perplexity",
+        run,
+        "compare plans on a language model by the perplexity of text",
+        (
+            "Quantize a language model under each plan, calibrated on the first part of a text, and judge it on\n"
+            "the last: perplexity beside the unquantized model's, with a 95 % interval, and KL divergence.\n"
+            "Prints a table and writes perplexity.json to --output.\n\n"
+            "Ctrl-C keeps what is measured; the same command again continues, and may name further plans."
+        ),
+        (
+            "examples:\n"
+            "  labkit perplexity ./my-llama --text book.txt\n"
+            "  labkit perplexity ./my-llama --text book.txt --plans int4,gptq,gptq:dampening_frac=0.05,gptq-3bit"
+        ),
+    )
+    command.add_argument("model", help="a checkpoint's folder, or a hub id")
+    add_options(command, PerplexityOptions)
+    add_options(command, Datasets)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, then print the table and where the file is."""
+    from labkit.measure.perplexity import compare_perplexity
+
+    given = settings_of(options, PerplexityOptions)
+    output = result_folder(options, "perplexity")
+    with kept_config(options, output):
+        result = compare_perplexity(
+            options.model,
+            given.plans,
+            datasets=settings_of(options, Datasets),
+            dtype=given.dtype,
+            device=given.device,
+            threads=given.threads,
+            output=output,
+        )
+    rows = [
+        [
+            record["plan"],
+            format_bytes(record["bytes"]),
+            f"{record['bits']:.2f}",
+            f"{record['perplexity']:.2f}",
+            _change(record["change"], record["low"], record["high"]),
+            f"{record['kl']:.2e}",
+        ]
+        for record in result.rows()
+    ]
+    headers = ["Plan", "Weights", "Bits a value", "Perplexity", "vs unquantized [95 %]", "KL, nats a token"]
+    screen = console()
+    screen.print(make_table("", headers, rows))
+    print_files(screen, output / result.FILE)
+
+
+def _change(change: float, low: float, high: float) -> str:
+    """``+3.0% [+2.1%, +4.0%]``; of a model that is broken how many times as large."""
+    if change > BROKEN:
+        return f"{1 + change:,.0f} times"
+    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]".replace("-", "−")

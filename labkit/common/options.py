@@ -1,0 +1,147 @@
+"""Options: dataclass fields that carry their help, which the command line, widgets and documentation read."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Collection
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+REQUIRED = MISSING
+"""The default of an option that has none."""
+
+
+def option(
+    default: Any,
+    help: str,
+    choices: tuple | None = None,
+    *,
+    metavar: str | None = None,
+    least: int | None = None,
+    usual: str | None = None,
+    **more: Any,
+) -> Any:
+    """A dataclass field with its help.
+
+    choices: its possible values, if they are few. metavar: what stands for a value in the help. least: the smallest
+    number. usual: what the help shows for a default of None. more: arguments of `dataclasses.field`.
+    """
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "least": least, "usual": usual}
+    return field(default=default, metadata=metadata, **more)
+
+
+def help_of(settings: type, name: str) -> str:
+    """The help of one option, with its default in brackets: ``how many test items (200)``."""
+    item = next(item for item in fields(settings) if item.name == name)
+    usual = item.metadata["usual"] or _shown_default(item)
+    return f"{item.metadata['help']} ({usual})" if usual else item.metadata["help"]
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option: ``timeout_s`` is ``--timeout``, ``batch_size`` is ``--batch-size``."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an option's values are: one ``base`` (int, float, str or bool), or, with ``many``, a tuple of them."""
+
+    base: type = str
+    many: bool = False
+    least: int | None = None
+    choices: tuple | None = None
+
+    @classmethod
+    def of(cls, annotation: Any, least: int | None = None, choices: tuple | None = None) -> Kind:
+        """The kind of a field's annotation, such as ``int | None`` or ``tuple[str, ...]``."""
+        if get_origin(annotation) is types.UnionType:
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+        many = get_origin(annotation) is tuple
+        return cls(get_args(annotation)[0] if many else annotation, many, least, choices)
+
+    def __call__(self, text: str) -> Any:
+        """The value that a text on the command line stands for."""
+        if not self.many:
+            return self._read(text)
+        return tuple(self._read(part.strip()) for part in text.split(",") if part.strip())
+
+    def check(self, value: Any) -> Any:
+        """A value as a file has it; lists may also be written as on the command line.
+
+        Raises:
+            ArgumentTypeError: it is of another type, too small, or none of the choices.
+        """
+        if self.many:
+            if isinstance(value, str):
+                return self(value)
+            if not isinstance(value, list):
+                raise argparse.ArgumentTypeError(f"must be a list, not {value!r}")
+            return tuple(self._check(part) for part in value)
+        return self._check(value)
+
+    def _read(self, text: str) -> Any:
+        try:
+            value = self.base(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {_NAMES[self.base]}, not {text!r}") from None
+        return self._check(value)
+
+    def _check(self, value: Any) -> Any:
+        if self.base is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.base:
+            raise argparse.ArgumentTypeError(f"must be {_NAMES[self.base]}, not {value!r}")
+        if self.least is not None and value < self.least:
+            bound = "at least 1" if self.least == 1 else f"{self.least} or more"
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {value}")
+        if self.choices and value not in self.choices:
+            known = ", ".join(map(str, self.choices))
+            raise argparse.ArgumentTypeError(f"must be one of {known}, not {value!r}")
+        return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_METAVARS = {(int, False): "N", (float, False): "X", (str, True): "A,B,…", (int, True): "N,M,…"}
+
+
+def add_options(
+    command: Any, settings: type, names: Collection[str] | None = None, *, prefix: str = ""
+) -> None:
+    """One argument of ``command`` (a parser, or a group of one) for each field of the dataclass ``settings``.
+
+    names: these fields alone. prefix: stands before each name, as in ``--calibration-items``.
+    """
+    annotations = get_type_hints(settings)
+    for item in fields(settings):
+        if names is not None and item.name not in names:
+            continue
+        kind = Kind.of(annotations[item.name], item.metadata["least"], item.metadata["choices"])
+        given: dict[str, Any] = {
+            "dest": prefix + item.name,
+            "help": help_of(settings, item.name).replace("%", "%%"),
+            "default": None if item.default is REQUIRED else item.default,
+            "required": item.default is REQUIRED,
+        }
+        if kind.base is bool:
+            given |= {"action": argparse.BooleanOptionalAction}
+        else:
+            metavar = item.metadata["metavar"] or _METAVARS.get((kind.base, kind.many))
+            given |= {"type": kind, "choices": kind.choices, "metavar": None if kind.choices else metavar}
+        command.add_argument(flag_of(prefix + item.name), **given)
+
+
+def settings_of(namespace: argparse.Namespace, settings: type, *, prefix: str = "") -> Any:
+    """The dataclass ``settings``, filled from parsed arguments; fields that are no argument keep their default."""
+    names = [item.name for item in fields(settings) if hasattr(namespace, prefix + item.name)]
+    return settings(**{name: getattr(namespace, prefix + name) for name in names})
+
+
+def _shown_default(item: Field) -> str:
+    if item.default is True or item.default is False:
+        return flag_of(item.name if item.default else f"no_{item.name}")
+    if item.default is None or item.default is REQUIRED:
+        return ""
+    if isinstance(item.default, tuple):
+        return ",".join(map(str, item.default))
+    return f"{item.default:g}" if isinstance(item.default, float) else str(item.default)

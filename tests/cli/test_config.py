@@ -1,0 +1,175 @@
+"""``--config FILE.yaml``: it fills the arguments, is checked before anything starts, and every run can be repeated."""
+
+import functools
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labkit.cli.main import build_parser, main
+from labkit.common.options import REQUIRED
+from labkit.measure import compare as measuring
+
+WORKER = (sys.executable, str(Path(__file__).parents[1] / "compare_fakes.py"))
+EXTRA = ("options", "command", "run", "config")
+
+
+def parsed(*arguments):
+    found = vars(build_parser().parse_args([str(argument) for argument in arguments]))
+    return {name: value for name, value in found.items() if name not in EXTRA}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / "mine.yaml"
+
+    return write
+
+
+def test_a_run_is_repeated_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "compare", functools.partial(measuring.compare, _worker=WORKER))
+    given = ["--plans", "fp32,int4", "--items", 5, "--split", "typed", "--device", "cpu", "--threads", 1]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*map(str, ["compare", "pocket", *given, "--batch-size", 3, "--output", first])]) == 0
+    assert main(["compare", "--config", str(first / "config.yaml"), "--output", str(second)]) == 0
+    settings = [json.loads((folder / "settings.json").read_text()) for folder in (first, second)]
+    assert settings[0] == settings[1]
+    assert (settings[1]["items"], settings[1]["batch_size"]) == (5, 3)
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
+    assert [config.pop("output") for config in configs] == [str(first), str(second)]
+    assert configs[0] == configs[1]
+    assert configs[0]["command"] == "compare"
+    assert not list(first.glob(".config*"))
+
+
+def test_a_folder_of_another_run_keeps_its_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "compare", functools.partial(measuring.compare, _worker=WORKER))
+    given = ["compare", "pocket", "--plans", "fp32", "--split", "typed", "--device", "cpu"]
+    assert main([*given, "--items", "5", "--output", str(tmp_path)]) == 0
+    before = (tmp_path / "config.yaml").read_text()
+    assert main([*given, "--items", "6", "--output", str(tmp_path)]) == 2
+    assert "holds another comparison" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+COMMANDS = [
+    "compare pocket --plans fp32,int4 --seed 3 --thinking",
+    "ask pocket hello --image a.png --temperature 0.5",
+    "quantize pocket --plan gptq --output q --calibration-items 8 --force",
+    "export folder --format gptq --dequantize vision,projector",
+    "sensitivity pocket --schemes gptq-2bit,gptq:dampening_frac=0.05,act_order=true --no-parts",
+    "search pocket --memory 20MB --apart --against int4",
+    "perplexity folder --text book.txt --plans gptq:dampening_frac=0.05",
+    "fit pocket --card h100 --bandwidth 900 --plans bf16,int4",
+    "context pocket --windows 192,384",
+    "bench-gpu pocket --weights random --batches 1 --output x --timeout 60",
+    "serve pocket --timeout 5 --engine vllm --tensor-parallel-size 2 --vllm-args=--enforce-eager",
+    "chat --url http://a/v1 --url http://b/v1 --no-browser",
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_what_is_written_is_what_was_given(tmp_path, line):
+    from labkit.cli.arguments import write_config
+
+    options = build_parser().parse_args(line.split())
+    if getattr(options, "output", None) is None:
+        options.output = "out"
+    write_config(options, Path(options.output) if line.startswith(("quantize", "bench")) else tmp_path / "r")
+    folder = Path(options.output) if line.startswith(("quantize", "bench")) else tmp_path / "r"
+    again = parsed(line.split()[0], "--config", folder / "config.yaml")
+    expected = {name: value for name, value in vars(options).items() if name not in EXTRA}
+    for values in (again, expected):
+        values.pop("output", None)
+    assert again == expected
+
+
+def test_what_is_given_wins_over_the_file(write):
+    path = write("model: pocket\nitems: 7\nplans: [fp32, int4]\nthinking: true\nseed: null\n")
+    options = parsed("compare", "--config", path, "--items", 9, "--no-thinking")
+    assert (options["model"], options["items"], options["thinking"]) == ("pocket", 9, False)
+    assert (options["plans"], options["seed"], options["split"]) == (("fp32", "int4"), None, "all")
+    assert parsed("compare", "other", "--config", path)["model"] == "other"
+    path = write("command: search\nmodel: pocket\nmemory: 20MB\n")
+    options = parsed("search", "--config", path, "--bits", "5")
+    assert (options["memory"], options["bits"]) == (None, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "reasons"),
+    [
+        (
+            "compare pocket",
+            "itmes: 5\n",
+            ["unknown key 'itmes'", "known are model, ", "plans, items", "batch-size"],
+        ),
+        ("compare pocket", "items: many\n", ["items must be a whole number, not 'many'"]),
+        ("compare pocket", "items: true\n", ["items must be a whole number, not True"]),
+        ("compare pocket", "items: null\n", ["items must be a whole number, not None"]),
+        ("compare pocket", "items: 0\n", ["items must be at least 1, not 0"]),
+        ("compare pocket", "thinking: 'yes'\n", ["thinking must be true or false"]),
+        ("compare pocket", "plans: 4\n", ["plans must be a list"]),
+        ("compare pocket", "plans: [fp32, 4]\n", ["plans must be text, not 4"]),
+        ("compare pocket", "weights: mine\n", ["weights must be one of random"]),
+        ("compare pocket", "command: fit\n", ["is for `labkit fit`, not for `labkit compare`"]),
+        ("compare pocket", "- items\n", ["`option: value` a line"]),
+        ("compare pocket", "items: [\n", ["cannot be read"]),
+        ("search pocket", "memory: 1MB\nbits: 4\n", ["memory and bits exclude each other"]),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_is_known(capsys, write, command, text, reasons):
+    assert main([*command.split(), "--config", str(write(text))]) == 2
+    told = capsys.readouterr().err
+    assert "mine.yaml" in told
+    for reason in reasons:
+        assert reason in told
+
+
+def test_a_missing_file_is_named(capsys):
+    assert main(["compare", "pocket", "--config", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_what_neither_gives_is_still_required(capsys, write):
+    assert main(["quantize", "pocket", "--config", str(write("output: q\n"))]) == 2
+    assert "required: --plan" in capsys.readouterr().err
+    assert main(["search", "pocket", "--config", str(write("rounds: 2\n"))]) == 2
+    assert "--memory --bits --max-loss is required" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_functions():
+    from labkit.loading.export import export
+    from labkit.loading.options import ExportOptions
+    from labkit.measure import options
+    from labkit.measure.context import measure_growth
+    from labkit.measure.fit import needs
+    from labkit.measure.perplexity import compare_perplexity
+    from labkit.measure.search.search import search_plan
+    from labkit.measure.search.sensitivity import measure_sensitivity
+
+    for function, settings in (
+        (compare_perplexity, options.PerplexityOptions),
+        (export, ExportOptions),
+        (measure_growth, options.ContextOptions),
+        (measure_sensitivity, options.SensitivityOptions),
+        (measuring.compare, options.CompareOptions),
+        (needs, options.FitOptions),
+        (search_plan, options.GoalOptions),
+        (search_plan, options.SearchOptions),
+    ):
+        defaults = {name: item.default for name, item in inspect.signature(function).parameters.items()}
+        compared = 0
+        for name, item in settings.__dataclass_fields__.items():
+            default = defaults.get(name, inspect.Parameter.empty)
+            if default is inspect.Parameter.empty or item.default is REQUIRED or name == "screen":
+                continue
+            if isinstance(default, tuple) and isinstance(item.default, str):
+                default = ",".join(default)
+            assert item.default == default, (function.__name__, name)
+            compared += 1
+        assert compared >= 2
