@@ -145,7 +145,9 @@ class Batch:
 
     def _decode(self) -> list[Piece]:
         try:
-            logits = self._forward.step([answer.row for answer in self.active], self._next, alone=self.rows == 1)
+            logits = self._forward.step(
+                [answer.row for answer in self.active], self._next, alone=self.rows == 1
+            )
             pieces, self._next = _choose(logits, self.active, self._forward)
         except BaseException as error:  # some rows may have a token more than others: none of them can go on
             self.failures += 1
@@ -222,6 +224,8 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
             if answer.error is None and answer.sampler.plain:
                 text = answer.push(token)
             elif answer.error is None:
+                if not 0 <= token < logits.shape[-1]:  # the compiled step reads its embedding unchecked
+                    raise IndexError(f"the sampler chose the token {token} of {logits.shape[-1]}")
                 text = answer.push(token, answer.sampler.logprobs(logits[index], token))
         except BaseException as error:
             answer.fail(_of_one_row(error))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from labkit.common.errors import LabError
 from labkit.engine.detokenize import Detokenizer, StopMatcher
 from labkit.engine.sampling import Sampler, TokenLogprobs
 

@@ -176,7 +176,7 @@ class Scheduler:
                 self.cache_bytes = self._batch.cache_bytes
                 self._tell(pieces)
                 self._on_step(sum(piece.answer.error is None for piece in pieces), seconds)
-            except BaseException as error:  # a bug or a broken device: whoever it hits is told, the others go on
+            except BaseException as error:  # a bug or a broken device: the service goes on
                 log.fault("a step failed", error)
                 self._drop_failed()
             finally:
