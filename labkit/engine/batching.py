@@ -49,6 +49,7 @@ class Batch:
         waiting: answers that are not prefilled yet.
         active: those that have a row.
         worked_s: seconds spent in `step` so far.
+        failures: passes of the model that failed one after another, up to now.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Batch:
         self.waiting: deque[RunningAnswer] = deque()
         self.active: list[RunningAnswer] = []
         self.worked_s = 0.0
+        self.failures = 0
         self._forward = forward
         self._device = device
         self._owed = decode_share / (1 - decode_share)  # seconds for each second of a prefill
@@ -95,7 +97,10 @@ class Batch:
     def step(self) -> list[Piece]:
         """Prefill one prompt, or add one token to every row. Returns what came of it.
 
-        An answer that cannot go on fails alone: it is finished, and its ``error`` says why.
+        An answer that cannot go on fails alone, whatever the reason: it is finished, and its ``error`` says why.
+
+        Raises:
+            BaseException: the pass of all rows failed. Every active answer has failed with it and left its row.
         """
         started = time.perf_counter()
         prefills = self.waiting and len(self.active) < self.rows and not (self.active and self._owed_s > 0)
@@ -120,24 +125,37 @@ class Batch:
             self.step()
 
     def _prefill(self, answer: RunningAnswer) -> list[Piece]:
-        inputs = {key: value.to(self._device) for key, value in answer.inputs.items()}
-        answer.inputs = None
         try:
+            inputs = {key: value.to(self._device) for key, value in answer.inputs.items()}
+            answer.inputs = None
             answer.row, logits = self._forward.prefill(inputs)
+            self.failures = 0
+            pieces, tokens = _choose(logits, [answer], self._forward)
         except torch.OutOfMemoryError:
             answer.fail(LabError("there is not enough memory on the device for this prompt"))
-            return [Piece(answer, "")]
-        pieces, tokens = _choose(logits, [answer], self._forward)
-        if not answer.finished:
-            self.active.append(answer)
-            self._next = tokens if self._next is None else torch.cat((self._next, tokens))
-        else:
-            answer.row = None
+        except BaseException as error:
+            self.failures += not isinstance(error, LabError)
+            answer.fail(_of_one_row(error))
+        if answer.finished:
+            answer.inputs = answer.row = None
+            return pieces if answer.error is None else [Piece(answer, "")]
+        self.active.append(answer)
+        self._next = tokens if self._next is None else torch.cat((self._next, tokens))
         return pieces
 
     def _decode(self) -> list[Piece]:
-        logits = self._forward.step([answer.row for answer in self.active], self._next, alone=self.rows == 1)
-        pieces, self._next = _choose(logits, self.active, self._forward)
+        try:
+            logits = self._forward.step(
+                [answer.row for answer in self.active], self._next, alone=self.rows == 1
+            )
+            pieces, self._next = _choose(logits, self.active, self._forward)
+        except BaseException as error:  # some rows may have a token more than others: none of them can go on
+            self.failures += 1
+            for answer in self.active:
+                answer.fail(error)
+            self._keep([False] * len(self.active))
+            raise
+        self.failures = 0
         return pieces
 
     def _keep(self, kept: list[bool]) -> None:
@@ -181,7 +199,7 @@ class TextStream(Iterator[str]):
 @torch.inference_mode()
 def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> tuple[list[Piece], Tensor]:
     """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which ``forward`` computed; also the
-    tokens ``[B]``.
+    tokens ``[B]``. An answer whose sampler, grammar or text fails is failed, and the others are as without it.
 
     The check for numbers that are not finite waits for the GPU.
     """
@@ -192,21 +210,35 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
             if math.isfinite(best[index]) and not answer.sampler.plain:
                 try:
                     tokens[index] = answer.sampler(logits[index])
-                except LabError as error:
-                    answer.fail(error)
+                except BaseException as error:
+                    answer.fail(_of_one_row(error))
     pieces = []
     for index, (answer, token) in enumerate(zip(answers, tokens.tolist())):
-        if not math.isfinite(best[index]):
-            dtype = str(forward.dtype).removeprefix("torch.")
-            answer.fail(
-                LabError(
+        text = ""
+        try:
+            if not math.isfinite(best[index]):
+                dtype = str(forward.dtype).removeprefix("torch.")
+                raise LabError(
                     f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
                 )
-            )
-        if answer.error is not None:
-            pieces.append(Piece(answer, ""))
-        elif answer.sampler.plain:
-            pieces.append(Piece(answer, answer.push(token)))
-        else:
-            pieces.append(Piece(answer, answer.push(token, answer.sampler.logprobs(logits[index], token))))
+            if answer.error is None and answer.sampler.plain:
+                text = answer.push(token)
+            elif answer.error is None:
+                if not 0 <= token < logits.shape[-1]:  # the compiled step reads its embedding unchecked
+                    raise IndexError(f"the sampler chose the token {token} of {logits.shape[-1]}")
+                text = answer.push(token, answer.sampler.logprobs(logits[index], token))
+        except BaseException as error:
+            answer.fail(_of_one_row(error))
+        pieces.append(Piece(answer, text))
     return pieces, tokens
+
+
+def _of_one_row(error: BaseException) -> BaseException:
+    """An error that ends one answer. A panic of a library in Rust is one too, and no `Exception`.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: those are for the whole program.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    return error

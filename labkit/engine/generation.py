@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from labkit.common.errors import LabError
 from labkit.engine.detokenize import Detokenizer, StopMatcher
 from labkit.engine.sampling import Sampler, TokenLogprobs
 
@@ -58,7 +57,7 @@ class RunningAnswer:
         row: the conversation's state in the model, from then on.
         generation: the answer so far.
         finished: no more tokens will come.
-        error: why it ended without an answer, or None.
+        error: why it ended without an answer, or None: a `LabError` is for who asked, any other is a bug.
         end_tokens: the tokens that end it.
     """
 
@@ -77,7 +76,7 @@ class RunningAnswer:
         self.sampler = sampler
         self.generation = Generation(prompt_tokens=prompt_tokens)
         self.finished = False
-        self.error: LabError | None = None
+        self.error: BaseException | None = None
         self.since_s = 0.0
         self._limit = limit
         self.end_tokens = end_token_ids
@@ -105,7 +104,7 @@ class RunningAnswer:
         generation.text += text
         return text
 
-    def fail(self, error: LabError) -> None:
+    def fail(self, error: BaseException) -> None:
         """End without an answer."""
         self.error, self.finished = error, True
 
@@ -124,7 +123,7 @@ class RunningAnswer:
         """The finished answer.
 
         Raises:
-            LabError: what it failed with.
+            BaseException: what it failed with.
         """
         if self.error is not None:
             raise self.error

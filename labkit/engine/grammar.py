@@ -11,8 +11,9 @@ xgrammar would bring triton, outlines-core knows no context-free grammars.
 from __future__ import annotations
 
 import codecs
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ LONGEST_STRING = 200
 _LONGEST = {"string": LONGEST_STRING, "thought": 600}  # characters
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+APART = "\0"
+"""Before the name of a control token for llguidance: no text of a grammar has it, so none is tokenized as one."""
+
 
 class Grammars:
     """The grammars for one tokenizer.
@@ -58,18 +62,41 @@ class Grammars:
         Raises:
             GrammarError: a tokenizer that it cannot read.
         """
-        import llguidance.hf
+        from llguidance import LLTokenizer
 
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise GrammarError("grammars need a fast tokenizer, which this model lacks")
+        backend = copy.copy(self._tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        ends = self._ends or self._tokenizer.eos_token_id
         try:
-            return llguidance.hf.from_tokenizer(
-                self._tokenizer, self.vocabulary, eos_token=self._ends or None
+            return LLTokenizer(
+                _with_control_tokens_apart(backend.to_str()), n_vocab=self.vocabulary, eos_token=ends
             )
         except ValueError as error:
-            raise GrammarError(f"grammars need a fast tokenizer, which this model lacks: {error}") from None
+            raise GrammarError(f"grammars cannot read this model's tokenizer: {error}") from None
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for."""
-        return self.known.decode_bytes([token])
+        return self.known.decode_bytes([token]).replace(APART.encode(), b"", token in self._added)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.added_tokens_decoder)
+
+    def check_text(self, text: str) -> None:
+        """Refuse a text of a schema that the tokenizer has no plain tokens for.
+
+        Raises:
+            GrammarError: names the text.
+        """
+        written = json.dumps(text, ensure_ascii=False)
+        tokens = self.known.tokenize_str(written)
+        if not self._added.isdisjoint(tokens) or self.known.decode_bytes(tokens) != written.encode():
+            raise GrammarError(
+                f"this model's tokenizer cannot write {_short(text)!r} without a control token"
+            )
 
     def grammar(
         self, format: str, schema: Mapping[str, Any] | None = None, *, thinking: str = "none"
@@ -88,6 +115,8 @@ class Grammars:
             raise GrammarError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
         if format == "json_schema":
             body = _json_rule(schema)
+            for text in _texts(schema):
+                self.check_text(text)
         else:
             body = 'body: %json {"type": "object", "x-guidance": ' + json.dumps(_JSON_STYLE) + "}"
         made = Grammar(self, format, None if format == "action" else body, thinking)
@@ -170,7 +199,7 @@ class Matcher:
         )
         self._vocabulary = grammar.grammars.vocabulary
         self._bits = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
-        self._known, self._left = grammar.grammars.known, closes_within
+        self._grammars, self._known, self._left = grammar.grammars, grammar.grammars.known, closes_within
         self._tail, self._decoder = JsonTail(), codecs.getincrementaldecoder("utf-8")("ignore")
         self._thinks = grammar.thinking == "open"
         self._check()
@@ -217,7 +246,7 @@ class Matcher:
         self._check()
         if self._left is not None:
             self._left -= 1
-            self._follow(self._known.decode_bytes([token]))
+            self._follow(self._grammars.bytes_of(token))
 
     def _follow(self, piece: bytes) -> None:
         """Read what belongs to the object: not the thinking before it."""
@@ -267,6 +296,53 @@ def _json_rule(schema: Any) -> str:
             f"the schema has {len(text):,} characters; at most {MAX_SCHEMA_CHARACTERS:,} are accepted"
         )
     return f"body: %json {text}"
+
+
+def _with_control_tokens_apart(tokenizer: str) -> str:
+    """A tokenizer's JSON in which the names of its added tokens begin with `APART`.
+
+    llguidance tokenizes what a grammar forces. With their own names, a schema's text ``<answer>`` becomes the control
+    token, which its parser refuses.
+    """
+    document = json.loads(tokenizer)
+    names = {}
+    for token in document["added_tokens"]:
+        names[token["content"]] = token["content"] = APART + token["content"]
+        token["special"] = True
+    vocabulary = document["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary = {names.get(name, name): number for name, number in vocabulary.items()}
+    else:  # Unigram: [name, score]
+        vocabulary = [[names.get(name, name), score] for name, score in vocabulary]
+    document["model"]["vocab"] = vocabulary
+    document["post_processor"] = None
+    return json.dumps(document)
+
+
+def _texts(schema: Any) -> Iterator[str]:
+    """What an answer under a schema may have to write literally: its constants and the names of properties."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _texts(part)
+    elif isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key in ("const", "enum", "required"):
+                yield from _strings(value)
+            elif key == "properties" and isinstance(value, Mapping):
+                yield from value
+                yield from _texts(list(value.values()))
+            else:
+                yield from _texts(value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)
+    elif isinstance(value, Mapping):
+        yield from _strings([*value, *value.values()])
 
 
 def _short(text: str) -> str:

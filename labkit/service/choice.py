@@ -68,7 +68,7 @@ class ChoiceReader:
         self._mode = reasoning
         self._prefix = OPEN if opened and reasoning == INLINE else ""
         self._tools = tools
-        self._filter = None if tags else TagFilter()
+        self._filter = None if tags or tools.must else TagFilter()
         self._grammars = grammars
         self._pending: list[TokenLogprob] = []
         self._call_text = ""

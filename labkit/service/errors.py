@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from labkit.common.errors import ApiError, LabError, PromptTooLongError
 
+FAILED = "the service failed; its log says more"
+"""What a client is told of an error that is not its own."""
 
-def as_api_error(error: Exception, param: str | None = None) -> ApiError:
+
+def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     """What a client is told of any error: the lab's own in its words, all others as a fault of the service."""
     if isinstance(error, ApiError):
         return error
@@ -13,4 +16,4 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError:
         return ApiError(str(error), param="messages", code="context_length_exceeded")
     if isinstance(error, LabError):
         return ApiError(str(error), param=param)
-    return ApiError("the service failed; its log says more", 500, code="internal_error")
+    return ApiError(FAILED, 500, code="internal_error")

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.common.errors import ApiError, LabError
+from labkit.engine.batching import Piece
 from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
 from labkit.engine.sampling import TokenLogprobs
 from labkit.service import log
-from labkit.service.errors import as_api_error
+from labkit.service.errors import FAILED, as_api_error
 from labkit.service.options import ServiceOptions
 
 MOST_FAILURES = 3
-"""Steps that may fail one after another before the engine counts as broken."""
+"""Passes of the model that may fail one after another before the engine counts as broken."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,6 @@ class Scheduler:
         self._stopping = False
         self._held = 0
         self.cache_bytes = 0
-        self._failures = 0
         self._progress = time.monotonic()
         self._seconds_per_answer = 1.0
         self._preparing = ThreadPoolExecutor(1, "labkit-prepare")
@@ -113,7 +113,7 @@ class Scheduler:
         """Why the service is not healthy, or None."""
         if self._loop is not None and not self._thread.is_alive():
             return "the engine has stopped"
-        if self._failures >= MOST_FAILURES:
+        if self._batch.failures >= MOST_FAILURES:
             return "the engine fails at every step"
         idle = not self._jobs and not self._new
         if not idle and time.monotonic() - self._progress > self.options.stuck_s:
@@ -172,17 +172,15 @@ class Scheduler:
             started = time.perf_counter()
             try:
                 pieces = self._batch.step()
-                self._failures = 0
-            except Exception as error:  # a bug or a broken device: whoever it hits is told, the others go on
-                log.fault("the engine failed", error)
-                self._failures += 1
-                self._drop_after_failure(as_api_error(error) if isinstance(error, LabError) else None)
-                continue
+                seconds = time.perf_counter() - started
+                self.cache_bytes = self._batch.cache_bytes
+                self._tell(pieces)
+                self._on_step(sum(piece.answer.error is None for piece in pieces), seconds)
+            except BaseException as error:  # a bug or a broken device: the service goes on
+                log.fault("a step failed", error)
+                self._drop_failed()
             finally:
                 self._progress = time.monotonic()
-            self._on_step(sum(piece.answer.error is None for piece in pieces), time.perf_counter() - started)
-            self.cache_bytes = self._batch.cache_bytes
-            self._tell([(self._jobs[piece.answer], piece.text) for piece in pieces])
         for job in [*self._jobs.values(), *self._new]:
             self._end(job, ApiError("the service is being stopped", 503, code="stopping"))
 
@@ -210,38 +208,27 @@ class Scheduler:
         self._batch.remove(job.answer)
         del self._jobs[job.answer]
 
-    def _drop_after_failure(self, told: ApiError | None) -> None:
-        """Fail the answer whose prompt was being read, or else all that were being decoded."""
-        known = {*self._batch.waiting, *self._batch.active}
-        hit = [job for job in self._jobs.values() if job.answer not in known]
-        for job in hit or [self._jobs[answer] for answer in list(self._batch.active)]:
+    def _drop_failed(self) -> None:
+        """End what a failed step has ended. Its error may quote any of its answers, so none of them is told it."""
+        for job in [job for job in self._jobs.values() if job.answer.finished]:
             self._forget(job)
-            self._end(job, told or ApiError("the engine failed; the service's log says more", 500))
+            self._end(job, ApiError(FAILED, 500, code="internal_error"))
 
-    def _tell(self, news: list[tuple[Job, str]]) -> None:
+    def _tell(self, pieces: list[Piece]) -> None:
         events = []
-        for job, text in news:
-            answer, error = job.answer, None
-            if answer.error is not None:
-                error = as_api_error(answer.error)
-            generation = answer.generation
-            token = generation.token_ids[-1] if generation.token_ids and error is None else None
-            events.append(
-                (
-                    job,
-                    Event(
-                        job.index,
-                        text,
-                        token,
-                        token in answer.end_tokens,
-                        generation.logprobs[-1] if generation.logprobs and error is None else None,
-                        generation.finish_reason if answer.finished and error is None else None,
-                        error,
-                    ),
-                )
-            )
+        for piece in pieces:
+            answer, job = piece.answer, self._jobs[piece.answer]
+            try:
+                event = _event(job.index, answer, piece.text)
+            except Exception as error:
+                answer.fail(error)
+                self._batch.remove(answer)
+                event = Event(job.index, error=as_api_error(error))
+            events.append((job, event))
             if answer.finished:
                 del self._jobs[answer]
+            if answer.error is not None and not isinstance(answer.error, LabError):
+                log.fault("an answer failed", answer.error)
         self._send(events)
 
     def _end(self, job: Job, error: ApiError) -> None:
@@ -254,3 +241,19 @@ class Scheduler:
 
         if events and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(deliver)
+
+
+def _event(index: int, answer: RunningAnswer, text: str) -> Event:
+    """What a step gave an answer."""
+    if answer.error is not None:
+        return Event(index, error=as_api_error(answer.error))
+    generation = answer.generation
+    token = generation.token_ids[-1]
+    return Event(
+        index,
+        text,
+        token,
+        token in answer.end_tokens,
+        generation.logprobs[-1] if generation.logprobs else None,
+        generation.finish_reason if answer.finished else None,
+    )

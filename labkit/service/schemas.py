@@ -181,7 +181,9 @@ class ChatRequest(Strict):
 
     @property
     def keeps_tags(self) -> bool:
-        """Whether ``<answer>`` tags stay in the content."""
+        """Whether ``<answer>`` tags stay in the content; in JSON they are part of a string."""
+        if self.response_format is not None and self.response_format.type.startswith("json"):
+            return True
         return self.model != ALIAS if self.answer_tags is None else self.answer_tags
 
     @property

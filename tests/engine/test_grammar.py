@@ -4,7 +4,8 @@ import json
 
 import pytest
 import tiny_models
-from transformers import LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit.common.actions import ACTIONS, Action, format_action, parse_answer
 from labkit.common.errors import GrammarError
@@ -186,3 +187,46 @@ def test_every_action_of_the_protocol_is_in_the_rules():
 def test_a_slow_tokenizer_is_refused_with_the_reason():
     with pytest.raises(GrammarError, match="fast tokenizer"):
         Grammars(object(), 10, frozenset({0})).grammar("json_object")
+
+
+MARKED = ["PIN 4711 <answer>", "<|user|>", "<|endoftext|>", "</think>", "a<|image|>b", "[MASK]", "日<think>"]
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_the_text_of_a_schema_is_text_whatever_tokens_are_called(pocket, text):
+    schemas = [
+        ({"enum": [text]}, text),
+        ({"const": [{text: text}]}, [{text: text}]),
+        (
+            {
+                "type": "object",
+                "properties": {text: {"const": 7}},
+                "required": [text],
+                "additionalProperties": False,
+            },
+            {text: 7},
+        ),
+    ]
+    for schema, expected in schemas:
+        grammar = pocket.grammars.grammar("json_schema", schema)
+        answer = pocket.generate(HELLO, grammar=grammar, temperature=1.5, seed=1, max_new_tokens=200)
+        assert json.loads(answer.text) == expected
+        assert answer.finish_reason == "stop"
+        assert not set(answer.token_ids[:-1]) & set(pocket.tokenizer.added_tokens_decoder)
+
+
+def test_what_cannot_be_written_without_a_control_token_is_refused_by_name():
+    letters = {letter: number for number, letter in enumerate('abc"{}:, ')}
+    plain = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    plain.add_special_tokens(["<x>", "<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>")
+    grammars = Grammars(tokenizer, len(tokenizer), frozenset({tokenizer.eos_token_id}))
+    grammars.grammar("json_schema", {"enum": ["abc"]})
+    for schema in (
+        {"enum": ["abc", "a<x>"]},
+        {"const": {"a<x>": 1}},
+        {"type": "object", "properties": {"a<x>": {"type": "null"}}},
+        {"anyOf": [{"type": "null"}, {"type": "object", "required": ["a<x>"]}]},
+    ):
+        with pytest.raises(GrammarError, match="cannot write 'a<x>' without a control token"):
+            grammars.grammar("json_schema", schema)
