@@ -93,6 +93,7 @@ def test_random_weights_are_measured_for_cost_alone(only_config, tmp_path, capsy
         "cpu",
     ]
     assert main(["context", str(only_config), *given, "--output", str(tmp_path)]) == 0
+    assert "contexts: [200]" in (tmp_path / "config.yaml").read_text()
     printed = capsys.readouterr().out
     assert "int4 (random weights)" in printed
     assert "Right steps" not in printed

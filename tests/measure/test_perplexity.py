@@ -158,6 +158,7 @@ def test_the_command_prints_and_writes(folder, datasets, tmp_path, capsys):
     words = ["perplexity", str(folder), "--text", datasets.text, "--plans", "int8", "--length", "64"]
     words += ["--calibration", "2", "--probe", "2", "--validation", "4", "--device", "cpu"]
     assert main([*words, "--output", str(tmp_path)]) == 0
+    assert "command: perplexity" in (tmp_path / "config.yaml").read_text()
     told = capsys.readouterr().out
     assert "int8" in told
     assert "vs unquantized [95 %]" in told
