@@ -57,9 +57,6 @@ _TYPE = {
     "zh": (("", "请", "帮我", "在输入框里"), ("输入", "打字输入", "填写", "写上"), ("", "", "谢谢")),
     "en": (("", "please ", "in the box "), ("type", "enter", "write", "fill in"), ("", "", " please")),
 }
-NOT_TAPS = {
-    lang: (*_LAUNCH[lang][1], *_TYPE[lang][1]) for lang in words.LANGS
-}  # verbs whose label is not tapped
 _FIXED: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # name: lang -> (training phrases, held-out phrases)
     "Back": {

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from labkit.common.actions import Action, parse_answer
 from labkit.phonetap.items import Item
 
-AITW_DISTANCE = 0.14
 _FREE_TEXT = {"finish", "Wait"}  # what is said there is not judged, only that it is said
 
 

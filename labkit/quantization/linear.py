@@ -24,7 +24,6 @@ class QuantizedLinear(nn.Module):
     """
 
     packed_name: str | None = None  # the buffer that `layout` is about
-    row_bytes: int | None = None  # bytes of one output channel in it
     gives_logits = False  # answers in fp32 whatever x is: see `labkit.quantization.logits`
 
     def __init__(

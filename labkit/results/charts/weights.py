@@ -76,11 +76,6 @@ def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
     return found
 
 
-def error_map(before: Any, after: Any) -> "go.Figure":
-    """Where the error is: |after - before| of a matrix [N, K], large ones averaged down."""
-    return heat(np.abs(_array(after) - _array(before)), "error")
-
-
 def heat(matrix: Any, name: str = "value", columns: str = "input features") -> "go.Figure":
     """A matrix [N, K] as colours (Cividis, which all readers see alike), large ones averaged down.
 
