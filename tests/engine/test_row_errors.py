@@ -215,14 +215,13 @@ def test_random_grammars_end_at_most_their_own_row(pocket, seven):
 
 def test_an_error_of_the_whole_step_ends_every_row_and_the_batch_goes_on(pocket, seven, monkeypatch):
     answers = [pocket.request(messages, **settings) for messages, settings, _ in seven]
-    batch, step = pocket.batch(4), Forward.step
+    batch, step = pocket.batch(4, decode_share=0), Forward.step
     for answer in answers:
         batch.add(answer)
-    while len(batch.active) < 4:
+    for _ in range(4):
         batch.step()
     monkeypatch.setattr(Forward, "step", lambda *_, **__: 1 // 0)
     broken = list(batch.active)
-    batch._owed_s = 1.0  # the rows are next
     with pytest.raises(ZeroDivisionError):
         batch.step()
     assert batch.failures == 1
