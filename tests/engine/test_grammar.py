@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tiny_models
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit.common.actions import ACTIONS, Action, format_action, parse_answer
@@ -216,8 +216,12 @@ def test_the_text_of_a_schema_is_text_whatever_tokens_are_called(pocket, text):
 
 
 def test_what_cannot_be_written_without_a_control_token_is_refused_by_name():
-    letters = {letter: number for number, letter in enumerate('abc"{}:, ')}
+    letters = {letter: number for number, letter in enumerate('abc"{}[]:,Ġ')}
     plain = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    plain.pre_tokenizer, plain.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     plain.add_special_tokens(["<x>", "<end>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>")
     grammars = Grammars(tokenizer, len(tokenizer), frozenset({tokenizer.eos_token_id}))
