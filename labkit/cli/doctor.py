@@ -69,14 +69,14 @@ def render(findings: Iterable[Finding]) -> str:
     findings = list(findings)
     lines: list[str] = []
     topic = None
-    for one in findings:
-        if one.topic != topic:
-            lines += ([""] if lines else []) + [one.topic]
-            topic = one.topic
-        lines.append(f"  {MARKS[one.status]} {one.text}")
-        if one.advice:
-            lines.append(f"      {one.advice}")
-    problems = sum(one.status == PROBLEM for one in findings)
+    for finding in findings:
+        if finding.topic != topic:
+            lines += ([""] if lines else []) + [finding.topic]
+            topic = finding.topic
+        lines.append(f"  {MARKS[finding.status]} {finding.text}")
+        if finding.advice:
+            lines.append(f"      {finding.advice}")
+    problems = sum(finding.status == PROBLEM for finding in findings)
     verdict = (
         f"{problems} problem{'s' if problems != 1 else ''} found." if problems else "Nothing is missing."
     )
@@ -87,7 +87,7 @@ def examine() -> int:
     """Print the diagnosis.  Returns 1 if there is a problem, else 0."""
     findings = diagnose()
     print(render(findings))
-    return int(any(one.status == PROBLEM for one in findings))
+    return int(any(finding.status == PROBLEM for finding in findings))
 
 
 def _python() -> Iterator[Finding]:

@@ -92,7 +92,7 @@ class Batch:
         if answer in self.waiting:
             self.waiting.remove(answer)
         elif answer in self.active:
-            self._keep([one is not answer for one in self.active])
+            self._keep([entry is not answer for entry in self.active])
 
     def step(self) -> list[Piece]:
         """Prefill one prompt, or add one token to every row. Returns what came of it.

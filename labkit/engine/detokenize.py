@@ -75,11 +75,11 @@ class StopMatcher:
         if not self._stop:
             return text
         text = self._held + text
-        found = [at for at in (text.find(one) for one in self._stop) if at >= 0]
+        found = [at for at in (text.find(entry) for entry in self._stop) if at >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max(_overlap(text, one) for one in self._stop)
+        keep = max(_overlap(text, entry) for entry in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

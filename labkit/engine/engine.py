@@ -68,8 +68,11 @@ class Engine:
         self.weights = weights
         self._texts: dict[tuple[int, ...], str] = {}
         self.device = next(model.parameters()).device
-        self.devices = list(dict.fromkeys(one.device for one in model.parameters()))
-        self.dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+        self.devices = list(dict.fromkeys(parameter.device for parameter in model.parameters()))
+        self.dtype = next(
+            (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()),
+            torch.float32,
+        )
         known = family_of(model.config.model_type).modalities
         self.modalities = frozenset(getattr(processor, "modalities", known))
         self.end_token_ids = _end_token_ids(model, self.tokenizer)

@@ -80,7 +80,9 @@ class JsonTail:
             return f"{space}null"
         if self._mark == ",":
             return space + ('"": null' if self._open[-1] == "}" else "null")
-        whole = next((one for one in _LITERALS if self._word and one.startswith(self._word)), None)
+        whole = next(
+            (literal for literal in _LITERALS if self._word and literal.startswith(self._word)), None
+        )
         if whole is not None:
             return whole.removeprefix(self._word)
         return "0" if self._word[-1:] in tuple("-+.eE") and self._word else ""

@@ -156,7 +156,7 @@ class Store:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(one.nbytes for one in (self._numbers, self._scale) if one is not None)
+        return sum(part.nbytes for part in (self._numbers, self._scale) if part is not None)
 
     def _write(self, vectors: Tensor, start: int) -> None:
         place = self._keeping.place(start, start + vectors.shape[-2])
@@ -213,7 +213,7 @@ def attend_band(query: Tensor, keys: Band, values: Band, scale: float | None) ->
         seen = torch.cat((torch.arange(sinks), torch.arange(first, end))).to(query.device)
         own = torch.arange(start, end, device=query.device)[:, None]
         mask = (seen <= own) & ((seen > own - window) | (seen < SINKS))
-        k, v = (one.tensor[:, :, seen].repeat_interleave(groups, 1) for one in (keys, values))
+        k, v = (part.tensor[:, :, seen].repeat_interleave(groups, 1) for part in (keys, values))
         out = torch.nn.functional.scaled_dot_product_attention(
             query[:, :, start:end], k, v, attn_mask=mask, scale=scale
         )

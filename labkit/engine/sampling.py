@@ -95,7 +95,7 @@ _RULES = (
     ),
     (
         "stop",
-        lambda value: all(isinstance(one, str) and one for one in value),
+        lambda value: all(isinstance(entry, str) and entry for entry in value),
         "strings of at least one character",
     ),
     ("frequency_penalty", _between(-2, 2), "a number from -2 to 2"),
@@ -111,7 +111,7 @@ _RULES = (
         lambda value: value is None or (_is_integer(value) and 0 <= value <= MAX_LOGPROBS),
         f"a whole number from 0 to {MAX_LOGPROBS}, or None",
     ),
-    ("stop_token_ids", lambda value: all(_is_integer(one) and one >= 0 for one in value), "token ids"),
+    ("stop_token_ids", lambda value: all(_is_integer(entry) and entry >= 0 for entry in value), "token ids"),
     ("min_new_tokens", lambda value: _is_integer(value) and value >= 0, "a whole number from 0"),
 )
 

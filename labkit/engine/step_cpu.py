@@ -149,7 +149,7 @@ class NativeStep:
         """The model's own cosines and sines of positions up to ``place`` and some more, as floats [P, R]."""
         positions = torch.arange((place // TABLE_GROWTH + 1) * TABLE_GROWTH)[None]
         cosine, sine = self._rotary(torch.empty(1, 1, dtype=self.dtype), positions)
-        self._cosine, self._sine = (one[0].float().contiguous() for one in (cosine, sine))
+        self._cosine, self._sine = (part[0].float().contiguous() for part in (cosine, sine))
 
     # -- the description -----------------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ def signature(model: nn.Module) -> tuple:
     for module in _modules(model):
         tensors = (*module._parameters.values(), *module._buffers.values())
         hooked = bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
-        found.append((id(module), hooked, *(one.data_ptr() for one in tensors if one is not None)))
+        found.append((id(module), hooked, *(tensor.data_ptr() for tensor in tensors if tensor is not None)))
     return tuple(found)
 
 
@@ -302,8 +302,8 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     ):
         raise LabError("a module of the decoder is watched")
     norms = [one.weight for name, one in decoder.named_modules() if name.endswith("norm")]
-    dtypes = {one.dtype for one in norms}
-    if len(dtypes) != 1 or not dtypes <= set(TYPES) or any(one.device.type != "cpu" for one in norms):
+    dtypes = {norm.dtype for norm in norms}
+    if len(dtypes) != 1 or not dtypes <= set(TYPES) or any(norm.device.type != "cpu" for norm in norms):
         raise LabError("the decoder is not on the CPU, or in several dtypes")
     return dtypes.pop()
 

@@ -167,7 +167,7 @@ class _Mover:
                 self._moved[value] = value.to(self.device)
             return self._moved[value]
         if type(value) in (tuple, list):
-            return type(value)(self._bring(one) for one in value)
+            return type(value)(self._bring(entry) for entry in value)
         if type(value) is dict:
             return {key: self._bring(one) for key, one in value.items()}
         return value

@@ -225,11 +225,11 @@ def choose_devices(device: str | torch.device | Sequence[str] = "auto") -> list[
         LoadError: as `choose_device`, or several that are not all GPUs.
     """
     if isinstance(device, str):
-        device = [one.strip() for one in device.split(",") if one.strip()] or [device]
+        device = [part.strip() for part in device.split(",") if part.strip()] or [device]
     elif isinstance(device, torch.device):
         device = [device]
-    found = [choose_device(one) for one in device]
-    if len(found) > 1 and any(one.type != "cuda" for one in found):
+    found = [choose_device(entry) for entry in device]
+    if len(found) > 1 and any(entry.type != "cuda" for entry in found):
         raise LoadError(f"only GPUs share a model, such as cuda:0,cuda:1; not {', '.join(map(str, found))}")
     return found
 

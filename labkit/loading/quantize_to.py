@@ -148,4 +148,4 @@ def text_batches(
         raise CheckpointError(
             f"{path} has {len(ids)} tokens, fewer than one sequence of {length}: give a longer text"
         )
-    return [{"input_ids": torch.tensor([one], device=device)} for one in found]
+    return [{"input_ids": torch.tensor([entry], device=device)} for entry in found]

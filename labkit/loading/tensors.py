@@ -167,7 +167,7 @@ def _check_fits(entry: Entry, tensor: Tensor, path: Path) -> None:
 
 def _tie(model: nn.Module, alias: str, key: str) -> None:
     """Let ``alias`` be the very tensor that is called ``key``."""
-    (owner, name), (holder, stored) = (_holder(model, one) for one in (alias, key))
+    (owner, name), (holder, stored) = (_holder(model, part) for part in (alias, key))
     if stored in holder._parameters:
         owner._parameters[name] = holder._parameters[stored]
     else:

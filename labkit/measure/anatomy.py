@@ -228,7 +228,7 @@ def shares_chart(anatomies: Sequence[Anatomy]) -> go.Figure:
     """Stacked bars that all reach 100 %: which share of each model's parameters each part has."""
     if not anatomies:
         raise LabError("there is nothing to draw: no anatomy given")
-    return anatomy.bars({one.name: one.parameters_by_role for one in anatomies}, "share")
+    return anatomy.bars({anatomy.name: anatomy.parameters_by_role for anatomy in anatomies}, "share")
 
 
 def article_steps() -> list[QuantizationPlan]:

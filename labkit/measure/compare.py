@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.common.errors import Interrupted, LabError, WorkerFailedError
 from labkit.common.machine import environment
@@ -21,10 +21,13 @@ from labkit.measure.job import Job, prepare
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder
 
+if TYPE_CHECKING:
+    from labkit.plans.plan import QuantizationPlan
+
 
 def compare(
     model: str | os.PathLike = "pocket",
-    plans: Sequence[str | os.PathLike] | None = None,
+    plans: Sequence[str | os.PathLike | QuantizationPlan] | None = None,
     items: int = 200,
     *,
     seed: int | None = None,

@@ -108,7 +108,7 @@ def measure_growth(
         "reference": chosen[0].name,
     }
     folder.open(settings)
-    done = {(one["plan"], one["context"]): one for one in folder.records()}
+    done = {(record["plan"], record["context"]): record for record in folder.records()}
     for plan in chosen:
         missing = [context for context in contexts if (plan.name, context) not in done]
         if not missing:
@@ -130,7 +130,9 @@ def _plans(
     plans: Sequence[str | os.PathLike | QuantizationPlan], windows: Sequence[int]
 ) -> list[QuantizationPlan]:
     """The plans, and the first one with each window."""
-    found = [one if isinstance(one, QuantizationPlan) else QuantizationPlan.from_yaml(one) for one in plans]
+    found = [
+        plan if isinstance(plan, QuantizationPlan) else QuantizationPlan.from_yaml(plan) for plan in plans
+    ]
     if not found:
         raise LabError("no plan given; `labkit plans` lists them")
     first = found[0]
@@ -144,7 +146,7 @@ def _plans(
 
 
 def _contexts(contexts: Sequence[int]) -> list[int]:
-    if not contexts or any(type(one) is not int or one < 1 for one in contexts):
+    if not contexts or any(type(context) is not int or context < 1 for context in contexts):
         raise LabError(f"contexts are whole numbers of tokens from 1 on, not {list(contexts)!r}")
     return sorted(set(contexts))
 
@@ -191,13 +193,13 @@ def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[
                 predicted = max(predicted, engine.forward.room(row) * anatomy.kv_cache_bytes_per_token())
         if index >= timing.warmup:
             answers.append(request.result())
-    tokens = [seconds for one in answers for seconds in one.token_times_s[1:]]
-    first = [one.ttft_s for one in answers]
+    tokens = [seconds for answer in answers for seconds in answer.token_times_s[1:]]
+    first = [answer.ttft_s for answer in answers]
     on_gpu = engine.device.type == "cuda"
     return {
         "weights": engine.weights,
         "device": str(engine.device),
-        "prompt_tokens": median(one.prompt_tokens for one in answers),
+        "prompt_tokens": median(answer.prompt_tokens for answer in answers),
         "cache_bytes": most,
         "predicted_cache_bytes": predicted,
         "weights_bytes": engine.resolved.predicted_bytes,
@@ -220,7 +222,7 @@ def _lengthener(engine: Engine) -> Callable[[phonetap.Item, int], Any]:
         return engine.prepare(item.messages())["input_ids"].shape[1]
 
     def longer(item: phonetap.Item, count: int) -> phonetap.Item:
-        fields = {one.name: getattr(item, one.name) for one in dataclasses.fields(phonetap.Item)}
+        fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(phonetap.Item)}
         return LongItem(**fields, filler=FILLER * count) if count > 0 else item
 
     one = phonetap.items(split="typed", count=1, part="test")[0]
@@ -248,15 +250,15 @@ class _IdItem:
 
 def _pair(records: Sequence[dict[str, Any]], reference: str) -> None:
     """Differences to the reference plan at the same context, item by item."""
-    answers = {one["context"]: one.get("answers") for one in records if one["plan"] == reference}
-    for one in records:
-        if one["plan"] != reference and one.get("answers"):
-            one["paired"] = {
+    answers = {record["context"]: record.get("answers") for record in records if record["plan"] == reference}
+    for record in records:
+        if record["plan"] != reference and record.get("answers"):
+            record["paired"] = {
                 "reference": reference,
-                **summary.summarize_paired(one["answers"], answers[one["context"]]),
+                **summary.summarize_paired(record["answers"], answers[record["context"]]),
             }
 
 
 def _gpu(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    on_gpu = any(one["device"].startswith("cuda") for one in records)
+    on_gpu = any(record["device"].startswith("cuda") for record in records)
     return gpus()[0] if on_gpu and gpus() else None

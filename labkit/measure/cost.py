@@ -134,13 +134,15 @@ def _in_ids(engine: Engine, image: Any, seed: int) -> list[dict[str, Any]]:
 def samples_of(answers: Sequence[Generation]) -> dict[str, list[float]]:
     """Raw samples of timed answers; ``decode_tokens_per_s`` only where there was a second token."""
     return {
-        "ttft_s": [one.ttft_s for one in answers],
-        "prepare_s": [one.prepare_s for one in answers],
-        "answer_s": [one.ttft_s + one.decode_s for one in answers],
-        "decode_tokens_per_s": [one.decode_tokens_per_s for one in answers if one.decode_tokens_per_s],
-        "token_s": [seconds for one in answers for seconds in one.token_times_s[1:]],
-        "prompt_tokens": [one.prompt_tokens for one in answers],
-        "completion_tokens": [one.completion_tokens for one in answers],
+        "ttft_s": [answer.ttft_s for answer in answers],
+        "prepare_s": [answer.prepare_s for answer in answers],
+        "answer_s": [answer.ttft_s + answer.decode_s for answer in answers],
+        "decode_tokens_per_s": [
+            answer.decode_tokens_per_s for answer in answers if answer.decode_tokens_per_s
+        ],
+        "token_s": [seconds for answer in answers for seconds in answer.token_times_s[1:]],
+        "prompt_tokens": [answer.prompt_tokens for answer in answers],
+        "completion_tokens": [answer.completion_tokens for answer in answers],
     }
 
 
@@ -167,7 +169,7 @@ def bytes_by_role(engine: Engine) -> dict[str, int]:
 def peak_memory(*devices: torch.device) -> int:
     """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on GPUs (their sum)."""
     if devices[0].type == "cuda":
-        return sum(torch.cuda.max_memory_allocated(one) for one in devices)
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

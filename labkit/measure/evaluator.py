@@ -44,7 +44,7 @@ class PlanEvaluator:
         self.prepared = Prepared.of(spec, choose_device(device))
         self.device = self.prepared.devices[0]
         self._probe_path = probe
-        self._records = {one["key"]: one for one in folder.records()}
+        self._records = {record["key"]: record for record in folder.records()}
 
     @cached_property
     def probe(self) -> Probe:
@@ -131,5 +131,5 @@ class PlanEvaluator:
         summary = summarize(records)
         return {
             **{name: summary[name] for name in KEPT},
-            "right": {one["id"]: bool(one["success"]) for one in records},
+            "right": {record["id"]: bool(record["success"]) for record in records},
         }

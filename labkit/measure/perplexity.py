@@ -55,11 +55,11 @@ class Perplexities(Record):
         of the unquantized model's, less 1, with its 95 % interval (paired by sequence)."""
         reference = self.records[0]
         rows = []
-        for one in self.records:
-            difference = paired_difference(one["losses"], reference["losses"])
+        for record in self.records:
+            difference = paired_difference(record["losses"], reference["losses"])
             change = {name: math.expm1(value) for name, value in zip(("change", "low", "high"), difference)}
             rows.append(
-                {**{name: one[name] for name in ("plan", "bytes", "bits", "kl", "perplexity")}, **change}
+                {**{name: record[name] for name in ("plan", "bytes", "bits", "kl", "perplexity")}, **change}
             )
         return rows
 
@@ -111,7 +111,7 @@ def compare_perplexity(
     if dtype not in DTYPES:
         raise LabError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     spec = get_spec(model)
-    chosen = [replace(one, default=dtype) for one in plans_of(plans)]
+    chosen = [replace(entry, default=dtype) for entry in plans_of(plans)]
     folder = RecordFolder(
         Path(output or Path("results") / f"perplexity-{Path(spec.name).name}"), "perplexities"
     )
@@ -135,9 +135,9 @@ def compare_perplexity(
         linears = [part for part in laid.parts if part.is_linear]
         bits = 8 * sum(part.bytes for part in linears) / sum(part.parameters for part in linears)
         records.append({**evaluator.measure(plan), "bits": bits})
-    for one in records:
+    for record in records:
         for name in ("key", "searched", "judged", "predicted_kl"):
-            one.pop(name)
+            record.pop(name)
     found = Perplexities(settings, records, environment=environment())
     found.save(folder.path)
     return found
@@ -151,7 +151,7 @@ def plans_of(plans: str | Sequence[str | os.PathLike]) -> list[QuantizationPlan]
     """
     if isinstance(plans, str):
         plans = split_candidates(plans)
-    return [_plan_of(str(one)) for one in plans]
+    return [_plan_of(str(plan)) for plan in plans]
 
 
 def _plan_of(text: str) -> QuantizationPlan:

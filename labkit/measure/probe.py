@@ -163,8 +163,8 @@ def probe_of(engine: Any, datasets: Datasets) -> Probe:
 
 def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:
     """A probe of text: token ids [B, L] without padding, compared at every position; ``model`` unquantized."""
-    batches = [{"input_ids": one} for one in sequences]
-    lengths = [[one["input_ids"].shape[1]] * one["input_ids"].shape[0] for one in batches]
+    batches = [{"input_ids": sequence} for sequence in sequences]
+    lengths = [[batch["input_ids"].shape[1]] * batch["input_ids"].shape[0] for batch in batches]
     return Probe(batches, lengths, skipped=0).remember(model)
 
 

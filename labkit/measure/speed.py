@@ -62,7 +62,7 @@ def products(
     Raises SchemeError for a scheme that cannot take this Linear here.
     """
     if not isinstance(schemes, Mapping):
-        known = [get_scheme(one) if isinstance(one, str) else one for one in schemes]
+        known = [get_scheme(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]
         schemes = {scheme.name: scheme for scheme in known}
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(size[1], size[0], bias=False)

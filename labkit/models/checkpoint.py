@@ -130,7 +130,7 @@ class Checkpoint:
         for name in names:
             path = folder / name
             if not path.is_file():
-                others = sorted(one.name for one in folder.glob("*.bin"))
+                others = sorted(path.name for path in folder.glob("*.bin"))
                 hint = f" ({others[0]} is a pickle, which is never loaded: convert it)" if others else ""
                 raise LoadError(f"{folder} has no {name}{hint}: weights are read from safetensors only")
             from safetensors import SafetensorError, safe_open
@@ -251,7 +251,7 @@ class Checkpoint:
         """Which model this is, for the record of what is made of it: ``name, source, on_hub, commit,
         fingerprint, model_type``."""
         spec = self.spec
-        registered = any(one.source == spec.source for one in list_models())
+        registered = any(model.source == spec.source for model in list_models())
         on_hub = spec.folder is None
         snapshot = _from_hub(spec.source, "config.json").parent.name if on_hub else None
         return {

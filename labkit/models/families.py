@@ -157,7 +157,7 @@ def roles_of_names(names: Iterable[str], family: Family, model: str = "this mode
         elif not family.leaves_alone(name):
             unmatched.append(name)
     if unmatched:
-        known = ", ".join(one.name for one in FAMILIES)
+        known = ", ".join(family.name for family in FAMILIES)
         more = f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else ""
         raise LabError(
             f"no role is known for {len(unmatched)} modules of {model}: {', '.join(unmatched[:6])}{more}. "

@@ -35,7 +35,7 @@ class IdTokenizer:
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         """``17 4 250`` for three tokens, with a blank behind each."""
-        return "".join(f"{int(one)} " for one in ids)
+        return "".join(f"{int(id_)} " for id_ in ids)
 
     def encode(self, text: str, **_: Any) -> list[int]:
         """The numbers in a text.
@@ -47,18 +47,18 @@ class IdTokenizer:
             raise LabError(
                 f"there is no tokenizer here, so a prompt is token ids, such as '17 4 250'; not {text[:40]!r}"
             )
-        ids = [int(one) for one in text.split()]
-        if wrong := [one for one in ids if one >= self.vocabulary]:
+        ids = [int(part) for part in text.split()]
+        if wrong := [id_ for id_ in ids if id_ >= self.vocabulary]:
             raise LabError(f"there is no token {wrong[0]}; the model has 0 to {self.vocabulary - 1}")
-        if wrong := [one for one in ids if one in self.media]:
+        if wrong := [id_ for id_ in ids if id_ in self.media]:
             raise LabError(f"the token {wrong[0]} stands for a picture or a sound: give that itself")
         return ids
 
     def random_text(self, count: int, seed: int = 0) -> str:
         """``count`` token ids drawn by a seed, as `encode` reads them."""
         draw = random.Random(seed)
-        allowed = [one for one in range(self.vocabulary) if one not in self.media]
-        return " ".join(str(one) for one in draw.choices(allowed, k=count))
+        allowed = [index for index in range(self.vocabulary) if index not in self.media]
+        return " ".join(str(choice) for choice in draw.choices(allowed, k=count))
 
 
 class IdProcessor:

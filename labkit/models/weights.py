@@ -131,7 +131,7 @@ class RandomSource:
             if type(module).__name__.endswith("Norm")
             for own in ("weight", "bias")
         }
-        self.largest_bytes = max(one.numel() for one in self._places.values()) * dtype.itemsize
+        self.largest_bytes = max(place.numel() for place in self._places.values()) * dtype.itemsize
 
     def shards(self) -> Iterator[list[str]]:
         """See `Source`: a single one."""
@@ -157,7 +157,7 @@ def has_plain_names(skeleton: nn.Module) -> bool:
     such as fused experts, out of several stored ones; those are read by transformers itself."""
     from transformers.core_model_loading import WeightRenaming
 
-    return all(isinstance(one, WeightRenaming) for one in _conversions(skeleton))
+    return all(isinstance(conversion, WeightRenaming) for conversion in _conversions(skeleton))
 
 
 def renamer(skeleton: nn.Module, places: Mapping[str, Any]):

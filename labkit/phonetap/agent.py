@@ -131,6 +131,6 @@ def evaluate(client: Asks, tasks: Sequence[Task], *, progress: bool = True, **op
         run(client, task, **options)
         for task in tqdm(tasks, desc="tasks", unit=" tasks", disable=not progress)
     )
-    done = sum(one.done for one in runs)
-    steps = sum(one.steps_done for one in runs) / sum(len(one.task.steps) for one in runs)
+    done = sum(run.done for run in runs)
+    steps = sum(run.steps_done for run in runs) / sum(len(run.task.steps) for run in runs)
     return PhoneScore(runs, done / len(runs), wilson_interval(done, len(runs)), steps)

@@ -95,7 +95,7 @@ class _Gathered:
 
     def serves(self, scheme: Scheme, inputs: Sequence[Tensor]) -> bool:
         """Whether these are the very same inputs, and what was gathered of them is what the scheme wants."""
-        same = [one() for one in self._inputs]
+        same = [inputs_() for inputs_ in self._inputs]
         return (
             self.statistics.full == scheme.needs_full_moment
             and self.statistics.drifting == scheme.needs_reference

@@ -122,13 +122,13 @@ class _SkeletonLoader:
         module = self.model.get_submodule(owner)
         parts = self.waiting.setdefault(owner, {})
         parts[attribute] = self.source.read(name, self.place(owner))
-        if len(parts) < sum(one is not None for one in module._parameters.values()):
+        if len(parts) < sum(parameter is not None for parameter in module._parameters.values()):
             return
         for attribute, tensor in self.waiting.pop(owner).items():
             _assign(module, attribute, nn.Parameter(tensor, requires_grad=False))
         del parts, tensor
         self.walk.quantize(owner)
-        self.freed += sum(one.nbytes for one in module.parameters(recurse=False))
+        self.freed += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
         if self.freed > TRIMMED_BYTES:
             self.freed = 0
             give_back_memory()
@@ -173,7 +173,7 @@ def initialize_computed_(model: nn.Module, place: Placement) -> None:
 def largest_work_bytes(skeleton: nn.Module, schemes: Mapping[str, Scheme], source: Source) -> int:
     """Bytes beside the model's own while it is filled: the largest tensor as stored, once as it is read, and once
     as the codes of one module are chosen."""
-    largest = max((one.numel() for one in skeleton.parameters()), default=0)
+    largest = max((parameter.numel() for parameter in skeleton.parameters()), default=0)
     return source.largest_bytes + (largest if schemes else 0)
 
 

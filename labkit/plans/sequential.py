@@ -86,8 +86,8 @@ class SequentialRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in self._passes:
-            one.end()
+        for state in self._passes:
+            state.end()
         for module in self.watched.values():
             module.__dict__.pop("forward", None)
 
@@ -140,9 +140,9 @@ class SequentialRun:
             self._passes.append(one)
             one.advance()
         while (name := self._next()) is not None:
-            there = [one for one in self._passes if one.halted_at == name]
-            references = [one.reference_inputs for one in there] if self.references else None
-            self.replacements[name] = visit(name, [one.inputs for one in there], references)
+            there = [state for state in self._passes if state.halted_at == name]
+            references = [entry.reference_inputs for entry in there] if self.references else None
+            self.replacements[name] = visit(name, [entry.inputs for entry in there], references)
             del references
             module = self.watched.pop(name)
             del module.forward
@@ -151,15 +151,15 @@ class SequentialRun:
             if self.references:
                 self.original = _at_hand(module, there[0].inputs)
             del module
-            for one in there:
-                one.advance()
+            for entry in there:
+                entry.advance()
             self.original = None
 
     def _next(self) -> str | None:
         """The module that all passes that will ever come to it have come to; None when all passes are through."""
-        halted = [one.halted_at for one in self._passes if one.halted_at is not None]
+        halted = [state.halted_at for state in self._passes if state.halted_at is not None]
         for name in dict.fromkeys(halted):
-            if not any(one.halted_at not in (None, name) and name in one.order for one in self._passes):
+            if not any(state.halted_at not in (None, name) and name in state.order for state in self._passes):
                 return name
         return max(halted, key=halted.count) if halted else None
 

@@ -72,11 +72,11 @@ def run_block(block: Callable, changed: Sequence[Tensor], given: Sequence[Tensor
         block(*changed, *given, *options)
         return
     tensors = (*changed, *given)
-    key = (block, tensors[0].device, *(tuple(one.shape) for one in tensors), *options)
+    key = (block, tensors[0].device, *(tuple(tensor.shape) for tensor in tensors), *options)
     graph = _graphs.pop(key, None) or _Graph(block, tensors, options)
     _graphs[key] = graph  # behind all others: the first is the one that was not used for longest
     graph.play(tensors, len(changed))
-    while sum(one.bytes for one in _graphs.values()) > KEPT_BYTES and len(_graphs) > 1:
+    while sum(graph.bytes for graph in _graphs.values()) > KEPT_BYTES and len(_graphs) > 1:
         del _graphs[next(iter(_graphs))]
 
 
@@ -89,8 +89,10 @@ class _Graph:
     """A block's operations on tensors of its own, recorded."""
 
     def __init__(self, block: Callable, tensors: Sequence[Tensor], options: Sequence[object]) -> None:
-        self._tensors = [torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in tensors]
-        self.bytes = sum(one.numel() * one.element_size() for one in self._tensors)
+        self._tensors = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors
+        ]
+        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
         with torch.cuda.device(tensors[0].device):
             self._fill(tensors)
             stream = (

@@ -47,7 +47,7 @@ def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
 
 def split_candidates(text: str) -> list[str]:
     """The candidates of a text as `parse_candidates` reads it, each still a text."""
-    return [one.strip() for one in re.split(r";|,(?![^,;:]*=)", text) if one.strip()]
+    return [part.strip() for part in re.split(r";|,(?![^,;:]*=)", text) if part.strip()]
 
 
 def label_of(scheme: Scheme) -> str:

@@ -68,8 +68,8 @@ def disagreements(measurements: Sequence[Measurement], count: int = SHOWN) -> li
             if plan != reference.plan and _action(record) != _action(right)
         ]
         if others:
-            found.append(max(others, key=lambda one: one.weight))
-    return sorted(found, key=lambda one: one.weight, reverse=True)[:count]
+            found.append(max(others, key=lambda entry: entry.weight))
+    return sorted(found, key=lambda entry: entry.weight, reverse=True)[:count]
 
 
 def section(measurements: Sequence[Measurement]) -> str:
@@ -79,7 +79,7 @@ def section(measurements: Sequence[Measurement]) -> str:
         return ""
     first = measurements[0]
     drawn = _items(first.split, first.items, first.seed)
-    figures = "".join(_figure(one, drawn.get(one.record["id"])) for one in found)
+    figures = "".join(_figure(entry, drawn.get(entry.record["id"])) for entry in found)
     return (
         "<h2>Where plans disagree most</h2><p>Items that the unquantized model and a plan answer differently: "
         "first those that only one of them gets right, then those whose taps lie farthest apart. The blue box "

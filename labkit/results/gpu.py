@@ -86,14 +86,14 @@ class GpuRecord(Record):
 
     def decoded(self, batch: int, context: int, route: str = CAPTURED) -> Decoding | None:
         """That measurement, if it was made."""
-        for one in self.decoding:
-            if (one.batch, one.context, one.route) == (batch, context, route):
-                return one
+        for entry in self.decoding:
+            if (entry.batch, entry.context, entry.route) == (batch, context, route):
+                return entry
         return None
 
     def prompt(self, tokens: int) -> Prompt | None:
         """That measurement, if it was made."""
-        return next((one for one in self.prompts if one.tokens == tokens), None)
+        return next((prompt for prompt in self.prompts if prompt.tokens == tokens), None)
 
     def floor_s(self, one: Decoding) -> float | None:
         """Seconds that a step's bytes take at the speed of a copy."""
@@ -110,7 +110,7 @@ def load_records(folder: str | os.PathLike) -> list[GpuRecord]:
     records = [GpuRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
     if not records:
         raise ResultsError(f"{folder}: no records of labkit bench-gpu")
-    return sorted(records, key=lambda one: -(one.weights_bytes or 0))
+    return sorted(records, key=lambda entry: -(entry.weights_bytes or 0))
 
 
 HEADERS = (
@@ -122,19 +122,19 @@ def table(records: Sequence[GpuRecord]) -> list[list[str]]:
     """One line for each decoding measurement, under `HEADERS`."""
     lines = []
     for record in records:
-        for one in record.decoding:
-            floor = record.floor_s(one)
+        for entry in record.decoding:
+            floor = record.floor_s(entry)
             lines.append(
                 [
                     record.plan,
                     "" if record.weights_bytes is None else f"{record.weights_bytes / 1e9:.2f}",
-                    one.route,
-                    str(one.batch),
-                    f"{one.context:,}",
-                    f"{1e3 * one.step_s:.2f}",
-                    f"{1e3 * one.queued_s:.2f}",
+                    entry.route,
+                    str(entry.batch),
+                    f"{entry.context:,}",
+                    f"{1e3 * entry.step_s:.2f}",
+                    f"{1e3 * entry.queued_s:.2f}",
                     "" if floor is None else f"{1e3 * floor:.2f}",
-                    "" if floor is None else f"{floor / one.queued_s:.0%}",
+                    "" if floor is None else f"{floor / entry.queued_s:.0%}",
                 ]
             )
     return lines
@@ -147,10 +147,10 @@ def prompt_table(records: Sequence[GpuRecord]) -> list[list[str]]:
     """One line for each prompt, and for each screenshot, under `PROMPT_HEADERS`."""
     lines = []
     for record in records:
-        for one in record.prompts:
-            milliseconds = 1e3 * statistics.median(one.seconds)
-            peak = "" if one.peak_bytes is None else f"{one.peak_bytes / 1e9:.2f}"
-            lines.append([record.plan, f"{one.tokens:,}", f"{milliseconds:.1f}", peak])
+        for prompt in record.prompts:
+            milliseconds = 1e3 * statistics.median(prompt.seconds)
+            peak = "" if prompt.peak_bytes is None else f"{prompt.peak_bytes / 1e9:.2f}"
+            lines.append([record.plan, f"{prompt.tokens:,}", f"{milliseconds:.1f}", peak])
         if record.screenshot:
             tokens, peak = record.screenshot["tokens"], record.screenshot["peak_bytes"]
             lines.append([record.plan, f"{tokens:,} with a screenshot", "", f"{peak / 1e9:.2f}"])

@@ -164,7 +164,7 @@ def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.H
     known = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
     writers = [_unbroken(known[unit or name]) if unit or name in known else _plain for name in frame.columns]
     words = [frame[name].map(lambda value: isinstance(value, str)).any() for name in frame.columns]
-    sides = ["left" if one else "right" for one in words]
+    sides = ["left" if word else "right" for word in words]
     head = [
         f'<th style="text-align:{side}">{html.escape(str(name))}</th>' for name, side in zip(frame, sides)
     ]

@@ -82,8 +82,8 @@ def _message(message: Message, index: int, fetched: Mapping[str, bytes]) -> dict
         return {"role": role, "content": f"Result of {message.tool_call_id}: {_text(message.content)}"}
     if message.role == "assistant" and message.tool_calls:
         calls = [
-            json.dumps({"name": one.function.name, "arguments": one.function.arguments}, ensure_ascii=False)
-            for one in message.tool_calls
+            json.dumps({"name": call.function.name, "arguments": call.function.arguments}, ensure_ascii=False)
+            for call in message.tool_calls
         ]
         told = [_text(message.content)] if message.content else []
         return {"role": role, "content": "\n".join([*told, *calls])}

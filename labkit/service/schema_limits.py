@@ -22,7 +22,7 @@ def narrowed(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
 
 def _narrowed(schema: Any, limit: int) -> Any:
     if isinstance(schema, list):
-        return [_narrowed(one, limit) for one in schema]
+        return [_narrowed(entry, limit) for entry in schema]
     if not isinstance(schema, dict):
         return schema
     made = {

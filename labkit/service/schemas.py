@@ -190,7 +190,7 @@ class ChatRequest(Strict):
     def splits_reasoning(self) -> bool:
         """Whether thinking is given apart."""
         asked = (self.return_reasoning, self.include_reasoning)
-        return next((one for one in asked if one is not None), False)
+        return next((entry for entry in asked if entry is not None), False)
 
 
 def read_request(document: Any) -> ChatRequest:

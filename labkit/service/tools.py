@@ -48,10 +48,10 @@ def tool_use(request: ChatRequest) -> ToolUse:
         if choice not in (None, "none", "auto"):
             raise ApiError("tool_choice needs tools", param="tool_choice")
         return ToolUse()
-    if len({one.name for one in functions}) < len(functions):
+    if len({function.name for function in functions}) < len(functions):
         raise ApiError("two tools have the same name", param="tools")
     if isinstance(choice, NamedTool):
-        named = tuple(one for one in functions if one.name == choice.function.name)
+        named = tuple(function for function in functions if function.name == choice.function.name)
         if not named:
             raise ApiError("tool_choice names a function that is not among the tools", param="tool_choice")
         return ToolUse(named, must=True, named=True)
@@ -82,7 +82,9 @@ def call_schema(functions: Sequence[FunctionDefinition]) -> dict[str, Any]:
 
 def describe(use: ToolUse) -> str:
     """What a model is told of them."""
-    told = [json.dumps(one.model_dump(exclude_none=True), ensure_ascii=False) for one in use.functions]
+    told = [
+        json.dumps(function.model_dump(exclude_none=True), ensure_ascii=False) for function in use.functions
+    ]
     form = '{"name": …, "arguments": {…}}'
     asked = (
         f"Call one of these functions. Answer with JSON of the form {form} only."
@@ -121,7 +123,7 @@ def _moved(schema: Any, prefix: str) -> Any:
             for key, value in schema.items()
         }
     if isinstance(schema, list):
-        return [_moved(one, prefix) for one in schema]
+        return [_moved(entry, prefix) for entry in schema]
     return schema
 
 

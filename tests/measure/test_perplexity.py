@@ -105,7 +105,7 @@ def test_other_seeds_calibrate_on_other_sequences(datasets, measured, folder, tm
 def test_items_drawn_to_calibrate_are_never_those_that_compare_or_validate(monkeypatch):
     seeds = []
     monkeypatch.setattr(
-        "labkit.loading.datasets.default_calibration", lambda *_, seed, **options: seeds.append(seed)
+        "labkit.loading.calibration.default_calibration", lambda *_, seed, **options: seeds.append(seed)
     )
     for seed in (0, 1, 2):
         Datasets(seed=seed).calibration_batches(None, ("image",), None)

@@ -123,8 +123,8 @@ class Service:
             process.terminate()
             psutil.wait_procs([process], timeout=timeout_s)
             _, left = psutil.wait_procs(family, timeout=2)
-            for one in left:
-                one.kill()
+            for entry in left:
+                entry.kill()
             psutil.wait_procs(left, timeout=5)
         if self._process is not None:
             self._process.wait()

@@ -50,7 +50,7 @@ class Storage:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(one.nbytes for one in (self.buffer, self.scales) if one is not None)
+        return sum(part.nbytes for part in (self.buffer, self.scales) if part is not None)
 
     def reserve(self, needed: int, like: Tensor | None = None) -> None:
         """Make room for ``needed`` tokens, of which a window keeps some; the first time, of the type and sizes of

@@ -87,7 +87,7 @@ def decoder_of(model: nn.Module) -> Decoder:
         raise UnknownDecoderError(f"its activation is {config.hidden_act}, not silu")
     if text.rotary_emb.rope_type != "default" or text.rotary_emb.attention_scaling != 1:
         raise UnknownDecoderError(f"its positions are of the kind {text.rotary_emb.rope_type}, not default")
-    devices = {one.device for one in (*text.parameters(), *text.buffers())}
+    devices = {parameter.device for parameter in (*text.parameters(), *text.buffers())}
     if len(devices) != 1:
         raise UnknownDecoderError(f"its parts lie on {len(devices)} devices")
     norm = text.norm.weight.detach()

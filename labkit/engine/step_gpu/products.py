@@ -81,10 +81,10 @@ def product_of(*modules: nn.Module, dtype: torch.dtype, gated: bool = False) -> 
     twice. ``dtype`` is the step's.
     """
     packed = [_packed(module) for module in modules]
-    known = dtype == torch.bfloat16 and all(one is not None and cuda.takes(one) for one in packed)
+    known = dtype == torch.bfloat16 and all(entry is not None and cuda.takes(entry) for entry in packed)
     if (
         not known
-        or len({one.format for one in packed}) != 1
+        or len({entry.format for entry in packed}) != 1
         or any(m.bias is not None and gated for m in modules)
     ):
         return ModuleProduct(*modules)
@@ -108,9 +108,9 @@ def _packed(module: nn.Module) -> Packed | None:
 
 def _join(modules: Sequence[nn.Module], packed: Sequence[Packed]) -> Packed:
     """One weight of several; the modules' own become views of it."""
-    weight = torch.cat([one.weight for one in packed])
+    weight = torch.cat([entry.weight for entry in packed])
     lines = 1 if packed[0].group_size else 0
-    scales = None if packed[0].scales is None else torch.cat([one.scales for one in packed], lines)
+    scales = None if packed[0].scales is None else torch.cat([entry.scales for entry in packed], lines)
     start = 0
     for module in modules:
         part = slice(start, start + module.out_features)

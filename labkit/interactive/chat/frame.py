@@ -64,7 +64,9 @@ def _with_path(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     # TLS ends before Jupyter: the page that asks knows best how it was reached.
     referrer = urlsplit(known.get(b"origin") or known.get(b"referer", ""))
     scheme = referrer.scheme if referrer.netloc == host else known.get(b"x-forwarded-proto", "http")
-    kept = [one for one in headers if one[0].lower() not in (b"x-forwarded-host", b"x-forwarded-proto")]
+    kept = [
+        header for header in headers if header[0].lower() not in (b"x-forwarded-host", b"x-forwarded-proto")
+    ]
     place = f"{host}{path.rstrip('/')}"
     return [*kept, (b"x-forwarded-host", place.encode("latin-1")), (b"x-forwarded-proto", scheme.encode())]
 

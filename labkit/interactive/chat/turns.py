@@ -54,9 +54,9 @@ def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...]
     if screen is None or not text:
         return None
     said = text.casefold()
-    named = [one for one in screen.elements if one.label and one.label.casefold() in said]
-    longest = max((len(one.label) for one in named), default=0)
-    named = [one for one in named if len(one.label) == longest]
+    named = [element for element in screen.elements if element.label and element.label.casefold() in said]
+    longest = max((len(entry.label) for entry in named), default=0)
+    named = [entry for entry in named if len(entry.label) == longest]
     if len(named) != 1:
         return None
     sides = screen.size * 2

@@ -22,7 +22,7 @@ def _within(answer: Any) -> None:
         raise Hint(f"The vision encoder gets {', '.join(sorted(eyes))}; it should keep 8 bits.")
     size = resolved.predicted_bytes / 1e6
     if size > BUDGET_MB:
-        largest = max(resolved.bytes_by_role.items(), key=lambda one: one[1])
+        largest = max(resolved.bytes_by_role.items(), key=lambda entry: entry[1])
         raise Hint(
             f"{size:.1f} MB: too many. The largest part is {largest[0]} with {largest[1] / 1e6:.1f} MB."
         )
@@ -32,7 +32,7 @@ def _knapsack(answer: Any) -> None:
     """The bytes for A, B and C with the smallest loss within `BUDGET`."""
     if not isinstance(answer, tuple | list) or len(answer) != len(CHOICES):
         raise Hint("Give the bytes of A, B and C, as (4, 4, 2).")
-    chosen = tuple(int(number(one)) for one in answer)
+    chosen = tuple(int(number(entry)) for entry in answer)
     for name, one, known in zip("ABC", chosen, CHOICES):
         if one not in known:
             raise Hint(f"{name} takes {' or '.join(map(str, known))} bytes, not {one}.")

@@ -50,7 +50,7 @@ class Compare(ipywidgets.VBox):
         self._make_controls(items, output)
         self.plans = ipywidgets.VBox(layout=WIDE)
         chosen = ["fp32", "int4"] if plans is None else plans
-        for plan in [*presets(), *(one for one in chosen if one not in presets())]:
+        for plan in [*presets(), *(entry for entry in chosen if entry not in presets())]:
             self.add_plan(plan, chosen=plan in chosen)
         self.progress, self.status = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
         self.results = ipywidgets.Tab(layout=ipywidgets.Layout(width="calc(100% - 8px)", display="none"))
@@ -115,7 +115,7 @@ class Compare(ipywidgets.VBox):
             layout=ipywidgets.Layout(width="190px"), tooltip=described,
         )  # fmt: skip
         line = ipywidgets.HBox([box, ipywidgets.HTML(f"<span>{html.escape(told)}</span>")])
-        kept = [one for one in self.plans.children if one.children[0].description != name]
+        kept = [child for child in self.plans.children if child.children[0].description != name]
         self._sources[name] = source
         self.plans.children = [*kept, line]
 

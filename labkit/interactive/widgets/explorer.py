@@ -95,8 +95,8 @@ class Explore(ipywidgets.VBox):
         self.options.show(self.scheme.value)
         self.part.observe(self._part_changed, names="value")
         self.scheme.observe(self._scheme_changed, names="value")
-        for one in (self.linear, self.scope):
-            one.observe(lambda _: self.update(), names="value")
+        for entry in (self.linear, self.scope):
+            entry.observe(lambda _: self.update(), names="value")
         self.screen.observe(lambda _: self.show_tap(), names="value")
 
     def _make_results(self) -> None:

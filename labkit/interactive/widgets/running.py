@@ -129,7 +129,7 @@ class ComparisonRun:
         kinds = list(_entries(path))
         records = [entry["record"] for entry in kinds if entry.get("kind") == "record"]
         state = "answering" if any(entry.get("kind") == "cost" for entry in kinds) else "measuring"
-        return PlanProgress(name, state, len(records), sum(bool(one.get("success")) for one in records))
+        return PlanProgress(name, state, len(records), sum(bool(record.get("success")) for record in records))
 
 
 def write_plan(plan: Any, folder: Path) -> str:

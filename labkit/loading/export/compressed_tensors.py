@@ -113,8 +113,12 @@ def mixed_siblings(kinds: Mapping[str, Kind]) -> list[list[str]]:
     for name in kinds:
         parent, _, leaf = name.rpartition(".")
         for family in FUSED:
-            siblings = [f"{parent}.{one}" for one in family]
-            if leaf in family and len({kinds.get(one) for one in siblings}) > 1 and siblings not in mixed:
+            siblings = [f"{parent}.{entry}" for entry in family]
+            if (
+                leaf in family
+                and len({kinds.get(sibling) for sibling in siblings}) > 1
+                and siblings not in mixed
+            ):
                 mixed.append(siblings)
     return mixed
 

@@ -81,19 +81,27 @@ def units_of(
     Linear of a unit cannot take is none.
     ``together`` are the kinds that form one unit."""
     groups: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
-    for one in records:
-        module = one.get("module", "linear")
-        key = one["role"], _kinds(one["kind"], together) if module == "linear" else (), one["depth"], module
-        groups.setdefault(key, {}).setdefault(one["linear"], []).append(one)
+    for record in records:
+        module = record.get("module", "linear")
+        key = (
+            record["role"],
+            _kinds(record["kind"], together) if module == "linear" else (),
+            record["depth"],
+            module,
+        )
+        groups.setdefault(key, {}).setdefault(record["linear"], []).append(record)
     units = []
     for (role, _, depth, module), linears in groups.items():
         kinds = tuple(dict.fromkeys(found[0]["kind"] for found in linears.values()))
         parameters = sum(found[0]["parameters"] for found in linears.values())
         options = [Option(unquantized, parameters * itemsize, 0.0)]
-        for scheme in dict.fromkeys(one["scheme"] for found in linears.values() for one in found):
-            taken = [one for found in linears.values() for one in found if one["scheme"] == scheme]
-            if len(taken) == len(linears) and all("kl" in one for one in taken):
-                size, loss = sum(one["bytes"] for one in taken), sum(max(one["kl"], 0.0) for one in taken)
+        for scheme in dict.fromkeys(record["scheme"] for found in linears.values() for record in found):
+            taken = [record for found in linears.values() for record in found if record["scheme"] == scheme]
+            if len(taken) == len(linears) and all("kl" in entry for entry in taken):
+                size, loss = (
+                    sum(record["bytes"] for record in taken),
+                    sum(max(record["kl"], 0.0) for record in taken),
+                )
                 options.append(Option(scheme, size, loss))
         units.append(Unit(role, kinds, depth, parameters, tuple(options), module))
     return units

@@ -24,7 +24,7 @@ class Goal:
         Raises:
             LabError: none or several are, or its number makes no sense.
         """
-        given = [one for one in (memory, bits, max_loss) if one is not None]
+        given = [part for part in (memory, bits, max_loss) if part is not None]
         if len(given) != 1:
             raise LabError("give one goal: memory (60MB), bits (4.5) or max-loss (0.5)")
         if memory is not None:

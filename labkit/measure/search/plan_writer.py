@@ -59,7 +59,7 @@ def _exceptions(role: str | None, units: Sequence[tuple[Unit, str]], usual: str)
         for scheme, depth in runs:
             if scheme != usual or (bare and depth is not None):
                 rules.setdefault((scheme, depth), []).extend(names)
-    ordered = sorted(rules.items(), key=lambda one: one[0][1] is None)
+    ordered = sorted(rules.items(), key=lambda entry: entry[0][1] is None)
     return [_rule(role, scheme, tuple(dict.fromkeys(names)), depth) for (scheme, depth), names in ordered]
 
 

@@ -75,7 +75,7 @@ class Replay:
     def _answering(self, name: str, original: Callable, target: str) -> Callable:
         def forward(*arguments: Any, **options: Any) -> Any:
             start = self._first[self._batch].get(target)
-            call = next((one for one in self._calls[self._batch][name] if one.began >= self._now), None)
+            call = next((call for call in self._calls[self._batch][name] if call.began >= self._now), None)
             if call is None or start is None:
                 return original(*arguments, **options)
             if call.ended < start:

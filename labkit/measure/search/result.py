@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,8 +56,8 @@ class Search(Record):
     def rows(self) -> list[dict[str, Any]]:
         """One entry a measured plan: the unquantized model, the uniform plans, the one found."""
         return [
-            {name: one.get(name) for name in SHOWN if name in one}
-            for one in (self.reference, *self.others, self.found)
+            {name: other.get(name) for name in SHOWN if name in other}
+            for other in (self.reference, *self.others, self.found)
         ]
 
     def table(self) -> pandas.DataFrame:
@@ -81,7 +79,7 @@ class Search(Record):
             f"{found['plan']}: {format_bytes(found['bytes'])} of weights, divergence {found['kl']:.3g} nats a "
             f"token (predicted {found['predicted_kl']:.3g}){_loss_text(found, self.reference)}."
         ]
-        for other in sorted(self.others, key=lambda one: one["bytes"]):
+        for other in sorted(self.others, key=lambda record: record["bytes"]):
             size = "smaller than" if other["bytes"] < found["bytes"] else "at least as large as"
             sentences.append(
                 f"{other['plan']} ({format_bytes(other['bytes'])}, {size} it): divergence {other['kl']:.3g}"
@@ -105,7 +103,6 @@ def finish(
     others: list[dict[str, Any]],
     front: list[dict[str, Any]],
     rounds: list[dict[str, Any]],
-    against: Sequence[str | os.PathLike],
     test_items: int,
     *,
     threads: int | None,
@@ -126,10 +123,10 @@ def finish(
         "bytes": found["bytes"],
         "predicted_kl": found["predicted_kl"],
         "measured": [
-            {name: _rounded(one[name]) for name in SHOWN if one.get(name) is not None}
-            for one in (reference, *others, found)
+            {name: _rounded(other[name]) for name in SHOWN if other.get(name) is not None}
+            for other in (reference, *others, found)
         ],
-        "rounds": [{name: _rounded(value) for name, value in one.items()} for one in rounds],
+        "rounds": [{name: _rounded(value) for name, value in step.items()} for step in rounds],
     }
     replace(plan, evidence=evidence).to_yaml(path)
     environments = evaluator.folder.environments()
@@ -142,7 +139,7 @@ def finish(
 
         comparison = compare(
             str(evaluator.spec.folder or evaluator.spec.source),
-            [*against, path],
+            [*(QuantizationPlan.from_dict(other["definition"], other["plan"]) for other in others), plan],
             test_items,
             split="all" if "audio" in evaluator.prepared.modalities else "typed",
             device=str(evaluator.device),
@@ -174,6 +171,6 @@ def _against(found: dict[str, Any], other: dict[str, Any]) -> str:
         return f", perplexity {other['perplexity']:.2f}"
     if "right" not in other:
         return ""
-    ids = [one for one in found["right"] if one in other["right"]]
-    difference = paired_difference([found["right"][one] for one in ids], [other["right"][one] for one in ids])
+    ids = [entry for entry in found["right"] if entry in other["right"]]
+    difference = paired_difference([found["right"][id_] for id_ in ids], [other["right"][id_] for id_ in ids])
     return f"; right steps of the plan found, against it: {format_difference(*difference)} points"

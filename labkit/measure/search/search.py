@@ -89,7 +89,7 @@ def search_plan(
         raise LabError(f"dtype must be auto, {' or '.join(KEPT_DTYPES)}, not {dtype!r}")
     if test_items:
         check_count("test items", test_items)
-    others = [QuantizationPlan.from_yaml(one) for one in against]
+    others = [QuantizationPlan.from_yaml(entry) for entry in against]
     sensitivities = Path(sensitivities or Path("results") / f"sensitivity-{short}")
     output = Path(output or Path("results") / f"search-{short}-{goal.label}")
     say = _say if progress else lambda text: None
@@ -103,7 +103,7 @@ def search_plan(
             **found.settings,
             "version": lab_version(),
             "goal": goal.settings(),
-            "against": [one.to_dict() for one in others],
+            "against": [other.to_dict() for other in others],
             "name": name,
             "kept_dtype": dtype,
             "apart": apart,
@@ -122,7 +122,7 @@ def search_plan(
         chosen = solver.best(room) if goal.max_loss is None else solver.smallest(goal.max_loss)
         return finish(
             evaluator, settings, chosen, [evaluator.measure(plan) for plan in others], solver.front(), solver.measured,
-            against, test_items, threads=threads, progress=progress,
+            test_items, threads=threads, progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted; run the same again to continue"

@@ -116,10 +116,12 @@ def measure_sensitivity(
     threads = max(cores // jobs, 1) if threads is None else threads
     check_count("threads", threads)
     _measure_missing(prepared, tasks, datasets, folder, jobs, threads, progress)
-    records = [one for one in folder.records() if one["scheme"] in tasks.settings["schemes"]]
+    records = [record for record in folder.records() if record["scheme"] in tasks.settings["schemes"]]
     order = {(name, label): i for i, (name, label) in enumerate(tasks.linears)}
-    linears = sorted((one for one in records if "linear" in one), key=lambda one: order[_key(one)])
-    parts_found = [one for one in records if "part" in one]
+    linears = sorted(
+        (record for record in records if "linear" in record), key=lambda entry: order[_key(entry)]
+    )
+    parts_found = [record for record in records if "part" in record]
     found = Sensitivity(tasks.settings, linears, parts_found, environments=folder.environments())
     found.save(output)
     return found
@@ -185,10 +187,10 @@ def _measure_missing(
 
     spec, device, settings = prepared.spec, str(prepared.devices[0]), wanted.settings
     records = folder.records()
-    done = {_key(one) for one in records if "linear" in one}
+    done = {_key(record) for record in records if "linear" in record}
     tasks = [task for task in wanted.linears if task not in done]
     done_parts = {
-        _key(one) for one in records if "part" in one
+        _key(record) for record in records if "part" in record
     }  # the part lm_head is the Linear of that name
     parts = [task for task in wanted.parts if task not in done_parts]
     total = len(wanted.linears) + len(wanted.parts)

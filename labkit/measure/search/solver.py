@@ -56,7 +56,7 @@ class Solver:
         self.evaluator, self.name, self.say, self.rounds = evaluator, name, say, rounds
         self.together = () if apart else TOGETHER
         modules = ("linear",) if linears_only else ("linear", *KINDS)
-        self.records = [one for one in sensitivity.linears if one.get("module", "linear") in modules]
+        self.records = [linear for linear in sensitivity.linears if linear.get("module", "linear") in modules]
         self.weights = _weights_of_parts(sensitivity)
         self.measured: list[dict[str, Any]] = []  # of each plan tried: round, bytes, predicted_kl, kl
         self._take(KEPT_DTYPES[0])
@@ -109,7 +109,7 @@ class Solver:
     def front(self) -> list[dict[str, Any]]:
         """The predicted best plans of all sizes."""
         found = allocate.front(self.units, weights=self.weights)
-        return [{"bytes": one.bytes + self.fixed, "kl": one.loss} for one in found]
+        return [{"bytes": entry.bytes + self.fixed, "kl": entry.loss} for entry in found]
 
     def best(self, room: float, rounds: int | None = None) -> dict[str, Any]:
         """Choose, measure, and choose again while that finds better plans; the record of the best one, validated."""
@@ -119,7 +119,7 @@ class Solver:
         corrections = fruitless = 0
         for number in range(1, (rounds or self.rounds) + 1):
             try:
-                avoid = [one.choices for one in tried]
+                avoid = [entry.choices for entry in tried]
                 chosen = allocate.allocate(self.units, room, self.weights, avoid, apart)
             except AllocationError:
                 if best is None:
@@ -155,7 +155,7 @@ class Solver:
         Raises:
             LabError: not even the largest plan tried loses so little.
         """
-        sizes = [one.bytes for one in allocate.front(self.units, weights=self.weights)]
+        sizes = [entry.bytes for entry in allocate.front(self.units, weights=self.weights)]
         low, high, best = sizes[0], sizes[-1], None
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
@@ -205,9 +205,9 @@ def _weights_of_parts(sensitivity: Sensitivity) -> dict[tuple[str | None, str], 
     weights: dict[tuple[str | None, str], float] = {}
     for part in sensitivity.parts:
         total = sum(
-            one.get("kl", 0.0)
-            for one in sensitivity.linears
-            if (one["role"], one["scheme"], one.get("module", "linear"))
+            linear.get("kl", 0.0)
+            for linear in sensitivity.linears
+            if (linear["role"], linear["scheme"], linear.get("module", "linear"))
             == (part["part"], part["scheme"], "linear")
         )
         if total > 0 and part["kl"] > 0:

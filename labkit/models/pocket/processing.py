@@ -80,7 +80,9 @@ class PocketProcessor:
             _without_lists_for_assistants(plain), tokenize=False, add_generation_prompt=True,
             enable_thinking=enable_thinking,
         )  # fmt: skip
-        ids = self._encode(rendered, texts, features.get("image_grid_thw"), [len(one) for one in recordings])
+        ids = self._encode(
+            rendered, texts, features.get("image_grid_thw"), [len(recording) for recording in recordings]
+        )
         input_ids = torch.tensor([ids], dtype=torch.long)
         batch = {
             "input_ids": input_ids,
@@ -89,7 +91,7 @@ class PocketProcessor:
             **features,
         }
         if recordings:
-            lengths = torch.tensor([len(one) for one in recordings])
+            lengths = torch.tensor([len(recording) for recording in recordings])
             padded = torch.zeros(len(recordings), int(lengths.max()))
             for row, one in zip(padded, recordings):
                 row[: len(one)] = torch.from_numpy(one)
@@ -100,7 +102,9 @@ class PocketProcessor:
         if not images:
             return {}
         made = [self.image_processor([image], return_tensors="pt") for image in images]
-        return {name: torch.cat([one[name] for one in made]) for name in ("pixel_values", "image_grid_thw")}
+        return {
+            name: torch.cat([entry[name] for entry in made]) for name in ("pixel_values", "image_grid_thw")
+        }
 
     def _encode(self, rendered: str, texts: list[str], grids, samples: list[int]) -> list[int]:
         """Token ids; special tokens that a user wrote are encoded as the letters they are."""

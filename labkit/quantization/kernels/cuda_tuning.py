@@ -70,7 +70,7 @@ def candidates(packed: Packed, rows: int, gated: bool = False) -> list[Tiles]:
             few = ([1] if bn <= 64 else []) + [splits for splits in few if splits > 1]
         for splits in few:
             found += [Tiles(bn, packed.steps[0], splits, warps, stages) for stages in (3, 5)]
-    return [one for one in found if _shared_bytes(packed, one, rows, gated) <= 160 * 1024]
+    return [entry for entry in found if _shared_bytes(packed, entry, rows, gated) <= 160 * 1024]
 
 
 def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
@@ -79,7 +79,7 @@ def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
 
     x = torch.randn(rows, packed.in_features, device=packed.weight.device).to(torch.bfloat16)
     copies = [packed]
-    while sum(one.nbytes for one in copies) < COPIES_BYTES and len(copies) < LAUNCHES:
+    while sum(copy.nbytes for copy in copies) < COPIES_BYTES and len(copies) < LAUNCHES:
         scales = None if packed.scales is None else packed.scales.clone()
         copies.append(Packed(packed.weight.clone(), scales, packed.group_size))
     times = {}
@@ -93,7 +93,7 @@ def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
         ):  # too many registers, or shared memory, for this GPU
             times[json.dumps(asdict(tiles))] = _time(call, copies)
     if rows > cuda.ROW_TILES[0] and not gated:
-        times[DEQUANTIZE] = _time(lambda one: _by_dequantizing(x, one), copies)
+        times[DEQUANTIZE] = _time(lambda entry: _by_dequantizing(x, entry), copies)
     return times
 
 

@@ -147,7 +147,7 @@ def drawn_steps(count: int) -> list[int]:
 
 
 def _slider_step(number: int, step: int, count: int) -> dict[str, Any]:
-    visible = [one == number for one in range(count)]
+    visible = [index == number for index in range(count)]
     line = {"type": "line", "x0": step + 0.5, "x1": step + 0.5, "y0": 0, "y1": 1, "yref": "paper"}
     return {
         "method": "update",

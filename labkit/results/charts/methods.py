@@ -55,21 +55,21 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
     """
     import plotly.graph_objects as go
 
-    measured = [one for one in records if value in one]
-    schemes = list(dict.fromkeys(one["scheme"] for one in measured))
-    rows = list(dict.fromkeys((one["role"] or "other", row_of(one)) for one in measured))
-    layers = max((layer_of(one) for one in measured), default=0) + 1
-    shown = [_shade(one[value], value) for one in measured]
+    measured = [record for record in records if value in record]
+    schemes = list(dict.fromkeys(record["scheme"] for record in measured))
+    rows = list(dict.fromkeys((record["role"] or "other", row_of(record)) for record in measured))
+    layers = max((layer_of(record) for record in measured), default=0) + 1
+    shown = [_shade(record[value], value) for record in measured]
     limits = {"zmin": min(shown, default=0), "zmax": max(shown, default=1)}
     chart = go.Figure()
     for scheme in schemes:
         cells: list[list[float | None]] = [[None] * layers for _ in rows]
         told = [[""] * layers for _ in rows]
-        for one in measured:
-            if one["scheme"] == scheme:
-                row = rows.index((one["role"] or "other", row_of(one)))
-                cells[row][layer_of(one)] = _shade(one[value], value)
-                told[row][layer_of(one)] = _tell(one)
+        for record in measured:
+            if record["scheme"] == scheme:
+                row = rows.index((record["role"] or "other", row_of(record)))
+                cells[row][layer_of(record)] = _shade(record[value], value)
+                told[row][layer_of(record)] = _tell(record)
         chart.add_heatmap(
             z=cells,
             x=list(range(layers)),
@@ -88,7 +88,11 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
     chart.update_layout(height=90 + 22 * len(rows))
     if len(schemes) > 1:
         buttons = [
-            {"label": scheme, "method": "update", "args": [{"visible": [one == scheme for one in schemes]}]}
+            {
+                "label": scheme,
+                "method": "update",
+                "args": [{"visible": [entry == scheme for entry in schemes]}],
+            }
             for scheme in schemes
         ]
         menu = {
@@ -114,31 +118,31 @@ def pareto_front(
     import plotly.graph_objects as go
 
     chart = go.Figure()
-    ordered = sorted(front, key=lambda one: one["bytes"])
+    ordered = sorted(front, key=lambda record: record["bytes"])
     chart.add_scatter(
-        x=[one["bytes"] / 1e6 for one in ordered],
-        y=[max(one["kl"], SMALLEST_KL) for one in ordered],
+        x=[record["bytes"] / 1e6 for record in ordered],
+        y=[max(record["kl"], SMALLEST_KL) for record in ordered],
         mode="lines",
         name="predicted, best plan of each size",
         line={"color": "#7F7F7F", "dash": "dot"},
-        text=[format_bytes(one["bytes"]) for one in ordered],
+        text=[format_bytes(record["bytes"]) for record in ordered],
         hovertemplate="%{text}<br>predicted %{y:.3g} nats a token<extra></extra>",
     )
     sides = label_sides(measured)
-    for one in measured:
-        rate = one.get("step_success_rate")
-        told = f"{one['plan']}<br>{format_bytes(one['bytes'])}<br>{one['kl']:.3g} nats a token"
+    for record in measured:
+        rate = record.get("step_success_rate")
+        told = f"{record['plan']}<br>{format_bytes(record['bytes'])}<br>{record['kl']:.3g} nats a token"
         chart.add_scatter(
-            x=[one["bytes"] / 1e6],
-            y=[max(one["kl"], SMALLEST_KL)],
+            x=[record["bytes"] / 1e6],
+            y=[max(record["kl"], SMALLEST_KL)],
             mode="markers+text",
-            name=one["plan"],
-            text=[one["plan"]],
-            textposition=sides[one["plan"]],
+            name=record["plan"],
+            text=[record["plan"]],
+            textposition=sides[record["plan"]],
             marker={
-                "size": 13 if one.get("searched") else 9,
-                "symbol": "star" if one.get("searched") else "circle",
-                "color": marks.plan_colour(one["plan"]),
+                "size": 13 if record.get("searched") else 9,
+                "symbol": "star" if record.get("searched") else "circle",
+                "color": marks.plan_colour(record["plan"]),
             },
             hovertemplate=told
             + (f"<br>{rate:.1%} right steps" if rate is not None else "")
@@ -155,12 +159,12 @@ def label_sides(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     so near that their names would meet, on the other side of the second."""
     sides: dict[str, str] = {}
     before: tuple[float, float, str] | None = None
-    for one in sorted(measured, key=lambda one: one["kl"]):
-        height, size = math.log10(max(one["kl"], SMALLEST_KL)), one["bytes"]
+    for record in sorted(measured, key=lambda record: record["kl"]):
+        height, size = math.log10(max(record["kl"], SMALLEST_KL)), record["bytes"]
         near = before is not None and height - before[0] < 0.2 and abs(size - before[1]) < 0.3 * size
         side = "middle left" if near and before[2] == "middle right" else "middle right"
-        sides[one["plan"]] = "bottom center" if one.get("searched") else side
-        before = None if one.get("searched") else (height, size, side)
+        sides[record["plan"]] = "bottom center" if record.get("searched") else side
+        before = None if record.get("searched") else (height, size, side)
     return sides
 
 
@@ -227,15 +231,15 @@ def plan_map(linears: Sequence[Mapping[str, Any]], title: str = "") -> go.Figure
     """
     import plotly.graph_objects as go
 
-    rows = list(dict.fromkeys((one["role"] or "other", row_of(one)) for one in linears))
-    layers = max((layer_of(one) for one in linears), default=0) + 1
+    rows = list(dict.fromkeys((linear["role"] or "other", row_of(linear)) for linear in linears))
+    layers = max((layer_of(linear) for linear in linears), default=0) + 1
     cells: list[list[float | None]] = [[None] * layers for _ in rows]
     told = [[""] * layers for _ in rows]
-    for one in linears:
-        row, layer = rows.index((one["role"] or "other", row_of(one))), layer_of(one)
-        bits = 8 * one["bytes"] / one["parameters"]
+    for linear in linears:
+        row, layer = rows.index((linear["role"] or "other", row_of(linear))), layer_of(linear)
+        bits = 8 * linear["bytes"] / linear["parameters"]
         cells[row][layer] = bits
-        told[row][layer] = f"<b>{one['linear']}</b><br>{one['scheme']}<br>{bits:.2f} bits a weight"
+        told[row][layer] = f"<b>{linear['linear']}</b><br>{linear['scheme']}<br>{bits:.2f} bits a weight"
     chart = go.Figure()
     chart.add_heatmap(
         z=cells,

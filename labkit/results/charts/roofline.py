@@ -63,7 +63,7 @@ def chart(
         mark = {"color": marks.plan_colour(name), "symbol": marks.SYMBOLS[number], "size": 11}
         figure.add_trace(
             go.Scatter(
-                x=x, y=[min(flops, one * bandwidth) / 1e9 for one in x], mode="markers", name=name, marker=mark,
+                x=x, y=[min(flops, entry * bandwidth) / 1e9 for entry in x], mode="markers", name=name, marker=mark,
                 customdata=list(rows),
                 hovertemplate=f"<b>{name}</b>, %{{customdata}} rows<br>%{{x:.3g}} operations a byte<br>"
                 "at most %{y:.4g} GFLOP/s<extra></extra>",
@@ -90,20 +90,20 @@ def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 102
     """
     import plotly.graph_objects as go
 
-    known = [one for one in records if one.decoded(batch, context) is not None]
+    known = [record for record in records if record.decoded(batch, context) is not None]
     if not known:
         raise LabError(f"no plan was measured with {batch} x {context} tokens")
-    captured = [one.decoded(batch, context) for one in known]
-    modules = [one.decoded(batch, context, MODULES) for one in known]
-    names = [one.plan for one in known]
+    captured = [entry.decoded(batch, context) for entry in known]
+    modules = [entry.decoded(batch, context, MODULES) for entry in known]
+    names = [entry.plan for entry in known]
     lines = (
         (
             "the floor: its bytes at a copy's speed",
             "circle-open",
             [r.floor_s(d) for r, d in zip(known, captured)],
         ),
-        (f"{CAPTURED}: one CUDA graph", "circle", [one.step_s for one in captured]),
-        ("the model's own modules, one after another", "x", [one and one.step_s for one in modules]),
+        (f"{CAPTURED}: one CUDA graph", "circle", [entry.step_s for entry in captured]),
+        ("the model's own modules, one after another", "x", [module and module.step_s for module in modules]),
     )
     figure = marks.subplots(1, 1, [""])
     for title, symbol, seconds in lines:

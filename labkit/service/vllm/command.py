@@ -98,7 +98,7 @@ def check_plan(resolved: ResolvedPlan, skeleton: Any, options: VllmOptions) -> N
         group = getattr(scheme, "group_size", None)
         share = skeleton.get_submodule(name).in_features // size
         if group and size > 1 and name.endswith(_ROW_PARALLEL) and share % group:
-            fits = [one for one in (128, 64, 32, 16) if share % one == 0]
+            fits = [size for size in (128, 64, 32, 16) if share % size == 0]
             raise LabError(
                 f"the plan {plan} with {size} GPUs: each gets {share} inputs of {name}, which groups of {group} do "
                 f"not divide; {f'group_size {fits[0]} does' if fits else 'no usual group_size does'}"

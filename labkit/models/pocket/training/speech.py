@@ -145,8 +145,8 @@ class Recordings:
 
     def __init__(self, device: torch.device) -> None:
         known = recordings("calibration")
-        sounds = [load_recording(one.id) for one in known]
-        self.letters = [spell(one.text) for one in known]
+        sounds = [load_recording(entry.id) for entry in known]
+        self.letters = [spell(entry.text) for entry in known]
         self.lengths = torch.tensor([len(sound) for sound in sounds], device=device)
         self.audio = torch.zeros(len(sounds), max(map(len, sounds)))
         for row, sound in zip(self.audio, sounds):

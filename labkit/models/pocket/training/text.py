@@ -35,7 +35,7 @@ def letters_by_patch(written: Sequence[Written], size: tuple[int, int]) -> tuple
     known, half = letters(), PATCH // 2
     columns, rows = size[0] // half, size[1] // half
     patches: dict[int, list[int]] = {}
-    for line in sorted(written, key=lambda one: one.top + one.bottom):
+    for line in sorted(written, key=lambda entry: entry.top + entry.bottom):
         row = int((line.top + line.bottom) / 2 // half)
         if not 0 <= row < rows:
             continue
