@@ -1,7 +1,8 @@
 """JSON schemas made narrower, so that an answer comes to its end: what fits the narrow one fits the given one.
 
-Small models add properties and letters for as long as they may. Objects get the properties that are named, and no
-others; strings that have no limit of their own get one that leaves room for all of them in the answer's tokens.
+Small models add properties and letters for as long as they may, and llguidance lets them: it has no limit of its own.
+Only what a schema leaves open is narrowed (an explicit ``additionalProperties`` or limit stays), and the service's
+README says so.
 """
 
 from __future__ import annotations
