@@ -1,1 +1,1 @@
-"""The command ``labkit``: one file a command, its arguments and what it prints; nothing is computed here."""
+"""The command ``labkit``: a file for each command, with its arguments and its output; nothing is computed here."""

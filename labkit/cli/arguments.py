@@ -1,4 +1,4 @@
-"""What the commands have in common: how a command is added, and ``--config FILE.yaml``."""
+"""Shared by the commands: adding a command, and ``--config FILE.yaml``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ count = Kind(int, least=1)
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line, as all other errors of this command."""
+    """A parser that raises its errors as `LabError`, which prints in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise LabError(f"{message} (see `{self.prog} --help`)")
 
 
 class CommandParser(Parser):
-    """Takes options between the positional arguments, ``labkit ask pocket --image FILE "instruction"``, and what the
-    command line leaves out from ``--config FILE``."""
+    """A parser that allows options between positional arguments, as in ``labkit ask pocket --image FILE "instruction"``,
+    and reads missing arguments from ``--config FILE``."""
 
     _nested = False
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, intermixed (which calls this method again for each kind of argument)."""
+        """Parse intermixed arguments; argparse calls this method again for each kind of argument."""
         if self._nested:
             return super().parse_known_args(args, namespace)
         self._nested = True
@@ -81,7 +81,7 @@ def add_command(
     *,
     config: bool = True,
 ) -> CommandParser:
-    """A command that calls ``run`` with the parsed arguments, its own ``CommandParser`` among them as ``command``."""
+    """Add a command that calls ``run`` with the parsed arguments; ``command`` among them is its `CommandParser`."""
     command = commands.add_parser(
         name,
         help=help,
@@ -98,10 +98,10 @@ def add_command(
 
 
 def read_config(path: str, command: CommandParser) -> dict[str, Any]:
-    """The arguments in a configuration file, by the names that the parsed ones have.
+    """The arguments in a configuration file, by their names in the parsed namespace.
 
     Raises:
-        LabError: names the file, the key, and what is known.
+        LabError: an unreadable file, or a wrong key or value; the message names the file, the key and the known keys.
     """
     import yaml
 
@@ -112,8 +112,8 @@ def read_config(path: str, command: CommandParser) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LabError(f"{path} must hold one `option: value` a line")
     name = command.prog.split()[-1]
-    if (named := content.pop("command", name)) != name:
-        raise LabError(f"{path} is for `labkit {named}`, not for `labkit {name}`")
+    if (stored_name := content.pop("command", name)) != name:
+        raise LabError(f"{path} is for `labkit {stored_name}`, not for `labkit {name}`")
     actions = {_key(action): action for action in command.settings()}
     values = {}
     for key, value in content.items():
@@ -124,14 +124,14 @@ def read_config(path: str, command: CommandParser) -> dict[str, Any]:
         except argparse.ArgumentTypeError as error:
             raise LabError(f"{path}: {key} {error}; `labkit {name} --help` explains it") from None
     for group in command._mutually_exclusive_groups:
-        if len(given := [_key(action) for action in group._group_actions if action.dest in values]) > 1:
-            raise LabError(f"{path}: {' and '.join(given)} exclude each other; give one")
+        if len(conflicting := [_key(action) for action in group._group_actions if action.dest in values]) > 1:
+            raise LabError(f"{path}: {' and '.join(conflicting)} exclude each other; give one")
     return values
 
 
 @contextmanager
 def kept_config(options: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Write ``config.yaml``, which repeats the command, into a result folder when the block is done or interrupted."""
+    """Write ``config.yaml``, which repeats the command, into the result folder when the block finishes or is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -160,7 +160,7 @@ def write_config(options: argparse.Namespace, folder: Path) -> None:
 
 
 def result_folder(options: argparse.Namespace, kind: str | None = None) -> Path:
-    """Where the results of a command go: ``--output``, or ``results/KIND-MODEL``."""
+    """The result folder of a command: ``--output``, or ``results/KIND-MODEL``."""
     from labkit.models.spec import get_spec
 
     model = Path(get_spec(options.model).name).name

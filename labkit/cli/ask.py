@@ -1,4 +1,4 @@
-"""``labkit ask``: one request, its answer printed as it comes."""
+"""``labkit ask``: sends a request and prints the answer as it arrives."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from labkit.loading.options import LoadOptions
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(LoadOptions):
-    """What is asked beside the words, and how the answer is generated."""
+    """The image and the recording of a request, and the generation of its answer."""
 
     image: str | None = option(None, "a screenshot", metavar="FILE")
     audio: str | None = option(None, "a recording (wav, flac, ogg or mp3)", metavar="FILE")
@@ -45,18 +45,18 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Everything given is read and checked before the model is loaded."""
+    """Read and check all inputs, load the model, then print its answer."""
     from labkit.common.messages import load_audio, load_image
 
-    given = settings_of(options, AskOptions)
+    settings = settings_of(options, AskOptions)
     content: list[dict[str, Any]] = []
-    if given.image:
-        content.append({"type": "image", "image": load_image(given.image)})
-    if given.audio:
-        content.append({"type": "audio", "audio": load_audio(given.audio)})
+    if settings.image:
+        content.append({"type": "image", "image": load_image(settings.image)})
+    if settings.audio:
+        content.append({"type": "audio", "audio": load_audio(settings.audio)})
     if options.instruction and options.instruction.strip():
         content.append({"type": "text", "text": options.instruction})
-    elif not given.audio:
+    elif not settings.audio:
         raise LabError("nothing is asked: give an instruction, or --audio with a spoken one")
 
     import torch
@@ -65,25 +65,26 @@ def run(options: argparse.Namespace) -> None:
     from labkit.loading.load import load
     from labkit.measure.job import check_senses
 
-    settings = {
-        "max_new_tokens": given.max_new_tokens,
-        "temperature": given.temperature,
-        "seed": given.seed,
+    sampling = {
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
     }
-    SamplingSettings(**settings)  # refuses what is wrong before the model is read
+    SamplingSettings(**sampling)  # refuses wrong values before the model is loaded
     check_senses(options.model, [part["type"] for part in content if part["type"] != "text"])
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    engine = load(options.model, given.plan, given.device, progress=False)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    engine = load(options.model, settings.plan, settings.device, progress=False)
     conversation = [{"role": "user", "content": content}]
-    stream = engine.stream(conversation, enable_thinking=given.thinking, **settings)
+    stream = engine.stream(conversation, enable_thinking=settings.thinking, **sampling)
     for delta in stream:
         print(delta, end="", flush=True)
     print(flush=True)
-    done = stream.generation
-    summary = f"{done.completion_tokens} tokens, first after {format_seconds(done.ttft_s)}"
-    if done.decode_tokens_per_s:
-        summary += f", then {format_rate_per_s(done.decode_tokens_per_s)}"
+    generation = stream.generation
+    summary = f"{generation.completion_tokens} tokens, first after {format_seconds(generation.ttft_s)}"
+    if generation.decode_tokens_per_s:
+        summary += f", then {format_rate_per_s(generation.decode_tokens_per_s)}"
     print(
-        summary + (", cut off: --max-new-tokens" if done.finish_reason == "length" else ""), file=sys.stderr
+        summary + (", cut off: --max-new-tokens" if generation.finish_reason == "length" else ""),
+        file=sys.stderr,
     )

@@ -54,7 +54,7 @@ def _measure(options: argparse.Namespace) -> int:
     numbers = {name: list(getattr(options, name)) for name in ("batches", "contexts", "prompts")}
     if empty := [name for name, values in numbers.items() if not values]:
         raise LabError(f"--{empty[0]} names no number; write 1,8")
-    choose_device("cuda")  # there has to be one
+    choose_device("cuda")  # a GPU is required
     folder = Path(options.output)
     screen = console()
     failed = []

@@ -1,4 +1,4 @@
-"""``labkit chat``: the chat window, with services of its own or running ones."""
+"""``labkit chat``: the chat window, with its own services or running services."""
 
 import argparse
 import contextlib
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _ended_by_any_signal() -> Iterator[None]:
-    """A closed terminal, or a polite kill, ends the block as Ctrl-C does: what was started in it is stopped."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C inside the block, so that its services are stopped."""
     names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {name: signal.signal(name, signal.default_int_handler) for name in names}
     try:
@@ -75,7 +75,7 @@ def _ended_by_any_signal() -> Iterator[None]:
 
 
 def _open(options: argparse.Namespace, plans: list[str]) -> None:
-    """Start what is asked for, and show the window until it is ended."""
+    """Start the services, and show the window until it ends."""
     from labkit.interactive.chat import Endpoint, build, local
 
     started = []

@@ -39,25 +39,25 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, then print conclusions, tables and where the files are."""
+    """Measure, then print conclusions, tables and the paths of the files."""
     from labkit.measure.compare import compare
     from labkit.results import tables
     from labkit.results.comparison import describe
 
-    given = settings_of(options, CompareOptions)
+    settings = settings_of(options, CompareOptions)
     output = result_folder(options)
     with kept_config(options, output):
         comparison = compare(
             options.model,
-            None if given.plans is None else list(given.plans),
-            given.items,
-            seed=given.seed,
-            split=given.split,
-            device=given.device,
-            threads=given.threads,
-            enable_thinking=given.thinking,
-            batch_size=given.batch_size,
-            weights=given.weights,
+            None if settings.plans is None else list(settings.plans),
+            settings.items,
+            seed=settings.seed,
+            split=settings.split,
+            device=settings.device,
+            threads=settings.threads,
+            enable_thinking=settings.thinking,
+            batch_size=settings.batch_size,
+            weights=settings.weights,
             output=output,
         )
     screen = console()

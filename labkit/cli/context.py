@@ -34,28 +34,28 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, then print the table and where the file is."""
+    """Measure, then print the table and the path of the file."""
     import torch
 
     from labkit.cli.terminal import console, make_table
     from labkit.measure.context import Timing, measure_growth
     from labkit.models.spec import get_spec
 
-    given = settings_of(options, ContextOptions)
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    settings = settings_of(options, ContextOptions)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     output = result_folder(options, "context")
     with kept_config(options, output):
         growth = measure_growth(
             options.model,
-            given.plans,
-            windows=given.windows,
-            contexts=given.contexts,
-            items=given.items,
-            timing=Timing(prompts=given.prompts),
-            weights=given.weights,
-            device=given.device,
-            batch_size=given.batch_size,
+            settings.plans,
+            windows=settings.windows,
+            contexts=settings.contexts,
+            items=settings.items,
+            timing=Timing(prompts=settings.prompts),
+            weights=settings.weights,
+            device=settings.device,
+            batch_size=settings.batch_size,
             output=output,
         )
     screen = console()

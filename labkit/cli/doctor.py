@@ -1,7 +1,6 @@
-"""What this machine can run, and what is missing: ``labkit doctor``.
+"""``labkit doctor``: what this machine can run, and what is missing.
 
-:func:`diagnose` gives plain data, :func:`render` makes text of it, :func:`examine` prints it.  No check lets
-an exception out: what cannot be examined says so in its line.
+`diagnose` returns plain data, `render` formats it, `examine` prints it. A failed check becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from labkit.cli.arguments import add_command
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 SIZES = (4096, 4096)
-"""The Linear that schemes are asked about: in_features, out_features."""
+"""The Linear that the schemes are checked with: in_features, out_features."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis.
+    """A line of the diagnosis.
 
     Attributes:
-        topic: the heading it stands under.
+        topic: its heading.
         status: ``ok``, ``note`` (worth knowing, nothing is missing) or ``problem``.
-        text: what was found.
-        advice: what to do about it; empty if nothing is to be done.
+        text: the result of the check.
+        advice: the remedy; empty if none is needed.
     """
 
     topic: str
@@ -42,7 +41,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Every check, in order.  Takes a few seconds, most of them for importing torch."""
+    """Run all checks in order. Takes a few seconds, mostly for importing torch."""
     checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
         ("Python", _python),
         ("Packages", _packages),
@@ -65,7 +64,7 @@ def diagnose() -> list[Finding]:
 
 
 def render(findings: Iterable[Finding]) -> str:
-    """The findings as text, one heading a topic, and the problems counted at the end."""
+    """The findings as text, with a heading for each topic and the number of problems at the end."""
     findings = list(findings)
     lines: list[str] = []
     topic = None
@@ -103,16 +102,16 @@ def _packages() -> Iterator[Finding]:
         yield Finding("Packages", NOTE, "no list of the lab's packages was found to compare with")
         return
     wrong = 0
-    for name, wanted in pins:
+    for name, specifier in pins:
         try:
-            found = metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             wrong += 1
-            yield Finding("Packages", PROBLEM, f"{name} is missing", f"pip install '{name}{wanted}'")
+            yield Finding("Packages", PROBLEM, f"{name} is missing", f"pip install '{name}{specifier}'")
             continue
-        if wanted.startswith("==") and found.split("+")[0] != wanted[2:].split("+")[0]:
+        if specifier.startswith("==") and version.split("+")[0] != specifier[2:].split("+")[0]:
             wrong += 1
-            yield Finding("Packages", NOTE, f"{name} {found}; the lab is tested with {wanted[2:]}")
+            yield Finding("Packages", NOTE, f"{name} {version}; the lab is tested with {specifier[2:]}")
     if not wrong:
         yield Finding("Packages", OK, f"all {len(pins)} packages as pinned")
 
@@ -149,20 +148,20 @@ def _compiled_step() -> Finding:
     from labkit.quantization.native.library import library
 
     try:
-        found = library()
+        native = library()
     except NativeError as error:
         return Finding("Machine", NOTE, f"decoding on the CPU goes through torch: {error}")
-    wide = 32 * found.vector_width
+    wide = 32 * native.vector_width
     return Finding(
-        "Machine", OK, f"decoding on the CPU is compiled, by {found.compiler}, for {wide} bits at a time"
+        "Machine", OK, f"decoding on the CPU is compiled, by {native.compiler}, for {wide} bits at a time"
     )
 
 
 def _gpu() -> Iterator[Finding]:
     from labkit.common.machine import driver_versions, gpus
 
-    found = gpus()
-    for index, gpu in enumerate(found):
+    devices = gpus()
+    for index, gpu in enumerate(devices):
         yield Finding(
             "GPU",
             OK,
@@ -170,7 +169,7 @@ def _gpu() -> Iterator[Finding]:
             f"{gpu['free_bytes'] / 1e9:.1f} GB free, compute capability "
             f"{gpu['capability']}, driver {gpu['driver']}, CUDA {gpu['cuda']}",
         )
-    if found:
+    if devices:
         return
     import torch
 
@@ -225,7 +224,7 @@ def _models() -> Iterator[Finding]:
 
 
 def _does_9b_fit() -> Iterator[Finding]:
-    """What the 9 B models need (`labkit.measure.fit`), against the memory of each device."""
+    """Compare the needs of the 9 B models (`labkit.measure.fit`) with the memory of each device."""
     from labkit.common.machine import gpus, memory
     from labkit.measure.fit import needs
     from labkit.plans.plan import presets
@@ -304,8 +303,8 @@ def _environment(name: str) -> str | None:
 
 def _training() -> Iterator[Finding]:
     tools = [name for name in ("espeak-ng", "flite", "ffmpeg") if shutil.which(name)]
-    found = f"found: {', '.join(tools)}" if tools else "none found"
-    text = f"speech synthesizers and ffmpeg are needed only to train the pocket model anew ({found})"
+    availability = f"found: {', '.join(tools)}" if tools else "none found"
+    text = f"speech synthesizers and ffmpeg are needed only to train the pocket model anew ({availability})"
     yield Finding("Training only", NOTE, text)
 
 

@@ -35,18 +35,18 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the folder, and say what is in it."""
+    """Write the folder, and print a summary."""
     from labkit.loading.export import export
 
-    given = settings_of(options, ExportOptions)
-    done = export(
+    settings = settings_of(options, ExportOptions)
+    exported = export(
         options.folder,
-        given.output,
-        format=given.format,
-        dequantize=list(given.dequantize),
-        force=given.force,
+        settings.output,
+        format=settings.format,
+        dequantize=list(settings.dequantize),
+        force=settings.force,
     )
-    for note in done.notes:
+    for note in exported.notes:
         print(f"• {note}")
-    size = sum(path.stat().st_size for path in done.folder.iterdir())
-    print(f"{done.folder}: {done.quantized} Linears quantized, {format_bytes(size)} on disk")
+    size = sum(path.stat().st_size for path in exported.folder.iterdir())
+    print(f"{exported.folder}: {exported.quantized} Linears quantized, {format_bytes(size)} on disk")

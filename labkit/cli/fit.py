@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int | None:
         raise LabError(f"--bandwidth is {options.bandwidth:g}; it is a number of GB a second above 0")
     bandwidth = options.bandwidth * 1e9 if options.bandwidth else card.bandwidth_bytes_per_s if card else None
     plans = options.plans or presets()
-    found = needs(
+    estimates = needs(
         options.model, plans, context=options.context, screen=_pixels(options.screen),
         max_pixels=options.max_pixels,
     )  # fmt: skip
@@ -74,19 +74,19 @@ def run(options: argparse.Namespace) -> int | None:
             "yes" if need.fits(free) else f"{format_bytes(need.total_bytes - free)} too much",
             *([f"{need.most_tokens_per_s(bandwidth):,.0f}"] if bandwidth else []),
         ]
-        for need in found
+        for need in estimates
     ]
     headers += ["Tokens/s at best"] if bandwidth else []
     screen = console()
     title = f"{options.model} in {format_bytes(free)}, {options.context:,} tokens"
     screen.print(make_table(title, headers, rows))
     if card is not None:
-        said = f"{card.name}: {format_bytes(card.memory_bytes)}, of which CUDA takes about {format_bytes(CONTEXT_BYTES)}"
-        screen.print(said, style="dim")
+        line = f"{card.name}: {format_bytes(card.memory_bytes)}, of which CUDA takes about {format_bytes(CONTEXT_BYTES)}"
+        screen.print(line, style="dim")
 
 
 def _check(options: argparse.Namespace) -> int:
-    """``labkit fit --check``: each plan in a process of its own. Returns 1 if a prediction is off, or a plan failed."""
+    """``labkit fit --check``: runs each plan in its own process. Returns 1 if a prediction is off, or a plan failed."""
     from labkit.cli.terminal import console, make_table
     from labkit.common.errors import WorkerFailedError
     from labkit.common.machine import environment, gpus, usable_cores
@@ -139,7 +139,7 @@ def _pixels(text: str) -> tuple[int, int] | None:
     """``1080x2400`` -> (1080, 2400); ``none`` -> None."""
     if text.strip().lower() == "none":
         return None
-    found = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*([1-9]\d{0,4})\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*([1-9]\d{0,4})\s*", text)
+    if match is None:
         raise LabError(f"--screen is {text!r}; write 1080x2400, or none")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

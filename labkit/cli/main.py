@@ -1,7 +1,6 @@
-"""The command ``labkit``: its commands, help and exit codes. Each command is a file of this folder.
+"""The command ``labkit``: its commands, help and exit codes. Each command is a file in this folder.
 
-Exit codes: 0 done; 1 a plan failed, or the lab itself; 2 something asked for is wrong (one line on standard
-error says what); 130 interrupted.
+Exit codes: 0 done; 1 a plan or the lab failed; 2 a wrong request (one line on standard error); 130 interrupted.
 """
 
 import argparse
@@ -40,7 +39,7 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run a command; returns the exit code."""
     try:
         options = build_parser().parse_args(arguments)
         return options.run(options) or 0
@@ -50,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print(f"\nlabkit: {interruption or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has left
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The parser of the whole command line."""
     parser = Parser(
         prog="labkit",
         description="Pick a model, pick a plan, get measured truth: bytes, milliseconds, taps that hit.",

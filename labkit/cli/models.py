@@ -1,4 +1,4 @@
-"""``labkit models``: the models that can be named; with a folder, what is in it."""
+"""``labkit models``: the registered models, or the content of a quantized folder."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, or the facts of one folder."""
+    """Print the table, or the facts of a folder."""
     from labkit.models.spec import list_models
 
     if options.folder:
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _describe_checkpoint(folder: Path) -> None:
-    """Print what a quantized folder holds, once its files are checked against their hashes."""
+    """Check the files of a quantized folder against their hashes, then print its content."""
     from labkit.loading.manifest import Manifest
     from labkit.models.spec import get_spec
 
@@ -48,7 +48,7 @@ def _describe_checkpoint(folder: Path) -> None:
         options = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
         scheme = f"{facts['scheme']} ({options})" if options else facts["scheme"]
         counts[scheme] = counts.get(scheme, 0) + 1
-    base, made = manifest.base, manifest.made_with
+    base, made_with = manifest.base, manifest.made_with
     calibration = manifest.calibration
     print(f"{spec.name}: {base['name']} under the plan {manifest.plan['name']}")
     print(
@@ -57,5 +57,5 @@ def _describe_checkpoint(folder: Path) -> None:
     for scheme, count in counts.items():
         print(f"Linears      {count} in {scheme}")
     print(f"calibration  {calibration['source'] if calibration else 'none'}")
-    print(f"made         {made['time']}, labkit {made['labkit']}, {made['device']}")
+    print(f"made         {made_with['time']}, labkit {made_with['labkit']}, {made_with['device']}")
     print(f"files        {len(manifest.files)}, as they were written")

@@ -39,19 +39,19 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, then print the table and where the file is."""
+    """Measure, then print the table and the path of the file."""
     from labkit.measure.perplexity import compare_perplexity
 
-    given = settings_of(options, PerplexityOptions)
+    settings = settings_of(options, PerplexityOptions)
     output = result_folder(options, "perplexity")
     with kept_config(options, output):
         result = compare_perplexity(
             options.model,
-            given.plans,
+            settings.plans,
             datasets=settings_of(options, Datasets),
-            dtype=given.dtype,
-            device=given.device,
-            threads=given.threads,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
             output=output,
         )
     rows = [
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _change(change: float, low: float, high: float) -> str:
-    """``+3.0% [+2.1%, +4.0%]``; of a model that is broken how many times as large."""
+    """``+3.0% [+2.1%, +4.0%]``; for a broken model, the factor: ``120 times``."""
     if change > BROKEN:
         return f"{1 + change:,.0f} times"
     return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]".replace("-", "−")

@@ -1,4 +1,4 @@
-"""``labkit plot``: a finished comparison as one picture."""
+"""``labkit plot``: a chart of a finished comparison."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the picture, with what was measured below it."""
+    """Draw the chart, with the settings of the comparison below it."""
     from labkit.common.files import atomic_path
     from labkit.results.charts.svg import comparison_svg
     from labkit.results.comparison import Comparison, describe

@@ -35,26 +35,26 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Everything that can be refused is refused before the model is read."""
+    """Quantize and save the model, then print a summary; all checks precede reading the model."""
     import torch
 
     from labkit.loading.quantize_to import CalibrationSettings, quantize_to
 
-    given = settings_of(options, QuantizeOptions)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    made = quantize_to(
+    settings = settings_of(options, QuantizeOptions)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    quantized = quantize_to(
         options.model,
-        given.plan,
-        given.output,
-        given.device,
+        settings.plan,
+        settings.output,
+        settings.device,
         calibration=settings_of(options, CalibrationSettings, prefix="calibration_"),
-        force=given.force,
+        force=settings.force,
     )
-    for note in made.engine.resolved.notes:
+    for note in quantized.engine.resolved.notes:
         print(f"• {note}")
-    if made.continued:
-        print(f"• {made.continued} Linears were finished by an earlier run.")
-    size = sum(path.stat().st_size for path in made.folder.iterdir())
-    predicted = made.engine.resolved.predicted_bytes
-    print(f"{made.folder}: {format_bytes(predicted)} of weights, {format_bytes(size)} on disk")
+    if quantized.continued:
+        print(f"• {quantized.continued} Linears were finished by an earlier run.")
+    size = sum(path.stat().st_size for path in quantized.folder.iterdir())
+    predicted = quantized.engine.resolved.predicted_bytes
+    print(f"{quantized.folder}: {format_bytes(predicted)} of weights, {format_bytes(size)} on disk")

@@ -1,4 +1,4 @@
-"""``labkit search``: the best plan for so many bytes."""
+"""``labkit search``: the best plan within a budget of bytes."""
 
 import argparse
 from pathlib import Path
@@ -42,11 +42,11 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Find a plan, then print what was measured and where the files are."""
+    """Search for a plan, then print the measurements and the paths of the files."""
     from labkit.measure.search.search import search_plan
     from labkit.models.spec import get_spec
 
-    given, goal = settings_of(options, SearchOptions), settings_of(options, GoalOptions)
+    settings, goal = settings_of(options, SearchOptions), settings_of(options, GoalOptions)
     short = Path(get_spec(options.model).name).name
     label = Goal.of(goal.memory, goal.bits, goal.max_loss).label
     output = Path(options.output or Path("results") / f"search-{short}-{label}")
@@ -56,19 +56,19 @@ def run(options: argparse.Namespace) -> None:
             memory=goal.memory,
             bits=goal.bits,
             max_loss=goal.max_loss,
-            schemes=given.schemes,
-            against=list(given.against),
+            schemes=settings.schemes,
+            against=list(settings.against),
             datasets=settings_of(options, Datasets),
-            test_items=given.test_items,
-            name=given.name,
-            device=given.device,
-            jobs=given.jobs,
-            threads=given.threads,
-            sensitivities=given.sensitivities,
-            parts=given.parts,
-            apart=given.apart,
-            rounds=given.rounds,
-            dtype=given.dtype,
+            test_items=settings.test_items,
+            name=settings.name,
+            device=settings.device,
+            jobs=settings.jobs,
+            threads=settings.threads,
+            sensitivities=settings.sensitivities,
+            parts=settings.parts,
+            apart=settings.apart,
+            rounds=settings.rounds,
+            dtype=settings.dtype,
             output=output,
         )
     write_chart(output / "pareto.html", result.plot())
@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
         ]
         for record in result.rows()
     ]
-    judged = "Perplexity" if "perplexity" in result.found else "Right steps"
-    headers = ["Plan", "Weights", "KL, predicted", "KL, measured", judged]
+    quality = "Perplexity" if "perplexity" in result.found else "Right steps"
+    headers = ["Plan", "Weights", "KL, predicted", "KL, measured", quality]
     screen.print(make_table("On validation items", headers, rows))
     for sentence in result.conclusions():
         screen.print(f"• {sentence}", highlight=False)

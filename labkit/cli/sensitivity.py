@@ -1,4 +1,4 @@
-"""``labkit sensitivity``: what each layer costs when it alone is quantized."""
+"""``labkit sensitivity``: the loss from quantizing each layer alone."""
 
 import argparse
 from typing import Any
@@ -40,20 +40,20 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, then print the most sensitive and where the files are."""
+    """Measure, then print the most sensitive layers and the paths of the files."""
     from labkit.measure.search.sensitivity import measure_sensitivity
 
-    given = settings_of(options, SensitivityOptions)
+    settings = settings_of(options, SensitivityOptions)
     output = result_folder(options, "sensitivity")
     with kept_config(options, output):
         result = measure_sensitivity(
             options.model,
-            given.schemes,
+            settings.schemes,
             datasets=settings_of(options, Datasets),
-            parts=given.parts,
-            device=given.device,
-            jobs=given.jobs,
-            threads=given.threads,
+            parts=settings.parts,
+            device=settings.device,
+            jobs=settings.jobs,
+            threads=settings.threads,
             output=output,
         )
     write_chart(output / "sensitivity.html", result.plot())

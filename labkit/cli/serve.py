@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Wrong options and a taken port are refused before the model is read."""
+    """Run the service; wrong options and a taken port are refused before the model is read."""
     from labkit.models.spec import get_spec
 
     service = options_of(options)

@@ -1,4 +1,4 @@
-"""The terminal: where tables are printed, and how they look."""
+"""The console, and the look of tables."""
 
 import sys
 from collections.abc import Sequence
@@ -9,11 +9,13 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 
 def console() -> Any:
-    """The terminal, or a plain page of fixed width where output goes elsewhere."""
+    """The terminal, or a plain page of fixed width if the output is redirected."""
     from rich.console import Console
 
     class LabConsole(Console):
-        def on_broken_pipe(self) -> None:  # rich's own exits with code 1; `labkit.cli.main.main` knows better
+        def on_broken_pipe(
+            self,
+        ) -> None:  # rich's method exits with code 1; `labkit.cli.main.main` handles the error
             raise BrokenPipeError
 
     return LabConsole() if sys.stdout.isatty() else LabConsole(width=WIDTH_WITHOUT_TERMINAL)
@@ -48,5 +50,5 @@ def write_chart(path: Path, chart: Any) -> None:
 
 
 def print_files(screen: Any, *paths: Any) -> None:
-    """Print paths, a line each, so that they can be copied whole."""
+    """Print each path on its own unwrapped line, for copying."""
     screen.print("\n".join(map(str, paths)), highlight=False, soft_wrap=True)

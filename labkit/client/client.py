@@ -1,6 +1,6 @@
-"""The client that waits, and the one for ``async`` code; both send through the openai package.
+"""The blocking client and the asynchronous client; both send through the openai package.
 
-Requests and answers are plain JSON (``cast_to=object``): what a service adds to OpenAI's fields stays.
+Requests and answers are plain JSON (``cast_to=object``), which keeps the fields that a service adds to OpenAI's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ACTION = {"response_format": {"type": "action"}}
 
 
 class _Service:
-    """What both clients know of a service."""
+    """The settings that both clients share."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class _Service:
 
 
 class Client(_Service):
-    """Asks one service.
+    """A client of one service.
 
     Args:
-        base_url: as OpenAI's clients are told, with ``/v1`` at its end.
+        base_url: the base URL for OpenAI clients, ending in ``/v1``.
         api_key: the service's key, if it has one.
-        model: the name to ask for; the service's first one if None.
-        timeout_s: longest wait for the next bytes.
-        max_retries: how often to send a request again that found no connection, timed out, or was answered with 429
-            or 5xx; it waits as long as the service's ``Retry-After`` says.
+        model: the model to request; None takes the service's first model.
+        timeout_s: the longest wait for the next bytes.
+        max_retries: how often to repeat a request after a failed connection, a timeout, or status 429 or 5xx; the
+            service's ``Retry-After`` sets the wait.
     """
 
     @cached_property
@@ -87,7 +87,7 @@ class Client(_Service):
 
     @property
     def model(self) -> str:
-        """The name that is asked for."""
+        """The name of the model in requests."""
         if self._model is None:
             self._model = self.models()[0]
         return self._model
@@ -99,7 +99,7 @@ class Client(_Service):
         return [entry["id"] for entry in list_in(document, "data")]
 
     def status(self) -> dict[str, Any]:
-        """What the lab's own service says of itself (plan, weights_bytes, modalities …); of another one nothing."""
+        """The status of a labkit service (plan, weights_bytes, modalities …); empty for other services."""
         try:
             with client_errors(self.base_url):
                 facts = self._openai.get(f"{self.base_url.removesuffix('/v1')}/status", cast_to=object)
@@ -117,17 +117,18 @@ class Client(_Service):
         thinking: bool | None = None,
         **parameters: Any,
     ) -> Reply:
-        """One answer.
+        """Ask for one answer.
 
         Args:
-            text, image, audio: a user's turn; several images or recordings as a list.
-            messages: the turns before it, or all of them.
-            thinking: let the model think first, or not; its thoughts are in ``reasoning``. None: as the service does,
-                and nothing is sent that only some services know.
-            parameters: any of the service's, as ``temperature=0.7, seed=1, response_format={"type": "action"}``.
+            text, image, audio: the user's turn; pass several images or recordings as a list.
+            messages: the preceding turns, or the whole conversation.
+            thinking: whether the model thinks first; its thoughts are in ``reasoning``. None keeps the service's
+                default and sends no field that only some services accept.
+            parameters: any parameter of the service, such as
+                ``temperature=0.7, seed=1, response_format={"type": "action"}``.
 
         Raises:
-            ClientError: what the service says, or that there is none.
+            ClientError: the service refuses, fails, or is not there.
             MediaError: an image or a recording that cannot be sent.
         """
         turn = {"image": image, "audio": audio, "messages": messages, "thinking": thinking}
@@ -138,14 +139,14 @@ class Client(_Service):
         return read_reply(document, time.perf_counter() - started)
 
     def act(self, text: str | None = None, **options: Any) -> Action:
-        """One action on the phone; the service keeps the answer to the grammar, so it always parses.
+        """Ask for one action on the phone; the service enforces the action grammar, so the answer always parses.
 
         The arguments are those of `ask`.
         """
         return self.ask(text, **{**ACTION, **options}).expect_action()
 
     def stream(self, text: str | None = None, **options: Any) -> Stream:
-        """In pieces what `ask` gives, for the same arguments.
+        """Ask for an answer in pieces; the arguments are those of `ask`.
 
         ``for piece in client.stream("你是谁?"): print(piece.text, end="")``
         """
@@ -153,9 +154,9 @@ class Client(_Service):
 
 
 class Stream(Iterator[Piece]):
-    """Pieces of an answer; ``reply`` is what has come so far, whole once they are exhausted.
+    """The pieces of an answer; ``reply`` holds the answer so far, and all of it once the pieces are exhausted.
 
-    Leaving early (`close`, or the end of a ``with`` block) tells the service to stop.
+    Closing early (`close`, or the end of a ``with`` block) makes the service stop.
     """
 
     def __init__(self, client: openai.OpenAI, url: str, body: Mapping[str, Any]):
@@ -180,7 +181,7 @@ class Stream(Iterator[Piece]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """Leave."""
+        """Close the stream."""
         self._pieces.close()
 
     def __enter__(self) -> Stream:
@@ -219,30 +220,30 @@ class AsyncClient(_Service):
         return [entry["id"] for entry in list_in(document, "data")]
 
     async def ask(self, text: str | None = None, **options: Any) -> Reply:
-        """One answer; see `Client.ask` for the arguments."""
-        body = make_request(await self._named(), text, **options)
+        """Ask for one answer; see `Client.ask` for the arguments."""
+        body = make_request(await self._model_name(), text, **options)
         with client_errors(self.base_url):
             started = time.perf_counter()
             document = await self._openai.post(CHAT, cast_to=object, body=body)
         return read_reply(document, time.perf_counter() - started)
 
     async def act(self, text: str | None = None, **options: Any) -> Action:
-        """One action on the phone; see `Client.act`."""
+        """Ask for one action on the phone; see `Client.act`."""
         return (await self.ask(text, **{**ACTION, **options})).expect_action()
 
     async def stream(self, text: str | None = None, **options: Any) -> AsyncStream:
         """The same in pieces: ``async for piece in await client.stream("你是谁?")``."""
-        body = make_stream_request(await self._named(), text, options)
+        body = make_stream_request(await self._model_name(), text, options)
         return AsyncStream(self._openai, self.base_url, body)
 
-    async def _named(self) -> str:
+    async def _model_name(self) -> str:
         if self._model is None:
             self._model = (await self.models())[0]
         return self._model
 
 
 class AsyncStream(AsyncIterator[Piece]):
-    """Pieces of an answer; ``reply`` is what has come so far. `aclose` tells the service to stop."""
+    """The pieces of an answer; ``reply`` holds the answer so far. `aclose` makes the service stop."""
 
     def __init__(self, client: openai.AsyncOpenAI, url: str, body: Mapping[str, Any]):
         self.reply = Reply()
@@ -269,5 +270,5 @@ class AsyncStream(AsyncIterator[Piece]):
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
-        """Leave."""
+        """Close the stream."""
         await self._pieces.aclose()

@@ -1,16 +1,12 @@
-"""LangChain's `ChatOpenAI`, with the thinking kept.
+"""LangChain's `ChatOpenAI` that keeps the model's reasoning.
 
-The article's client is plain `ChatOpenAI`, and works as it is. It drops the field ``reasoning_content`` without a
-word, because it is none of OpenAI's; this subclass keeps it in ``message.additional_kwargs["reasoning_content"]``,
-whole and streamed, and so in ``message.content_blocks`` as a block of the type ``reasoning``.
+from labkit.client.langchain import ReasoningChatOpenAI
 
-    from labkit.client.langchain import ReasoningChatOpenAI
-
-    model = ReasoningChatOpenAI(
-        model="autoglm-phone-9b", base_url="http://127.0.0.1:8000/v1", api_key="EMPTY",
-        extra_body={"enable_thinking": True, "return_reasoning": True},
-    )
-    model.invoke("你是谁?").additional_kwargs["reasoning_content"]
+model = ReasoningChatOpenAI(
+    model="autoglm-phone-9b", base_url="http://127.0.0.1:8000/v1", api_key="EMPTY",
+    extra_body={"enable_thinking": True, "return_reasoning": True},
+)
+model.invoke("你是谁?").additional_kwargs["reasoning_content"]
 """
 
 from __future__ import annotations
@@ -29,7 +25,11 @@ FIELD = "reasoning_content"
 
 
 class ReasoningChatOpenAI(ChatOpenAI):
-    """See the module. On the way to this machine no proxy variable applies."""
+    """`ChatOpenAI` that keeps ``reasoning_content`` in ``message.additional_kwargs``, whole and streamed.
+
+    ``message.content_blocks`` then holds it as a block of the type ``reasoning``. Plain `ChatOpenAI` drops the field
+    silently, because OpenAI does not define it. Proxy variables do not apply to a service on this machine.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -42,26 +42,30 @@ class ReasoningChatOpenAI(ChatOpenAI):
 
     def _create_chat_result(self, response: Any, generation_info: dict | None = None) -> ChatResult:
         result = super()._create_chat_result(response, generation_info)
-        told = response if isinstance(response, dict) else response.model_dump(warnings=False)
-        for generation, choice in zip(result.generations, told["choices"]):
-            thought = choice["message"].get(FIELD) or choice["message"].get("reasoning")
+        body = response if isinstance(response, dict) else response.model_dump(warnings=False)
+        for generation, choice in zip(result.generations, body["choices"]):
+            reasoning = choice["message"].get(FIELD) or choice["message"].get("reasoning")
             if isinstance(generation.message, AIMessage):
-                _keep(generation.message, thought)
+                _keep(generation.message, reasoning)
         return result
 
     def _convert_chunk_to_generation_chunk(
         self, chunk: dict, default_chunk_class: type, base_generation_info: dict | None
     ) -> ChatGenerationChunk | None:
-        made = super()._convert_chunk_to_generation_chunk(chunk, default_chunk_class, base_generation_info)
+        generated = super()._convert_chunk_to_generation_chunk(
+            chunk, default_chunk_class, base_generation_info
+        )
         choices = chunk.get("choices") or ()
         delta = (choices[0].get("delta") or {}) if choices else {}
-        thought = delta.get(FIELD) or delta.get("reasoning")
-        if made is not None and isinstance(made.message, AIMessageChunk):
-            _keep(made.message, thought)
-        return made
+        reasoning = delta.get(FIELD) or delta.get("reasoning")
+        if generated is not None and isinstance(generated.message, AIMessageChunk):
+            _keep(generated.message, reasoning)
+        return generated
 
 
-def _keep(message: AIMessage, thought: str | None) -> None:
-    if thought:
-        message.additional_kwargs[FIELD] = thought
-    message.response_metadata["model_provider"] = "labkit"  # of OpenAI, LangChain expects no such field
+def _keep(message: AIMessage, reasoning: str | None) -> None:
+    if reasoning:
+        message.additional_kwargs[FIELD] = reasoning
+    message.response_metadata["model_provider"] = (
+        "labkit"  # LangChain expects no such field from the provider "openai"
+    )

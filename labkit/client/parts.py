@@ -1,7 +1,6 @@
-"""Pictures and recordings as the parts of a message.
+"""Images and recordings as the parts of a message.
 
-Files and bytes go as they are, pictures in memory as PNG, samples in memory as 32-bit WAV: nothing is lost on the way,
-so the service answers as `labkit ask` does.
+Files and bytes are sent unchanged, images as PNG and samples as 32-bit WAV: without loss, so answers equal `labkit ask`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _TYPES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp
 
 
 def image_part(image: Any) -> dict[str, Any]:
-    """A part with a picture: a PIL image, a PhoneTap screen, a path, bytes, or a ``data:`` or web address.
+    """An image part: a PIL image, a PhoneTap screen, a path, bytes, or a ``data:`` or web address.
 
     Raises:
-        MediaError: no picture, or a file that cannot be read.
+        MediaError: not an image, or a file that cannot be read.
     """
     image = getattr(image, "image", image)
     is_address = isinstance(image, str) and image.startswith(("data:", "http://", "https://"))
@@ -32,7 +31,7 @@ def data_url(image: Any) -> str:
     """A PIL image, a PhoneTap screen, a path or bytes as a ``data:`` URL.
 
     Raises:
-        MediaError: no picture, or a file that cannot be read.
+        MediaError: not an image, or a file that cannot be read.
     """
     data = _encoded_image(getattr(image, "image", image))
     kind = next((name for mark, name in _TYPES.items() if data.startswith(mark)), "png")
@@ -40,10 +39,10 @@ def data_url(image: Any) -> str:
 
 
 def audio_part(audio: Any) -> dict[str, Any]:
-    """A part with a recording: samples at 16 kHz, a path to wav, flac, ogg or mp3, or bytes of such a file.
+    """A recording part: samples at 16 kHz, a path to wav, flac, ogg or mp3, or bytes of such a file.
 
     Raises:
-        MediaError: no recording, or a file that cannot be read.
+        MediaError: not a recording, or a file that cannot be read.
     """
     import numpy as np
 
@@ -70,10 +69,10 @@ def audio_part(audio: Any) -> dict[str, Any]:
 
 
 def user_message(text: str | None = None, image: Any = None, audio: Any = None) -> dict[str, Any]:
-    """One user turn: pictures, then recordings, then the text; a list of pictures or recordings is several.
+    """A user turn: images, then recordings, then the text; a list holds several images or recordings.
 
     Raises:
-        MediaError: nothing is given, or something that cannot be used.
+        MediaError: no content, or content that cannot be used.
     """
     parts = [image_part(item) for item in _several(image)]
     parts += [audio_part(item) for item in _several(audio, is_list=_is_list_of_recordings)]
@@ -86,9 +85,12 @@ def user_message(text: str | None = None, image: Any = None, audio: Any = None) 
 
 def as_openai(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with the lab's ``image`` and ``audio`` parts (``item.messages()``) as OpenAI's."""
-    made = {"image": lambda part: image_part(part["image"]), "audio": lambda part: audio_part(part["audio"])}
+    converters = {
+        "image": lambda part: image_part(part["image"]),
+        "audio": lambda part: audio_part(part["audio"]),
+    }
     return [
-        {**message, "content": [made.get(part.get("type"), dict)(part) for part in message["content"]]}
+        {**message, "content": [converters.get(part.get("type"), dict)(part) for part in message["content"]]}
         if isinstance(message.get("content"), list)
         else message
         for message in messages
@@ -102,7 +104,7 @@ def _encoded_image(image: Any) -> bytes:
 
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        # PNG knows no CMYK, HSV or float pixels.
+        # PNG has no CMYK, HSV or float pixels.
         plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
         plain.save(buffer, "PNG")
         return buffer.getvalue()

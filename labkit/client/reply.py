@@ -1,4 +1,4 @@
-"""What is sent to a service, and what comes back: shared by `Client`, `AsyncClient` and the chat."""
+"""Requests to a service and its replies, shared by `Client`, `AsyncClient` and the chat."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from labkit.common.actions import Action, Answer, parse_answer
 from labkit.common.errors import ClientError
 
 HEARD = ("听到：", "I heard: ")
-"""How the pocket model's thinking begins when it was spoken to."""
+"""The beginnings of the pocket model's thinking after a spoken instruction."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one event of a stream adds: to the answer, or to the thinking before it."""
+    """The text that an event of a stream adds to the answer, or to the thinking before it."""
 
     text: str = ""
     reasoning: str = ""
@@ -28,19 +28,19 @@ class Piece:
 
 @dataclass
 class Reply:
-    """One answer, or as much of it as has come.
+    """An answer, or the part of it that has arrived.
 
     Attributes:
-        text: the answer, without its thinking where the service takes them apart.
-        reasoning: the thinking in a field of its own (``reasoning_content`` or ``reasoning``), or "".
-        finish_reason: ``stop``, ``length`` or ``tool_calls``; None while it is coming.
-        usage: tokens, as the service counts them.
-        tool_calls: calls of functions, if there were any.
-        choices: the texts of all answers, if several were asked for.
-        ttft_s: seconds to the first piece of a stream; None if there was none.
-        total_s: seconds to the end, or so far.
-        finished: nothing comes any more.
-        error: why a streamed answer in the chat is not whole, or None; clients raise it as `ClientError`.
+        text: the answer, without its thinking if the service separates them.
+        reasoning: the thinking in its own field (``reasoning_content`` or ``reasoning``), or "".
+        finish_reason: ``stop``, ``length`` or ``tool_calls``; None while the answer is incomplete.
+        usage: token counts from the service.
+        tool_calls: function calls, if any.
+        choices: the texts of all answers, if the request asks for several.
+        ttft_s: seconds to the first piece of a stream; None without a stream.
+        total_s: seconds to the end, or until now.
+        finished: whether the answer is complete.
+        error: why a streamed answer in the chat is incomplete, or None; clients raise it as `ClientError`.
     """
 
     text: str = ""
@@ -56,7 +56,7 @@ class Reply:
 
     @property
     def answer(self) -> Answer:
-        """The text taken apart."""
+        """The parsed text."""
         return parse_answer(self.text)
 
     @property
@@ -66,12 +66,12 @@ class Reply:
 
     @property
     def thinking(self) -> str:
-        """The thinking, in its own field or in the text."""
+        """The thinking, from its own field or from the text."""
         return self.reasoning or self.answer.thinking or ""
 
     @property
     def heard(self) -> str | None:
-        """What was heard, where the thinking begins with it."""
+        """The transcript of the spoken instruction, if the thinking begins with it."""
         thinking = self.thinking
         for mark in HEARD:
             if thinking.startswith(mark):
@@ -82,7 +82,7 @@ class Reply:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens written, as the service counts them; None if it does not say."""
+        """The number of generated tokens as the service counts them; None if it sends no count."""
         return self.usage.get("completion_tokens")
 
     def message(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Reply:
         return self.action
 
     def add(self, event: Mapping[str, Any], spent_s: float) -> Piece | None:
-        """Take an event that came after ``spent_s``; the piece it holds of the first choice, or None."""
+        """Add an event that arrived after ``spent_s``; returns its piece of the first choice, or None."""
         self.usage = event.get("usage") or self.usage
         self.total_s = spent_s
         for choice in event.get("choices") or ():
@@ -121,10 +121,10 @@ def _reasoning_of(message: Mapping[str, Any]) -> str:
 
 
 def list_in(document: Any, name: str) -> list[Any]:
-    """What stands under ``name`` in the document of a service.
+    """The list under ``name`` in a service's document.
 
     Raises:
-        ClientError: it is not there, or empty: whatever answers speaks another protocol.
+        ClientError: the list is missing or empty, so the server uses another protocol.
     """
     entries = document.get(name) if isinstance(document, Mapping) else None
     if not entries:
@@ -133,7 +133,7 @@ def list_in(document: Any, name: str) -> list[Any]:
 
 
 def read_reply(document: Any, spent_s: float) -> Reply:
-    """A whole answer, from the JSON that came after ``spent_s``."""
+    """A complete answer from the JSON that arrived after ``spent_s``."""
     choices = list_in(document, "choices")
     message = choices[0]["message"]
     return Reply(
@@ -162,23 +162,23 @@ def make_request(
     turns = as_openai([dict(message) for message in messages])
     if text is not None or image is not None or audio is not None or not turns:
         turns.append(user_message(text, image, audio))
-    # Other services refuse fields that they do not know: without a wish none is sent.
+    # Other services refuse unknown fields, so nothing is sent unless the caller asks for it.
     wish = {} if thinking is None else {"enable_thinking": thinking, "return_reasoning": True}
     return {"model": model, "messages": turns, **wish, **parameters}
 
 
 def make_stream_request(model: str, text: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for an answer in pieces, with its usage at the end."""
+    """The body of a streaming request; the token usage comes at the end."""
     return {**make_request(model, text, **options), "stream": True, "stream_options": {"include_usage": True}}
 
 
 @contextlib.contextmanager
 def client_errors(url: str, *, begun: bool = False) -> Iterator[None]:
-    """Raise what the openai package raises as `ClientError`.
+    """Turn the openai package's errors into `ClientError`.
 
     Args:
-        url: the service's, for the message.
-        begun: a stream has begun, so the status was 200.
+        url: the service's URL, for the message.
+        begun: whether a stream has begun, which means status 200.
     """
     import openai
 
@@ -189,7 +189,7 @@ def client_errors(url: str, *, begun: bool = False) -> Iterator[None]:
 
 
 def _client_error(error: Exception, url: str, begun: bool) -> ClientError:
-    """The error with the service's own message, where it sent one."""
+    """The error with the service's own message, if it sent a message."""
     import openai
 
     if isinstance(error, openai.APIConnectionError):
@@ -216,7 +216,7 @@ def _client_error(error: Exception, url: str, begun: bool) -> ClientError:
 
 
 def trusts_environment(url: str) -> bool:
-    """Whether a proxy variable may apply: never on the way to this machine."""
+    """Whether proxy variables apply; they never apply to this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return not ipaddress.ip_address(host).is_loopback

@@ -1,1 +1,1 @@
-"""What every room uses and no model is needed for: errors, files, the machine, processes, messages, actions."""
+"""Shared code that needs no model: errors, files, the machine, processes, messages, actions."""

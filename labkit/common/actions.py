@@ -1,4 +1,4 @@
-"""What the phone agent writes, and how it is read: the action syntax of AutoGLM, without torch.
+"""Parses and formats phone actions in AutoGLM's syntax, without torch.
 
 A model answers ``<think>…</think><answer>do(action="Tap", element=[500,120])</answer>`` or
 ``finish(message="…")``; coordinates are integers from 0 to 999, whatever the screen's size
@@ -20,10 +20,10 @@ from typing import Any
 from labkit.common.errors import ActionSyntaxError
 
 COORDINATE_MAX = 999
-"""Largest coordinate: (0, 0) is the top left corner, (999, 999) the bottom right one."""
+"""The largest coordinate: (0, 0) is the top left corner, (999, 999) the bottom right corner."""
 
 SAMPLE_RATE = 16_000
-"""Samples a second of every recording in a message."""
+"""Samples per second of every recording in a message."""
 
 # Required and optional arguments of every action, in the order in which they are written.
 ACTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
@@ -52,7 +52,7 @@ _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.par
 
 @dataclass(frozen=True)
 class Action:
-    """One step on the phone: a name from `ACTIONS` and its arguments; points are ``(x, y)`` in 0…999.
+    """A step on the phone: a name from `ACTIONS` and its arguments; points are ``(x, y)`` in 0…999.
 
     Raises `ActionSyntaxError` for unknown names, unknown or missing arguments, and points off the screen.
     """
@@ -66,8 +66,8 @@ class Action:
         required, optional = ACTIONS[self.name]
         for name in self.arguments:
             if name not in required + optional:
-                known = ", ".join(required + optional) or "none"
-                raise ActionSyntaxError(f"{self.name} has no argument {name!r}; it takes: {known}")
+                allowed = ", ".join(required + optional) or "none"
+                raise ActionSyntaxError(f"{self.name} has no argument {name!r}; it takes: {allowed}")
         for name in required:
             if name not in self.arguments:
                 raise ActionSyntaxError(f"{self.name} lacks its argument {name!r}")
@@ -91,15 +91,15 @@ class Action:
 
     @property
     def point(self) -> tuple[int, int] | None:
-        """Where the finger lands: the element of Tap, Long Press and Double Tap; None for all others."""
+        """The point that the finger touches: the element of Tap, Long Press and Double Tap; None for other actions."""
         return self.arguments.get("element")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's whole answer, taken apart.
+    """A model's parsed answer.
 
-    thinking: what stood in ``<think>``, or None. action: the action, or None. text: the answer without its
+    thinking: the content of ``<think>``, or None. action: the action, or None. text: the answer without its
     thinking and tags (an action's source, or prose). error: why there is no action, or None.
     """
 
@@ -121,10 +121,10 @@ def format_action(action: Action) -> str:
 
 
 def parse_action(text: str) -> Action:
-    """Read one action; `text` holds nothing else. Never evaluates anything.
+    """Parse the single action in `text`, without evaluating code.
 
-    Raises `ActionSyntaxError`. As Open-AutoGLM does, line breaks inside strings are accepted, and so are
-    unescaped quotes inside the one string of Type and finish.
+    Raises `ActionSyntaxError`. Like Open-AutoGLM, it accepts line breaks inside strings, and unescaped quotes inside
+    the string of Type and finish.
     """
     text = text.strip()
     try:
@@ -154,11 +154,11 @@ def parse_action(text: str) -> Action:
 
 
 def parse_answer(text: str) -> Answer:
-    """Take a model's answer apart; never raises.
+    """Parse a model's answer; never raises.
 
-    Tolerant where real outputs are sloppy: a missing ``</answer>``, ``</think>`` or ``<think>`` (the prompt
-    may have ended in it), a bare ``do(…)``, prose before or after the action. Of several actions the first
-    counts. What is tolerated is still visible to the caller in `text`.
+    Tolerates the slips of real outputs: a missing ``</answer>``, ``</think>`` or ``<think>`` (the prompt may end in
+    it), a bare ``do(…)``, prose before or after the action. Of several actions the first counts. `text` still shows
+    the caller what was tolerated.
     """
     thinking, rest = _split_thinking(text)
     body = re.sub(r"<\|[^|>]*\|>", "", rest)  # <|endoftext|>, <|user|>
@@ -174,7 +174,7 @@ def parse_answer(text: str) -> Answer:
 
 
 def _split_thinking(text: str) -> tuple[str | None, str]:
-    """Thinking (or None) and what follows it."""
+    """The thinking (or None) and the text after it."""
     before, closed, after = text.partition("</think>")
     if closed:
         return before.replace("<think>", "", 1).strip(), after
@@ -192,7 +192,7 @@ def _split_thinking(text: str) -> tuple[str | None, str]:
 
 
 def _one_call(text: str) -> str:
-    """The first call of `text`, up to its closing bracket; all of `text` if it does not close."""
+    """The first call in `text`, up to its closing bracket; all of `text` if none closes."""
     quote, escaped, depth = "", False, 0
     for index, character in enumerate(text):
         if quote:
@@ -213,13 +213,13 @@ def _one_call(text: str) -> str:
                 try:
                     _parse(call)
                 except _BROKEN:
-                    continue  # an unescaped quote misled the count: a later bracket may be the right one
+                    continue  # an unescaped quote misled the count; a later bracket may match
                 return call
     return text
 
 
 def _parse_loose_string(text: str) -> Action:
-    """Type and finish with unescaped quotes in their string, or without the closing quote and bracket."""
+    """Parse Type and finish with unescaped quotes in their string, or without the closing quote and bracket."""
     match = re.match(r"do\(\s*action\s*=\s*[\"'](Type|Type_Name)[\"']\s*,\s*text\s*=\s*([\"'])", text)
     name = match.group(1) if match else "finish"
     match = match or re.match(r"finish\(\s*message\s*=\s*([\"'])", text)
@@ -244,8 +244,8 @@ def _quote(value: str) -> str:
 
 
 def _escape_one(match: re.Match) -> str:
-    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return named.get(match.group(), f"\\u{ord(match.group()):04x}")
+    escapes = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return escapes.get(match.group(), f"\\u{ord(match.group()):04x}")
 
 
 def _short(text: str) -> str:

@@ -1,25 +1,24 @@
-"""The lab's errors: one tree, of which a class of its own is only what somebody catches.
+"""The lab's errors: a tree with a class for each error that some code catches.
 
-LabError                 whatever the user asked for and cannot have; the command line exits with code 2
-├── ActionSyntaxError    a text is no action
+LabError                 a request that cannot be fulfilled; the command line exits with code 2
+├── ActionSyntaxError    a text is not an action
 ├── AllocationError      no plan fits the budget
-├── ApiError             what a client of the service is told, with its HTTP status
-├── CheckpointError      a quantized folder is damaged, changed, or not for this use
+├── ApiError             an error response to a client of the service, with its HTTP status
+├── CheckpointError      a quantized folder is damaged, changed, or unsuitable
 ├── ClientError          a service refuses, fails, or is not there
 ├── GrammarError         a grammar that cannot be used
 ├── LaunchError          a service that cannot be started, or has failed
-├── LoadError            a model that cannot be loaded as asked
+├── LoadError            a model that cannot be loaded as requested
 │   └── HubError         a model on the hub that cannot be read
 ├── MediaError           an image or a recording that cannot be used
-├── NativeError          no compiled library here
+├── NativeError          no compiled library on this machine
 ├── PlanError            a plan that is impossible, or does not fit the model
 ├── PromptTooLongError   a prompt that leaves no room in the context
-├── ResultsError         a results file that is missing, damaged or of another shape
-├── RunFolderError       an output folder that cannot be used
-├── SchemeError          a scheme or an option of it that is not possible
+├── ResultsError         a results file that is missing, damaged or malformed
+├── SchemeError          a scheme or a scheme option that is not possible
 ├── ScreenError          a screen that cannot be drawn
 └── WorkerFailedError    a measuring process that failed
-Interrupted              Ctrl-C (a KeyboardInterrupt): what was measured is on disk
+Interrupted              Ctrl-C (a KeyboardInterrupt): finished measurements are on disk
 """
 
 from __future__ import annotations
@@ -30,18 +29,17 @@ from typing import Any
 
 
 class LabError(ValueError):
-    """Something the user asked for cannot be done.
+    """A request of the user cannot be fulfilled.
 
-    The message names what was wrong and what would be right, in one line. Anything else that escapes is a bug of
-    the lab.
+    The message names the mistake and the remedy, in one line. Any other exception that escapes is a bug.
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: what was measured is on disk, and the same call again continues.
+    """Ctrl-C: finished measurements are on disk, and the same call continues from there.
 
     Attributes:
-        partial: what is finished, where the call has something to show of it (`compare`: its `Comparison`).
+        partial: the finished part of the result, if the call provides it (`compare`: its `Comparison`).
     """
 
     def __init__(self, message: str, partial: Any = None) -> None:
@@ -50,19 +48,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 class ResultsError(LabError):
-    """A results file is missing, damaged or of another shape; the message says which and where."""
+    """A results file is missing, damaged or malformed; the message names the file and the place."""
 
 
 class CheckpointError(LabError):
-    """A quantized checkpoint that is damaged, was changed, or cannot be used as asked."""
+    """A quantized checkpoint is damaged or changed, or cannot be used as requested."""
 
 
 class LoadError(LabError):
-    """A model that cannot be loaded as asked."""
+    """A model cannot be loaded as requested."""
 
 
 class ActionSyntaxError(LabError):
-    """A text is no action in AutoGLM's syntax; the message says why."""
+    """A text is not an action in AutoGLM's syntax; the message gives the reason."""
 
 
 class AllocationError(LabError):
@@ -70,12 +68,12 @@ class AllocationError(LabError):
 
 
 class ClientError(LabError):
-    """A service that refuses, fails, or is not there.
+    """A service refuses, fails, or is not there.
 
     Attributes:
-        status: the HTTP status, or None if there was no answer.
-        param, code: as the service says.
-        retry_after_s: seconds after which a busy service wants to be asked again, or None.
+        status: the HTTP status, or None without an answer.
+        param, code: the fields of the service's error.
+        retry_after_s: the seconds that a busy service asks the client to wait, or None.
     """
 
     def __init__(
@@ -91,7 +89,7 @@ class ClientError(LabError):
 
 
 class GrammarError(LabError):
-    """A grammar that cannot be used: a broken schema, or too few tokens for it."""
+    """A grammar cannot be used: its schema is invalid, or the tokenizer cannot write its text."""
 
 
 class HubError(LoadError):
@@ -107,42 +105,38 @@ class MediaError(LabError):
 
 
 class NativeError(LabError):
-    """Why there is no compiled library here."""
+    """There is no compiled library on this machine; the message gives the reason."""
 
 
 class PlanError(LabError):
-    """A plan that says something impossible, or that does not fit the model."""
+    """A plan is impossible, or does not fit the model."""
 
 
 class PromptTooLongError(LabError):
     """A prompt that leaves no room in the model's context."""
 
 
-class RunFolderError(LabError):
-    """The output folder cannot be used; the message says why and what to do."""
-
-
 class SchemeError(LabError):
-    """A scheme, an option of one, or a Linear it was asked to replace is not possible."""
+    """A scheme or a scheme option is not possible, or not for this Linear."""
 
 
 class ScreenError(LabError):
-    """A screen was asked for that cannot be drawn."""
+    """The requested screen cannot be drawn."""
 
 
 class WorkerFailedError(LabError):
-    """The measuring process failed; the message is its own, or points to its log."""
+    """The measuring process failed; the message comes from it, or points to its log."""
 
 
 class ApiError(LabError):
-    """What a client is told instead of an answer.
+    """The error response to a client.
 
     Args:
-        message: what is wrong and what would be right; no paths, prompts or traces.
+        message: the mistake and the remedy, without paths, prompts or tracebacks.
         status: the HTTP status.
-        param: the field that is wrong, as ``messages.0.content``.
-        code: a word for programs.
-        headers: further headers of the response.
+        param: the wrong field, such as ``messages.0.content``.
+        code: a machine-readable code.
+        headers: further response headers.
     """
 
     _TYPES = MappingProxyType({401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"})

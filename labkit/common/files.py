@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader, or a second run after a crash, never sees half of one."""
+"""Writes files and folders atomically: neither a reader nor a run after a crash sees a partial file."""
 
 import ctypes
 import hashlib
@@ -37,8 +37,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it is renamed into place when the block ends without an error.
 
     The temporary name keeps the suffix (``.json``, ``.png``), because many writers choose the format by it.
-    Missing parent folders are made. If the block raises, the temporary file is removed and `path` is left as
-    it was. The file gets the permissions that a plain ``open(path, "w")`` would give it.
+    Missing parent folders are created. If the block raises, the temporary file is removed and `path` stays
+    unchanged. The file gets the permissions that a plain ``open(path, "w")`` gives.
 
     >>> with atomic_path("results/first/results.json") as temporary:
     ...     temporary.write_text("{}")
@@ -60,9 +60,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; it takes that name when the block ends without an error.
 
-    A folder that is there already is exchanged for the new one in one step where the system can (Linux), and
-    removed. If the block raises, the new folder is removed and the old one stays. Its files get the permissions
-    that a plain ``open(path, "w")`` would give them. What a killed process left beside `path` is removed first.
+    An existing folder is swapped with the new folder in a single step where the system supports it (Linux), then
+    removed. If the block raises, the new folder is removed and the old folder stays. Files get the permissions that
+    a plain ``open(path, "w")`` gives. Leftovers of killed processes beside `path` are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,29 +97,31 @@ def sha256_of(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change names in one step; False where the system cannot."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in a single step; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2 is not None and not renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+    if renameat2 is None:
+        return False
+    return not renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary folders of processes that are gone; give `path` its old folder back if they had it."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        number, kind = left.name.removeprefix(f".{path.name}.").partition(".")[::2]
+    """Remove temporary folders of dead processes; restore the old folder of `path` if such a process had moved it."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        number, kind = leftover.name.removeprefix(f".{path.name}.").partition(".")[::2]
         if kind not in ("tmp", "old") or not number.isdigit() or _is_running(int(number)):
             continue
         if kind == "old" and not path.exists():
-            left.rename(path)
+            leftover.rename(path)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:
     if process == os.getpid():
         return False
-    if os.name != "posix":  # there, signal 0 is no question
+    if os.name != "posix":  # elsewhere, signal 0 is not a mere test
         return True
     try:
         os.kill(process, 0)
@@ -131,7 +133,7 @@ def _is_running(process: int) -> bool:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file. Raises `ResultsError` that names the file and the place of the damage."""
+    """Parse a JSON file. Raises `ResultsError` with the file and the place of the damage."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

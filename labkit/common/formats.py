@@ -1,4 +1,4 @@
-"""Numbers as people read them: decimal bytes, milliseconds, per cent, points; an unknown value is ``–``."""
+"""Formats numbers for people: decimal bytes, milliseconds, percentages, points; an unknown value is ``–``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def format_bytes(value: float | None) -> str:
 
 
 def format_seconds(value: float | None) -> str:
-    """``340 ms`` below one second, ``1.25 s`` above; ``–`` for None."""
+    """``340 ms`` below a second, ``1.25 s`` above; ``–`` for None."""
     if value is None:
         return "–"
     return f"{_three_digits(value * 1000)} ms" if value < 0.9995 else f"{_three_digits(value)} s"
@@ -38,7 +38,7 @@ def format_points(value: float | None, digits: int = 1) -> str:
 
 
 def format_rate(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A rate in per cent, with its interval if given: ``97.5 % [94.3, 98.9]``; ``–`` for None."""
+    """A rate as a percentage, with its interval if given: ``97.5 % [94.3, 98.9]``; ``–`` for None."""
     if value is None:
         return "–"
     ends = "" if low is None or high is None else f" [{low * 100:.1f}, {high * 100:.1f}]"
@@ -55,7 +55,7 @@ def format_difference(value: float | None, low: float | None, high: float | None
 
 
 def format_rate_per_s(value: float | None) -> str:
-    """Tokens a second: ``39.9 tok/s``; ``–`` for None."""
+    """Tokens per second: ``39.9 tok/s``; ``–`` for None."""
     return "–" if value is None else f"{_three_digits(value)} tok/s"
 
 
@@ -67,14 +67,14 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mi
 
 
 def bytes_of(text: str | int) -> int:
-    """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and no unit is bytes.
+    """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and a number without a unit is bytes.
 
     Raises:
-        LabError: it cannot be read, or is not positive.
+        LabError: the text is malformed, or the size is not positive.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
-    unit = UNITS.get(found[2].lower()) if found else None
-    size = round(float(found[1]) * unit) if unit else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
+    unit = UNITS.get(match[2].lower()) if match else None
+    size = round(float(match[1]) * unit) if unit else 0
     if size < 1:
         raise LabError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
     return size

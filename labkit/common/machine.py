@@ -1,4 +1,4 @@
-"""Facts about this machine: memory, accelerators, and the packages it should have.  Plain data."""
+"""Facts about this machine: memory, accelerators and required packages, as plain data."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CGROUP_FILES = (
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ),
 )
-"""Where Linux says what a container may use, and uses: control groups of version 2, and of version 1."""
+"""Files with a container's memory limit and usage on Linux: control groups version 2, and version 1."""
 
 
 def environment_on(device: torch.device | str) -> dict[str, Any]:
-    """`labkit.common.machine.environment` of something measured on ``device``."""
+    """`environment` of a measurement on ``device``."""
     import torch  # measuring is about to use it; reading records is not
 
     device = torch.device(device)
@@ -40,16 +40,16 @@ def environment_on(device: torch.device | str) -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """One entry a GPU: ``name``, ``memory_bytes``, ``free_bytes``, ``capability``, ``driver``, ``cuda``."""
+    """An entry for each GPU: ``name``, ``memory_bytes``, ``free_bytes``, ``capability``, ``driver``, ``cuda``."""
     import torch  # measuring is about to use it; reading records is not
 
     if not torch.cuda.is_available():
         return []
     drivers = driver_versions()
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append(
+        devices.append(
             {
                 "name": properties.name,
                 "memory_bytes": properties.total_memory,
@@ -59,11 +59,11 @@ def gpus() -> list[dict[str, Any]]:
                 "cuda": torch.version.cuda,
             }
         )
-    return found
+    return devices
 
 
 def driver_versions() -> list[str]:
-    """The NVIDIA driver's version for each GPU, as ``nvidia-smi`` tells; empty where there is none."""
+    """The NVIDIA driver's version for each GPU, from ``nvidia-smi``; empty without it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -81,7 +81,7 @@ def driver_versions() -> list[str]:
 
 
 def memory() -> tuple[int, int]:
-    """Main memory this process may use, in bytes: ``(total, free)``; a container's limit counts."""
+    """Main memory that this process may use, in bytes: ``(total, free)``, within a container's limit."""
     import psutil
 
     host = psutil.virtual_memory()
@@ -98,9 +98,9 @@ def memory() -> tuple[int, int]:
 
 
 def give_back_memory() -> None:
-    """Let the C library give freed memory back to the system, where it can be told to (glibc).
+    """Make the C library return freed memory to the system, if it supports that (glibc).
 
-    Arrays of tens of megabytes that come and go leave holes which it would keep.
+    Short-lived arrays of tens of megabytes leave holes that it otherwise keeps.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -108,9 +108,9 @@ def give_back_memory() -> None:
 
 
 def forget_models() -> None:
-    """Free the memory of models that nobody uses any more, on GPUs too, before the next is loaded.
+    """Free the memory of unused models, on GPUs too, before the next model is loaded.
 
-    Hooks and captured steps refer to each other, so Python frees such a model only when it next looks for cycles.
+    Hooks and captured steps refer to each other, so Python frees such a model only in its next cycle collection.
     """
     import torch  # measuring is about to use it; reading records is not
 
@@ -121,7 +121,7 @@ def forget_models() -> None:
 
 
 def requirements() -> Iterator[tuple[str, str]]:
-    """Name and version pin of each package the lab needs: a checkout's requirements.txt, else the wheel's own list."""
+    """Name and version pin of each required package: from a checkout's requirements.txt, else from the wheel's metadata."""
     path = checkout_folder() / "requirements.txt"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -149,9 +149,9 @@ PACKAGES = ("labkit", "torch", "transformers", "bitsandbytes", "tokenizers", "sa
 
 
 def environment(gpu: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Where and with what a measurement was made: machine, versions, commit and time.
+    """The environment of a measurement: machine, versions, commit and time.
 
-    `gpu` (name, driver, memory …) comes from a caller that has torch loaded; without one it is None.
+    `gpu` (name, driver, memory …) comes from a caller that has imported torch; None without a GPU.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,7 +186,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The lab's own git commit, with ``+`` if files differ from it; None outside a checkout."""
+    """The lab's git commit, with ``+`` if files differ from it; None outside a checkout."""
     folder = checkout_folder()
     if not (folder / ".git").exists():
         return None
@@ -220,5 +220,5 @@ def _memory_bytes() -> int | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

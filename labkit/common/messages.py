@@ -1,9 +1,6 @@
-"""Pictures and recordings as they come from users, made into what the processors take.  No torch.
+"""Images and recordings from users in the form that the processors take, without torch.
 
-An image may be a PIL image, a path, encoded bytes or a ``data:`` URL; it becomes a PIL image in RGB, upright.
-A recording may be a NumPy array at 16 kHz, a path to wav, flac, ogg or mp3, encoded bytes or a ``data:``
-URL; it becomes ``float32 [samples]``, 16 kHz, mono.  Whatever is broken, empty, too big or too long is
-refused here, before a model is asked.  Web addresses are not fetched.
+Broken, empty or oversized input is refused here, before a model sees it. Web addresses are not fetched.
 """
 
 from __future__ import annotations
@@ -24,24 +21,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from labkit.common.errors import LabError, MediaError
 
 SAMPLING_RATE = 16_000
-"""Samples a second that every speech encoder here expects."""
+"""Samples per second that all speech encoders here expect."""
 MAX_AUDIO_S = 30.0
-"""Longest recording accepted, in seconds."""
+"""The longest accepted recording, in seconds."""
 MIN_AUDIO_S = 0.1
-"""Shortest recording accepted, in seconds: the encoders need a few frames."""
+"""The shortest accepted recording, in seconds: the encoders need a few frames."""
 MAX_PIXELS = 50_000_000
-"""Largest image accepted (a phone's screenshot has 2 to 5 million pixels)."""
+"""The largest accepted image (a phone's screenshot has 2 to 5 million pixels)."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM")
-"""Those that Pillow decodes itself: for PostScript it would start another program."""
+"""The formats that Pillow decodes itself; for PostScript it starts another program."""
 MAX_ASPECT = 100
-"""Largest ratio of an image's sides; the processors refuse more than 200."""
+"""The largest ratio of an image's sides; the processors refuse more than 200."""
 
 
 def read_bytes(source: str | Path | bytes, what: str) -> bytes:
-    """The bytes behind a path, a ``data:`` URL, or bytes themselves.
+    """The content of a path, a ``data:`` URL or bytes.
 
     Raises:
-        MediaError: no such file, a web address, a broken data URL, nothing in it.
+        MediaError: no such file, a web address, a broken data URL, or no content.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
@@ -81,7 +78,7 @@ def _decode_data_url(url: str, what: str) -> bytes:
 
 
 def load_image(source: Image.Image | str | Path | bytes) -> Image.Image:
-    """Any accepted image as an upright PIL image in RGB; transparency is laid on white.
+    """An image (PIL, path, encoded bytes, ``data:`` URL) as an upright PIL image in RGB; transparency becomes white.
 
     Raises:
         MediaError: not an image, broken, larger than ``MAX_PIXELS``, or a strip beyond ``MAX_ASPECT`` : 1.
@@ -141,10 +138,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def load_audio(source: np.ndarray | str | Path | bytes, max_s: float = MAX_AUDIO_S) -> np.ndarray:
-    """Any accepted recording as ``float32 [samples]`` at 16 kHz, mono, in about -1..1.
+    """A recording (array, path to wav, flac, ogg or mp3, bytes, ``data:`` URL) as ``float32 [samples]``, 16 kHz, mono.
 
-    An array is taken to be at 16 kHz already: ``[samples]`` or ``[samples, channels]``, floats in -1..1 or
-    integers of their full range.  Files are mixed to mono and resampled (soxr).
+    Arrays must be at 16 kHz: ``[samples]`` or ``[samples, channels]``, floats in -1..1 or integers over their full
+    range; the result is in about -1..1. Files are mixed to mono and resampled (soxr).
 
     Raises:
         MediaError: broken, empty, silent to the last sample, not finite, under 0.1 s or over ``max_s``.
@@ -175,13 +172,13 @@ def load_audio(source: np.ndarray | str | Path | bytes, max_s: float = MAX_AUDIO
 def _decode_audio(source: str | Path | bytes, max_s: float) -> tuple[np.ndarray, str]:
     import soundfile
 
-    named = isinstance(source, str | Path) and not str(source).startswith("data:")
-    name = f"the recording {source}" if named else "the recording"
+    is_path = isinstance(source, str | Path) and not str(source).startswith("data:")
+    name = f"the recording {source}" if is_path else "the recording"
     data = read_bytes(source, "audio")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate = file.samplerate
-            # One second beyond the limit is enough to know that it is too long, whatever the header claims.
+            # One second beyond the limit shows that the recording is too long, whatever the header claims.
             frames = file.read(frames=math.ceil((max_s + 1) * rate), dtype="float32", always_2d=True)
             total = max(len(frames), file.frames if file.frames < 2**40 else 0)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
@@ -220,11 +217,11 @@ def _as_mono(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with every image and recording loaded and every part in one form.
+    """Load all images and recordings in messages, and bring all parts into one form.
 
     Takes ``{"role", "content"}`` with a string or a list of parts; parts may be ``text``, ``image``,
     ``audio``, or the OpenAI forms ``image_url`` (``{"url": "data:..."}``) and ``input_audio`` (``{"data":
-    base64}``). Gives ``{"type": "text"|"image"|"audio", <type>: value}`` parts only.
+    base64}``). All resulting parts are ``{"type": "text"|"image"|"audio", <type>: value}``.
 
     Raises:
         MediaError: an unusable image or recording.

@@ -1,4 +1,4 @@
-"""Options: dataclass fields that carry their help, which the command line, widgets and documentation read."""
+"""Options: dataclass fields with their help, for the command line, widgets and documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 REQUIRED = MISSING
-"""The default of an option that has none."""
+"""The default of a required option."""
 
 
 def option(
@@ -24,8 +24,8 @@ def option(
 ) -> Any:
     """A dataclass field with its help.
 
-    choices: its possible values, if they are few. metavar: what stands for a value in the help. least: the smallest
-    number. usual: what the help shows for a default of None. more: arguments of `dataclasses.field`.
+    choices: the allowed values, if there are few. metavar: the placeholder of a value in the help. least: the smallest
+    number. usual: the help's text for a default of None. more: arguments of `dataclasses.field`.
     """
     metadata = {"help": help, "choices": choices, "metavar": metavar, "least": least, "usual": usual}
     return field(default=default, metadata=metadata, **more)
@@ -45,7 +45,7 @@ def flag_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an option's values are: one ``base`` (int, float, str or bool), or, with ``many``, a tuple of them."""
+    """The type of an option's values: a ``base`` (int, float, str or bool), or a tuple of them with ``many``."""
 
     base: type = str
     many: bool = False
@@ -61,16 +61,16 @@ class Kind:
         return cls(get_args(annotation)[0] if many else annotation, many, least, choices)
 
     def __call__(self, text: str) -> Any:
-        """The value that a text on the command line stands for."""
+        """Parse a value from the command line."""
         if not self.many:
             return self._read(text)
         return tuple(self._read(part.strip()) for part in text.split(",") if part.strip())
 
     def check(self, value: Any) -> Any:
-        """A value as a file has it; lists may also be written as on the command line.
+        """Check a value from a file; a list may also be text in the command line's form.
 
         Raises:
-            ArgumentTypeError: it is of another type, too small, or none of the choices.
+            ArgumentTypeError: the value has another type, is too small, or is not among the choices.
         """
         if self.many:
             if isinstance(value, str):
@@ -96,8 +96,8 @@ class Kind:
             bound = "at least 1" if self.least == 1 else f"{self.least} or more"
             raise argparse.ArgumentTypeError(f"must be {bound}, not {value}")
         if self.choices and value not in self.choices:
-            known = ", ".join(map(str, self.choices))
-            raise argparse.ArgumentTypeError(f"must be one of {known}, not {value!r}")
+            allowed = ", ".join(map(str, self.choices))
+            raise argparse.ArgumentTypeError(f"must be one of {allowed}, not {value!r}")
         return value
 
 
@@ -108,31 +108,31 @@ _METAVARS = {(int, False): "N", (float, False): "X", (str, True): "A,B,…", (in
 def add_options(
     command: Any, settings: type, names: Collection[str] | None = None, *, prefix: str = ""
 ) -> None:
-    """One argument of ``command`` (a parser, or a group of one) for each field of the dataclass ``settings``.
+    """Add an argument to ``command`` (a parser or an argument group) for each field of the dataclass ``settings``.
 
-    names: these fields alone. prefix: stands before each name, as in ``--calibration-items``.
+    names: only these fields. prefix: precedes each name, as in ``--calibration-items``.
     """
     annotations = get_type_hints(settings)
     for item in fields(settings):
         if names is not None and item.name not in names:
             continue
         kind = Kind.of(annotations[item.name], item.metadata["least"], item.metadata["choices"])
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "dest": prefix + item.name,
             "help": help_of(settings, item.name).replace("%", "%%"),
             "default": None if item.default is REQUIRED else item.default,
             "required": item.default is REQUIRED,
         }
         if kind.base is bool:
-            given |= {"action": argparse.BooleanOptionalAction}
+            arguments |= {"action": argparse.BooleanOptionalAction}
         else:
             metavar = item.metadata["metavar"] or _METAVARS.get((kind.base, kind.many))
-            given |= {"type": kind, "choices": kind.choices, "metavar": None if kind.choices else metavar}
-        command.add_argument(flag_of(prefix + item.name), **given)
+            arguments |= {"type": kind, "choices": kind.choices, "metavar": None if kind.choices else metavar}
+        command.add_argument(flag_of(prefix + item.name), **arguments)
 
 
 def settings_of(namespace: argparse.Namespace, settings: type, *, prefix: str = "") -> Any:
-    """The dataclass ``settings``, filled from parsed arguments; fields that are no argument keep their default."""
+    """The dataclass ``settings``, filled from parsed arguments; fields without an argument keep their default."""
     names = [item.name for item in fields(settings) if hasattr(namespace, prefix + item.name)]
     return settings(**{name: getattr(namespace, prefix + name) for name in names})
 

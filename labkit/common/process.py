@@ -1,4 +1,4 @@
-"""Child processes: their environment, their start, their events, and their end."""
+"""Child processes: environment, start, events and end."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from labkit.common.files import checkout_folder
 
 
 def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], Any]) -> int:
-    """Call ``run(request, emit)`` with the JSON object on standard input; returns the process's exit code.
+    """Call ``run(request, emit)`` with the JSON object from standard input; returns the process's exit code.
 
-    Standard output is for events only, one JSON object a line; whatever else is printed goes to standard error.
-    An error becomes the event ``{"event": "error", "message": str, "known": bool}``; ``known`` says that the message
-    is the lab's own, and that no trace is needed to understand it.
+    Standard output carries only events, one JSON object per line; all other output goes to standard error.
+    An error becomes the event ``{"event": "error", "message": str, "known": bool}``; ``known`` marks a `LabError`,
+    whose message needs no traceback.
     """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -38,7 +38,7 @@ def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], N
     except LabError as error:
         emit({"event": "error", "message": str(error), "known": True})
         return 2
-    except BrokenPipeError:  # whoever asked has gone away: what is on disk is kept
+    except BrokenPipeError:  # the parent process is gone; the files on disk stay
         return 1
     except Exception as error:
         traceback.print_exc()
@@ -48,7 +48,7 @@ def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], N
 
 
 def child_environment(threads: int | None = None, **more: str) -> dict[str, str]:
-    """Our own environment, with the folder this package was imported from, and the thread count if one is given."""
+    """This process's environment, plus the package's folder in PYTHONPATH and an optional thread count."""
     paths = [str(checkout_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
     if threads is not None:
         waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
@@ -70,31 +70,34 @@ def start(
     request: Mapping[str, Any] | None = None,
     heed_interrupts: bool = False,
 ) -> subprocess.Popen:
-    """Start a process in a session of its own, so that Ctrl-C reaches only us.
+    """Start a process in its own session, so that Ctrl-C reaches only the parent.
 
     Args:
-        command: the program and its words; `module_command` gives a module's.
-        log: the file for what it prints.
+        command: the program and its arguments; `module_command` builds it for a module.
+        log: the file for its output.
         environment: see `child_environment`.
-        request: JSON for its standard input; its standard output is then ours to read (`serve_request`).
-        heed_interrupts: let SIGINT end it even where we ignore that signal, as whatever a shell starts in the
-            background does.
+        request: JSON for its standard input; its standard output is then a pipe (`serve_request`).
+        heed_interrupts: let SIGINT end the process even if this process ignores it, as background processes of a
+            shell do.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    asked = request is not None
-    with log.open("wb") as printed:
+    has_request = request is not None
+    with log.open("wb") as log_file:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if asked else printed,
-            stderr=printed,
+            stdin=subprocess.PIPE if has_request else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if has_request else log_file,
+            stderr=log_file,
             env=dict(environment),
             encoding="utf-8",
             start_new_session=True,
             preexec_fn=_heed_interrupts if heed_interrupts else None,
         )
-    if asked:
-        with suppress(BrokenPipeError), process.stdin as pipe:  # it has ended already: its log says why
+    if has_request:
+        with (
+            suppress(BrokenPipeError),
+            process.stdin as pipe,
+        ):  # the process has already ended; its log gives the reason
             json.dump(request, pipe)
     return process
 
@@ -107,24 +110,24 @@ def run_workers(
     threads: int,
     timeout_s: float | None = None,
 ) -> None:
-    """Run ``command`` once for each request, all at the same time, until the last has finished.
+    """Run ``command`` for all requests in parallel, until the last process finishes.
 
-    Each process gets its request as JSON on standard input and writes events, one JSON object a line, which
-    ``on_event`` sees one at a time (see `serve_request`). On Ctrl-C we end them, and KeyboardInterrupt goes on to
-    the caller.
+    Each process reads its request as JSON from standard input and writes events, one JSON object per line;
+    ``on_event`` receives them in turn (see `serve_request`). Ctrl-C ends the processes and raises KeyboardInterrupt
+    in the caller.
 
     Args:
-        command: as `module_command` gives it.
-        requests: the log file of each process, and its request.
+        command: a command from `module_command`.
+        requests: log file -> request, for each process.
         threads: CPU threads of each process.
-        timeout_s: how long all of it may take.
+        timeout_s: the time limit for all processes together.
 
     Raises:
-        WorkerFailedError: a process reported an error, died, or took too long; the others are ended too.
+        WorkerFailedError: a process reported an error, died, or took too long; the other processes are ended too.
     """
     events: queue.Queue[tuple[Path, dict[str, Any] | None]] = queue.Queue()
     processes: dict[Path, subprocess.Popen] = {}
-    ends = None if timeout_s is None else time.monotonic() + timeout_s
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
         for log, request in requests.items():
             process = start(command, log=log, environment=child_environment(threads), request=request)
@@ -133,7 +136,9 @@ def run_workers(
         running, finished = set(processes), set()
         while running:
             try:
-                log, event = events.get(timeout=None if ends is None else max(ends - time.monotonic(), 0))
+                log, event = events.get(
+                    timeout=None if deadline is None else max(deadline - time.monotonic(), 0)
+                )
             except queue.Empty:
                 raise WorkerFailedError(f"the measuring process took longer than {timeout_s:g} s") from None
             if event is None:
@@ -153,22 +158,22 @@ def run_workers(
 
 
 def module_command(module: str) -> list[str]:
-    """``python -m module``, by this Python."""
+    """``python -m module``, with this interpreter."""
     return [sys.executable, "-m", module]
 
 
 def _follow(process: subprocess.Popen, log: Path, events: queue.Queue) -> None:
-    """Pass the process's events on, and None when it has closed its output."""
+    """Put the process's events into the queue, and None when it closes its output."""
     try:
         for line in process.stdout:
             events.put((log, json.loads(line)))
-    except ValueError:  # closed while we read: the caller is ending it
+    except ValueError:  # the caller closed the pipe while ending the process
         pass
     events.put((log, None))
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Leave no process behind."""
+    """End the process if it still runs, and close its output."""
     if process.poll() is None:
         process.terminate()
         try:

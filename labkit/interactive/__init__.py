@@ -1,1 +1,1 @@
-"""What a learner touches: the course's parts, widgets, the chat window, one Linear under one scheme."""
+"""What a learner uses: the course's exercises, the widgets, the chat window, and one Linear under one scheme."""

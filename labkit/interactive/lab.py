@@ -1,8 +1,6 @@
-"""Opens JupyterLab at the first notebook: ``make lab``. What is not known here goes to Jupyter as it is.
+"""Opens JupyterLab at the first notebook (``make lab``); unknown arguments are passed on to Jupyter.
 
-On a desktop a browser opens. Over SSH, and where there is no display, the address is printed to be opened
-elsewhere. Root, as in most containers, is allowed; in a container the server listens on every address, for
-localhost in there is not the user's: Jupyter's token still guards it.
+On a desktop a browser opens; over SSH, or without a display, the address is printed.
 """
 
 import argparse
@@ -20,21 +18,21 @@ CONTAINER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "RUNPOD_POD_ID", "container")
 
 def first_notebook(root: Path = ROOT) -> Path:
     """``notebooks/00_….ipynb``. Raises SystemExit with a message if there is none."""
-    found = sorted((root / "notebooks").glob("00_*.ipynb"))
-    if not found:
+    notebooks = sorted((root / "notebooks").glob("00_*.ipynb"))
+    if not notebooks:
         raise SystemExit(
             f"no notebook {root / 'notebooks'}/00_*.ipynb: the notebooks need a checkout of the lab"
         )
-    return found[0]
+    return notebooks[0]
 
 
 def in_container(environ: Mapping[str, str]) -> bool:
-    """Is this process in a container, as far as its usual marks tell?"""
+    """Does this process run in a container, judged by environment variables and marker files?"""
     return any(environ.get(name) for name in CONTAINER_VARIABLES) or any(f.exists() for f in CONTAINER_FILES)
 
 
 def has_display(environ: Mapping[str, str], platform: str = sys.platform) -> bool:
-    """Can a browser's window be seen by who typed the command?"""
+    """Can the user see a browser window that this machine opens?"""
     if any(environ.get(name) for name in ("SSH_CONNECTION", "SSH_TTY")):
         return False
     return not platform.startswith("linux") or any(environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
@@ -43,7 +41,7 @@ def has_display(environ: Mapping[str, str], platform: str = sys.platform) -> boo
 def jupyter_arguments(
     port: int, rest: Sequence[str], environ: Mapping[str, str], *, root_user: bool, container: bool
 ) -> list[str]:
-    """The command line after ``python -m jupyterlab``; what the user gives comes last and so wins."""
+    """The command line after ``python -m jupyterlab``; the user's own arguments come last, so they win."""
     notebook = first_notebook().relative_to(ROOT).as_posix()
     arguments = [
         f"--ServerApp.root_dir={ROOT}",
@@ -52,7 +50,7 @@ def jupyter_arguments(
     ]
     if root_user:
         arguments.append("--ServerApp.allow_root=True")
-    if container:
+    if container:  # localhost in a container is not the user's; Jupyter's token still protects the server
         arguments.append("--ServerApp.ip=0.0.0.0")
     if not has_display(environ):
         arguments.append("--ServerApp.open_browser=False")

@@ -1,9 +1,9 @@
-"""Which language a notebook speaks: that of the course's edition it is in."""
+"""The language of the notebook's edition of the course."""
 
 import os
 from pathlib import Path
 
 
 def language() -> str:
-    """``zh`` in the Chinese edition, a folder called ``zh``, else ``en``; ``$LABKIT_LANGUAGE`` goes before."""
+    """``zh`` in a folder called ``zh`` (the Chinese edition), else ``en``; ``$LABKIT_LANGUAGE`` overrides."""
     return os.environ.get("LABKIT_LANGUAGE") or ("zh" if Path.cwd().name == "zh" else "en")

@@ -1,9 +1,9 @@
-"""One Linear of a model with the inputs that it really gets, to try schemes on and to look at.
+"""One Linear of a model with its real inputs, to try schemes on and to inspect.
 
     trial = Trial.of(labkit.load("pocket", "fp32"), "model.language_model.layers.1.mlp.down_proj")
     trial.output_db("int8-dynamic"), trial.output_db("llm-int8")
 
-Nothing of the model is changed.
+The model stays unchanged.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Trial:
 
     Attributes:
         name: its name in the model.
-        linear: the Linear, in fp32 and with a weight of its own.
-        inputs: [M, K] fp32, M at most `KEPT_ROWS`: rows of the items that are held out.
-        statistics: second moments of the inputs of the other items, which calibrate.
+        linear: a copy of the Linear, in fp32.
+        inputs: [M, K] fp32, M at most `KEPT_ROWS`: rows of the held-out items.
+        statistics: second moments of the calibrating items' inputs.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Trial:
     def of(cls, engine: Any, name: str, items: int = 12, batches: Sequence[Any] | None = None) -> Trial:
         """Take the Linear ``name`` with its inputs on calibration items, or on ``batches`` of the model's arguments.
 
-        One in `HELD_OUT` of them tests what the others calibrate; a single one does both.
+        Every `HELD_OUT`-th of them is held out for testing, the others calibrate; a single item does both.
 
         Raises:
-            LabError: the model has no such Linear, or nothing came to it.
+            LabError: the model has no such Linear, or no calibration item reaches it.
         """
         linear = find_linear(engine.model, name)
         if batches is None:
@@ -92,7 +92,7 @@ class Trial:
         return gptq.prepare_columns(self.statistics.second_moment)
 
     def channel_sizes(self) -> dict[str, numpy.ndarray]:
-        """``{"largest", "typical"}``: of each input channel [K] the largest value seen, and the root mean square."""
+        """``{"largest", "typical"}``: largest magnitude and root mean square of each input channel [K]."""
         return {
             "largest": self.inputs.abs().amax(0).numpy(),
             "typical": self.inputs.square().mean(0).sqrt().numpy(),
@@ -103,8 +103,7 @@ class Trial:
         return (self.inputs.abs().amax(0) > threshold).float().mean().item()
 
     def correlation(self, count: int = 160) -> numpy.ndarray:
-        """Second moments of the inputs over their sizes, between -1 and 1, of the ``count`` most active columns, in
-        the order of the solve."""
+        """Second moments of the ``count`` most active columns, scaled to -1 … 1, in the order of the solve."""
         order = self.columns.order[:count]
         moment = self.statistics.second_moment[order][:, order]
         size = moment.diagonal().clamp(min=1e-30).sqrt()
@@ -115,21 +114,21 @@ class Trial:
         return try_scheme(self.linear, scheme, self.statistics).module
 
     def output_db(self, scheme: str | Scheme) -> float:
-        """Signal-to-noise ratio of its outputs on the items held out, in dB: 20 dB is an error of a tenth."""
+        """Signal-to-noise ratio of its outputs on the held-out items, in dB: 20 dB is an error of a tenth."""
         return try_scheme(self.linear, scheme, self.statistics).output_sqnr_db(self.inputs)
 
     def output_error(self, approximation: Tensor) -> float:
-        """The squared output error of a weight [N, K] in its place, as a share of the squared output, on
-        the items that calibrate."""
+        """The squared output error if ``approximation`` [N, K] replaces the weight, as a share of the squared output, on
+        the calibrating items."""
         return gptq.trace_error(self.weight, approximation, self.statistics.second_moment)
 
     def qparams(self, num_bits: int = 4, group_size: int = 64) -> tuple[Tensor, Tensor]:
-        """scale and zero_point [N, K/G] of the whole range of each group."""
+        """scale and zero_point [N, K/G] that cover the full range of each group."""
         return affine.choose_qparams(self.weight, num_bits, group_size, False, torch.bfloat16)
 
     def solve_errors(self, num_bits: int = 4, group_size: int = 64) -> Mapping[str, list[float]]:
-        """The squared output error that each step adds, rounding to the nearest and solving, with and without the
-        order of falling activation; for `labkit.results.charts.methods.column_errors`."""
+        """The squared output error that each step adds: rounded to the nearest, and solved with and without ordering the
+        columns by activation; for `labkit.results.charts.methods.column_errors`."""
         qparams, moment = self.qparams(num_bits, group_size), self.statistics.second_moment
         curves = {"rounded to the nearest": self._nearest_errors(qparams, num_bits)}
         for label, act_order in (("solved, left to right", False), ("solved, most active first", True)):
@@ -144,10 +143,10 @@ class Trial:
         return list(watch(self.weight[:rows], self.columns, scale[:rows], zero_point[:rows], num_bits))
 
     def _nearest_errors(self, qparams: tuple[Tensor, Tensor], num_bits: int) -> list[float]:
-        """What rounding one column after the other to the nearest adds, in the order of the solve."""
+        """The error that rounding each column to the nearest adds, in the order of the solve."""
         scale, zero_point = qparams
         codes = affine.quantize(self.weight, scale, zero_point, num_bits)
         change = (self.weight - affine.dequantize(codes, scale, zero_point))[:, self.columns.order]
         moment = self.columns.moment
-        before = change @ moment.triu(1)  # what the columns before have already done to the output
+        before = change @ moment.triu(1)  # the output error that the earlier columns have left
         return ((2 * before + change * moment.diagonal()) * change).sum(0).tolist()

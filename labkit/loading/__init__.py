@@ -1,1 +1,1 @@
-"""Model and plan in, engine out; and into files: quantized checkpoints, and other libraries' formats in export/."""
+"""Loads a model under a plan into an engine, saves quantized checkpoints, and exports other libraries' formats."""

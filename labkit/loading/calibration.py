@@ -1,7 +1,6 @@
 """Calibration batches: model inputs of PhoneTap's calibration items, never of test items.
 
-Schemes that measure activations (GPTQ, smoothing) run these through the model; screenshots are among them,
-because text alone shows a vision-language model's decoder the wrong activations.
+They contain screenshots, because text alone gives a vision-language model's decoder the wrong activations.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from labkit.plans.finished import hash_of
 
 
 class Fingerprinted:
-    """Calibration batches that are hashed as they are used, so that a checkpoint can say what it saw.
+    """Calibration batches that are hashed during use, so that a checkpoint can record its calibration.
 
     Args:
-        batches: model inputs, as `calibration_batches` gives them; may be iterated only once.
-        source: where they come from, in words.
+        batches: model inputs, as `calibration_batches` yields them; a one-time iterator is enough.
+        source: a description of their source.
     """
 
     def __init__(self, batches: Iterable[dict[str, Any]], source: str = "given by the caller") -> None:
@@ -37,7 +36,7 @@ class Fingerprinted:
 
     @classmethod
     def of(cls, calibration: Any) -> Fingerprinted:
-        """``calibration`` itself if it is one already."""
+        """``calibration`` wrapped, unless it is already `Fingerprinted`."""
         return calibration if isinstance(calibration, cls) else cls(calibration)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -50,7 +49,7 @@ class Fingerprinted:
             self._digest, self.count, self._complete = digest, count, True
 
     def facts(self) -> dict[str, Any]:
-        """``{"source", "batches", "sha256"}``; batches that were not used yet are run through first."""
+        """``{"source", "batches", "sha256"}``; runs through the batches first if they are unused."""
         if not self._complete:
             for _ in self:
                 pass
@@ -58,15 +57,15 @@ class Fingerprinted:
 
 
 SEQUENCE_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "prompt_mask")
-"""Inputs with one value a token; everything else belongs to images and recordings."""
+"""Inputs with one value per token; all others belong to images and recordings."""
 
 
 def collate(prompts: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Several single prompts as one batch, padded on the left so that every row ends at the same place.
+    """Join single prompts into a batch, padded on the left so that all rows end at the same position.
 
-    Tensors with one value a token, ``[1, L]``, become ``[B, max L]``.  Tensors of media, ``[n, ...]``, are
-    joined along the first dimension in the order of the rows; where later dimensions differ (recordings of
-    different lengths), they are padded with zeros on the right.
+    Tensors with one value per token, ``[1, L]``, become ``[B, max L]``. Media tensors, ``[n, ...]``, are concatenated
+    along the first dimension in row order; differing later dimensions (recordings of different lengths) are padded
+    with zeros on the right.
     """
     if len(prompts) == 1:
         return dict(prompts[0])
@@ -86,8 +85,8 @@ def collate(prompts: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int) ->
 def _row(prompt: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
     if key in prompt:
         return prompt[key]
-    one = torch.ones_like if key == "attention_mask" else torch.zeros_like
-    return one(prompt["input_ids"])
+    fill = torch.ones_like if key == "attention_mask" else torch.zeros_like
+    return fill(prompt["input_ids"])
 
 
 def _pad_left(row: torch.Tensor, length: int, value: int) -> torch.Tensor:
@@ -99,8 +98,8 @@ def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
     padded = []
     for tensor in tensors:
         padding: list[int] = []
-        for size, wanted in zip(reversed(tensor.shape[1:]), reversed(shape)):
-            padding += [0, wanted - size]
+        for size, target in zip(reversed(tensor.shape[1:]), reversed(shape)):
+            padding += [0, target - size]
         padded.append(torch.nn.functional.pad(tensor, padding) if any(padding) else tensor)
     return torch.cat(padded)
 
@@ -108,8 +107,8 @@ def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
 def with_answer(prompt: Mapping[str, Tensor], token_ids: Sequence[int], processor: Any) -> dict[str, Tensor]:
     """Model inputs for ``prompt`` (one conversation, [1, L]) followed by an answer of A tokens: [1, L + A].
 
-    Logits at positions L - 1 ... L + A - 2 are those of the answer's tokens. A model that treats its prompt
-    apart (its processor has ``marks_prompt``) gets ``prompt_mask`` [1, L + A], 1 over the prompt.
+    The logits of the answer's tokens are at positions L - 1 ... L + A - 2. A model that treats its prompt
+    separately (its processor has ``marks_prompt``) gets ``prompt_mask`` [1, L + A], 1 over the prompt.
     """
     length = prompt["input_ids"].shape[1]
     answer = torch.tensor([list(token_ids)], dtype=prompt["input_ids"].dtype)
@@ -127,7 +126,7 @@ def with_answer(prompt: Mapping[str, Tensor], token_ids: Sequence[int], processo
 
 
 def keeps_logits(model: torch.nn.Module | type[torch.nn.Module]) -> bool:
-    """Whether a model, or its class, can be asked for the last logits alone (``logits_to_keep``)."""
+    """Whether a model, or its class, can compute only the last logits (``logits_to_keep``)."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
@@ -156,9 +155,9 @@ def calibration_batches(
         count: number of items.
         split: ``typed``, ``spoken``, ``hard`` or ``all``.
         seed: None for the standard calibration set.
-        device: where the batches are wanted.
-        answers: put the right answer behind each prompt, so that layers also see what decoding shows them.
-        last_logits: with that, ask for the logits of the answer and `PROMPT_END` tokens before it alone.
+        device: the device of the batches.
+        answers: append the correct answer to each prompt, so that layers also see the activations of decoding.
+        last_logits: with ``answers``, request only the logits of the answer and of the `PROMPT_END` tokens before it.
 
     Raises:
         LabError: ``count`` below 1.
@@ -185,10 +184,10 @@ def default_calibration(
     device: torch.device | str = "cpu",
     model: Any = None,
 ) -> list[dict[str, Any]]:
-    """The standard calibration batches for a model that takes ``modalities``, with the right answers.
+    """The standard calibration batches for a model that takes ``modalities``, with the correct answers.
 
-    ``seed`` None draws the standard set. ``model``, or its class: if it can, its head is shown the answer and
-    the end of the prompt alone, for what it says of other places is never used.
+    ``seed`` None draws the standard set. ``model``, or its class: if it supports ``logits_to_keep``, its head computes
+    only the answer and the end of the prompt, because no other logits are used.
 
     Raises:
         LabError: the model takes no images, so no PhoneTap item suits it.

@@ -1,7 +1,6 @@
-"""What a model is calibrated on, compared on and scored on, apart from each other and from all test items.
+"""Disjoint data for calibrating, comparing and scoring a model, apart from all test items.
 
-A phone agent gets PhoneTap's calibration items, of different seeds for each purpose; any other language model
-gets a text, the first part of which calibrates, the next compares and the last scores.
+Phone agents use PhoneTap's calibration items, with a seed for each purpose; other models use the parts of a text.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 PROBE_SEED, VALIDATION_SEED = 1, 2
 DRAWN_FROM = 100
-"""Seeds of other calibration items are above it, and so never those of the two."""
+"""Seeds of other calibration items start above it, so they never equal the two seeds."""
 SHARES = {"calibration": (0.0, 0.6), "probe": (0.6, 0.8), "validation": (0.8, 1.0)}
-"""The parts of a text, from its beginning to its end."""
+"""The parts of a text: the first calibrates, the next compares, the last scores."""
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """How much of what: for phone agents the counts are items, for other models sequences of ``length`` tokens from
+    """The amount of data for each purpose: items for phone agents, else sequences of ``length`` tokens from
     ``text``."""
 
     calibration: int = option(64, "items, or sequences, to calibrate on", least=1)
@@ -45,7 +44,7 @@ class Datasets:
                 raise LabError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
     def settings(self) -> dict[str, Any]:
-        """What `labkit.results.folders` remembers; ``text`` by its content."""
+        """The settings that `labkit.results.folders` stores; the SHA-256 of its content stands for ``text``."""
         import hashlib
 
         facts = asdict(self)
@@ -54,10 +53,10 @@ class Datasets:
         return facts
 
     def check(self, name: str, modalities: Collection[str]) -> None:
-        """Refuse what cannot be had, before a model is loaded.
+        """Check that the data is available, before a model is loaded.
 
         Raises:
-            LabError: a model that takes no images, and no text, or a text that cannot be read.
+            LabError: no text for a model that takes no images, or an unreadable text.
         """
         if self.text is not None:
             self._read()
@@ -69,7 +68,7 @@ class Datasets:
     def calibration_batches(self, processor: Any, modalities: Collection[str], model: Any) -> list[Any]:
         """Model inputs for calibration of ``model``, or of models of that class."""
         from labkit.loading.calibration import (
-            default_calibration,  # torch comes with it; the command line reads fields
+            default_calibration,  # imports torch, which the command line does not need
         )
 
         if self.text is not None:
@@ -89,26 +88,26 @@ class Datasets:
         return phonetap.items(split=split, count=count, seed=seed, part="calibration")
 
     def sequences(self, tokenizer: Any, purpose: str) -> Tensor:
-        """Token ids [n, length] of the text's part for ``purpose``, at most as many as are wanted: its first ones, or
-        for calibration with a ``seed`` such as that draws.
+        """Token ids [n, length] from the text's part for ``purpose``, n at most the requested number: the first sequences,
+        or random sequences for calibration with a ``seed``.
 
         Raises:
-            LabError: the part is shorter than one sequence.
+            LabError: the part is shorter than a sequence.
         """
         import torch
 
         text = self._read()
         low, high = (round(share * len(text)) for share in SHARES[purpose])
         ids = tokenizer.encode(text[low:high], add_special_tokens=False)
-        there = len(ids) // self.length
-        if not there:
+        count = len(ids) // self.length
+        if not count:
             raise LabError(
                 f"{self.text}: its part for {purpose} has {len(ids)} tokens, and a sequence takes {self.length}"
             )
-        whole = torch.tensor(ids[: there * self.length]).view(there, self.length)
+        sequences = torch.tensor(ids[: count * self.length]).view(count, self.length)
         if purpose == "calibration" and self.seed:
-            whole = whole[torch.randperm(there, generator=torch.Generator().manual_seed(self.seed))]
-        return whole[: max(getattr(self, purpose), 1)]
+            sequences = sequences[torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))]
+        return sequences[: max(getattr(self, purpose), 1)]
 
     def _read(self) -> str:
         try:

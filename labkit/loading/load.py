@@ -1,9 +1,6 @@
-"""Spec and plan in, engine out.
+"""Loads a model under a plan into an engine.
 
-Everything that can be wrong is checked before anything takes long: the folder and its files, the
-configuration, the device and its memory, the plan against the model's skeleton on the meta device, and whether
-each scheme runs on the device. Weights come from safetensors only, shard by shard, and code from a model's
-repository is never run.
+Every check precedes the slow work. Weights come from safetensors only; code from a model's repository never runs.
 """
 
 from __future__ import annotations
@@ -45,32 +42,34 @@ def load(
     dtype: str | None = None,
     progress: bool = True,
 ) -> Engine:
-    """Load a model, quantize it by a plan, and give the engine that answers with it.
+    """Load a model, quantize it by a plan, and return its engine.
 
-    Weights are read shard by shard, and each module is quantized and put where it stays as soon as its weights
-    are there: memory holds the quantized model, one shard and one module's work (`labkit.plans.fill`). A folder
-    that the lab has quantized (`labkit.save`, ``labkit quantize``) is restored as it is.
+    The checks come first: the folder and its files, the configuration, the device and its memory, the plan on the
+    model's skeleton (meta device), and each scheme on the device. Weights are read shard by shard, and each module is
+    quantized and placed as soon as its weights are complete: memory holds the quantized model, one shard and the work
+    of one module (`labkit.plans.fill`). A folder that the lab has quantized (`labkit.save`, ``labkit quantize``) is
+    restored unchanged.
 
     Args:
         model: ``"pocket"``, another registered name, a folder with a transformers checkpoint or a quantized
-            one, or a hub id.
-        plan: a preset's name, the path of a plan file, a plan, or a plan's definition (default: ``"bf16"``; of a
-            quantized folder its own, and no other).
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; several GPUs,
+            checkpoint, or a hub id.
+        plan: a preset's name, the path of a plan file, a plan, or a plan's definition (default: ``"bf16"``; a
+            quantized folder takes only its own plan).
+        device: ``"auto"`` (a GPU if available), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; several GPUs,
             ``"cuda:0,cuda:1"``, share the decoder's layers (`labkit.loading.placement`).
-        weights: ``"random"`` builds the same architecture with random weights, for measuring what it costs;
-            nothing is read but its configuration, and where there is no tokenizer, prompts are token ids.
-        device_map: prefixes of module names -> device, instead of an even split; the rest is on the first
-            device.
-        calibration: batches for schemes that need them, or how many of PhoneTap's calibration items to use;
-            the standard ones are used if a plan needs some and none are given (see :mod:`labkit.loading.calibration`).
-        work_folder: where layers solved on calibration are kept, so that the same call continues after an
-            interruption. One that is open already (`labkit.plans.finished.WorkFolder`) keeps all modules.
-        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for what is not quantized.
+        weights: ``"random"`` builds the same architecture with random weights, to measure its cost; this reads only
+            the configuration, and without a tokenizer prompts are token ids.
+        device_map: prefixes of module names -> device, instead of an even split; other modules are on the
+            first device.
+        calibration: batches for schemes that need them, or a number of PhoneTap's calibration items; the default for
+            such plans is the standard set (see :mod:`labkit.loading.calibration`).
+        work_folder: the folder for calibrated layers, from which the same call continues after an interruption. An open
+            `labkit.plans.finished.WorkFolder` stores all modules.
+        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"`` instead of the plan's default for unquantized modules.
         progress: show progress bars.
 
     Raises:
-        LabError: whatever cannot work, before weights are read; the message says what would.
+        LabError: anything that cannot work, before weights are read; the message says what would work.
     """
     prepared = Prepared.of(model, device, weights=weights)
     plan = prepared.choose_plan(plan, dtype, calibration)
@@ -90,11 +89,11 @@ def load_prepared(
     work_folder: str | Path | WorkFolder | None = None,
     progress: bool = True,
 ) -> Engine:
-    """`load`, of a model and a plan that `Prepared.check` has seen."""
+    """`load` for a model and a plan that `Prepared.check` has accepted."""
     plan, manifest = resolved.plan, prepared.manifest
     if place.first.type == "cpu":
-        native.available()  # compiles the CPU's step if that was never done here, which no measured time contains
-    started = time.perf_counter()  # libraries are imported by now: what follows is files and arithmetic
+        native.available()  # compiles the CPU's step at its first use, outside the measured time
+    started = time.perf_counter()  # the imports are done: the time covers reading files and arithmetic
     if prepared.weights == RANDOM:
         processor = prepared.checkpoint.processor_or_ids(plan.dtype)
     else:
@@ -123,7 +122,7 @@ def load_prepared(
 def _batches(
     prepared: Prepared, resolved: ResolvedPlan, calibration: Any, processor: Any
 ) -> Fingerprinted | None:
-    """What the plan is calibrated on, if it is: the given batches, or PhoneTap's."""
+    """The batches for a plan that calibrates: the caller's, or PhoneTap's; None for other plans."""
     if not resolved.requires_calibration:
         return None
     if calibration is None or isinstance(calibration, int):
@@ -141,7 +140,7 @@ def _quantized(
     work_folder: str | Path | WorkFolder | None,
     progress: bool,
 ) -> torch.nn.Module:
-    """The model with its weights, quantized as they are read."""
+    """The model with its weights, quantized during reading."""
     checkpoint, skeleton = prepared.checkpoint, prepared.skeleton
     if prepared.weights == RANDOM:
         source, work_folder = RandomSource(skeleton), None
@@ -157,8 +156,8 @@ def _quantized(
         weights = str(facts["fingerprint"] or facts["commit"])
         run = partial(fingerprint_of, weights, resolved.schemes, resolved.plan.dtype, batches)
     with opened(work_folder, run) as work:
-        given = [] if batches is None else checked_batches(batches)
-        fill_(skeleton, source, resolved, place, batches=given, work=work, progress=progress)
+        batch_list = [] if batches is None else checked_batches(batches)
+        fill_(skeleton, source, resolved, place, batches=batch_list, work=work, progress=progress)
     checkpoint.add_generation_config(skeleton)
     return skeleton
 
@@ -171,7 +170,7 @@ def _quantized_whole(
     work_folder: str | Path | WorkFolder | None,
     progress: bool,
 ) -> torch.nn.Module:
-    """The same for architectures whose tensors transformers puts together: read whole, then quantized."""
+    """The same for architectures whose stored tensors transformers combines: read whole, then quantized."""
     checkpoint = prepared.checkpoint
     staging = staging_device(checkpoint.stored_bytes(prepared.skeleton), target, prepared.spec.name)
     model = checkpoint.weights(staging, progress)

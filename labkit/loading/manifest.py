@@ -1,4 +1,4 @@
-"""``labkit.json``: what a quantized checkpoint is, what it was made of, and the hashes of its files.
+"""``labkit.json``: the content and origin of a quantized checkpoint, and the hashes of its files.
 
 ```
 pocket-int4/
@@ -6,12 +6,12 @@ pocket-int4/
   plan.yaml                          the plan, every option written out; usable with --plan
   config.json                        the model's, with quantization_config.quant_method "labkit"
   tokenizer.json …                   tokenizer, processor and licence files of the model, unchanged
-  packed.safetensors                 every tensor, packed as the schemes hold it (or packed-00001-of-00002…);
-                                     not called model, so that other libraries refuse the folder instead of
+  packed.safetensors                 every tensor, packed as the schemes store it (or packed-00001-of-00002…);
+                                     not named model, so that other libraries refuse the folder instead of
                                      reading half of it
-  README.md                          the model card; the one file that may be edited
+  README.md                          the model card; the only file that may be edited
 ```
-Hashes find damage and slips. They are no signature: who can write the folder can write new hashes.
+Hashes detect damage and accidental changes. They are not a signature: anybody who can write the folder can write hashes.
 """
 
 import dataclasses
@@ -43,12 +43,12 @@ class Manifest:
         base: the unquantized model: ``name, source, commit, fingerprint, model_type, parameters``.
         plan: the plan as `QuantizationPlan.to_dict` gives it.
         modules: module name -> ``{"scheme", "options", "rule"}`` of every Linear that a rule matched.
-        notes: what the plan left alone or degraded, in sentences.
+        notes: Linears that the plan left unquantized or degraded, in sentences.
         calibration: ``{"source", "batches", "sha256"}``, or None if no scheme looked at activations.
         ties: name of a parameter -> the name under which its tensor is stored.
         weights_bytes: bytes of the model in memory.
         made_with: time, versions and machine.
-        files: file name -> ``{"bytes", "sha256"}`` of every file but this one and the card.
+        files: file name -> ``{"bytes", "sha256"}`` of every file except this file and the model card.
     """
 
     base: dict[str, Any]
@@ -62,7 +62,7 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(repr=False)
 
     def write(self, folder: Path) -> None:
-        """Write ``labkit.json`` into a folder that is being made."""
+        """Write ``labkit.json`` into a new checkpoint's folder."""
         body = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         body["sha256"] = _digest(body)
         text = json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False)
@@ -70,10 +70,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Manifest":
-        """What ``labkit.json`` of ``folder`` says.
+        """Read ``labkit.json`` from ``folder``.
 
         Raises:
-            CheckpointError: it is missing, damaged, changed, or of a newer lab.
+            CheckpointError: the file is missing, damaged, changed, or of another format version.
         """
         path = Path(folder) / NAME
         try:
@@ -126,8 +126,8 @@ class Manifest:
     def check_hashes(self, folder: Path) -> None:
         """Raise `CheckpointError` for a file whose content has changed."""
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            found = pool.map(lambda name: sha256_of(folder / name), self.files)
-            for name, digest in zip(self.files, found):
+            digests = pool.map(lambda name: sha256_of(folder / name), self.files)
+            for name, digest in zip(self.files, digests):
                 if digest != self.files[name]["sha256"]:
                     raise CheckpointError(
                         f"{folder / name} has changed since it was written (its hash differs): "
@@ -136,7 +136,7 @@ class Manifest:
 
 
 def file_facts(folder: Path) -> dict[str, dict[str, Any]]:
-    """``{name: {"bytes", "sha256"}}`` of the files in a folder that the manifest vouches for."""
+    """``{name: {"bytes", "sha256"}}`` of the folder's files that the manifest covers."""
     names = sorted(path.name for path in folder.iterdir() if path.name not in (NAME, *EDITABLE))
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         digests = pool.map(lambda name: sha256_of(folder / name), names)

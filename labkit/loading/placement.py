@@ -1,13 +1,4 @@
-"""Which part of a model goes to which device: one for all, or its layers split over several.
-
-A split is by whole decoder layers, so that one token's numbers cross from one device to the next once. The
-encoders, the embedding and the head are on the first device: prompts come in and logits go out there, and the
-engine needs to know one device only. The layers are dealt out so that every device holds about the same bytes.
-
-What crosses is moved by a hook at each part's door. accelerate's hooks would do that too, but they move every
-argument of every module within, and they set each weight anew, which packed integers with an order of bytes
-of their own do not bear; here the weights are where they belong from the moment they are read.
-"""
+"""The device of each part of a model: a single device, or decoder layers split over several."""
 
 from __future__ import annotations
 
@@ -30,11 +21,11 @@ from labkit.plans.resolved import ResolvedPlan
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each module is.
+    """The device of each module.
 
     Attributes:
-        first: the device prompts come to and logits leave from.
-        parts: prefix of module names -> device; the longest prefix that fits decides, else ``first``.
+        first: the device of the inputs, the encoders, the embedding and the head.
+        parts: prefix of module names -> device; the longest matching prefix decides, else ``first``.
     """
 
     first: torch.device
@@ -50,11 +41,11 @@ class Placement:
 
     @property
     def devices(self) -> list[torch.device]:
-        """All of them, the first one first."""
+        """All devices, ``first`` at the front."""
         return list(dict.fromkeys([self.first, *self.parts.values()]))
 
     def bytes_by_device(self, resolved: ResolvedPlan) -> dict[torch.device, int]:
-        """Device -> bytes that the plan predicts there."""
+        """Device -> predicted bytes of the weights there."""
         total = dict.fromkeys(self.devices, 0)
         for part in resolved.parts:
             total[self(part.module)] += part.bytes
@@ -64,10 +55,13 @@ class Placement:
 def split_by_layers(
     skeleton: nn.Module, resolved: ResolvedPlan, devices: Sequence[torch.device]
 ) -> Placement:
-    """Deal out the decoder's layers, in their order, so that each device holds about the same bytes.
+    """Distribute the decoder's layers in their order, so that each device holds about the same bytes.
+
+    Layers stay whole, so a token's activations cross to the next device once. The encoders, the embedding and the head
+    are on the first device: the engine sends prompts there and reads logits there.
 
     Raises:
-        LabError: fewer layers than devices, or a device named twice.
+        LabError: fewer layers than devices, or a repeated device.
     """
     if len(set(devices)) < len(devices):
         raise LabError(f"a device is named twice: {', '.join(map(str, devices))}")
@@ -83,22 +77,23 @@ def split_by_layers(
         else:
             sizes[layer] += part.bytes
     parts: dict[str, torch.device] = {}
-    at, held, left = 0, rest, rest + sum(sizes.values())  # the first also holds all that is no layer
+    # The first device also holds everything outside the layers.
+    position, assigned, remaining = 0, rest, rest + sum(sizes.values())
     for index, (name, size) in enumerate(sizes.items()):
-        others = len(devices) - 1 - at
-        full = held > 0 and held + size / 2 > left / (others + 1)
+        others = len(devices) - 1 - position
+        full = assigned > 0 and assigned + size / 2 > remaining / (others + 1)
         if others and (full or len(layers) - index <= others):
-            at, held, left = at + 1, 0, left - held
-        parts[name] = devices[at]
-        held += size
+            position, assigned, remaining = position + 1, 0, remaining - assigned
+        parts[name] = devices[position]
+        assigned += size
     norm = f"{layers[0].rpartition('.')[0].rpartition('.')[0]}.norm"
     if any(name == norm for name, _ in skeleton.named_modules()):
-        parts[norm] = devices[at]
+        parts[norm] = devices[position]
     return Placement(devices[0], parts)
 
 
 def placed_on(skeleton: nn.Module, resolved: ResolvedPlan, devices: Sequence[torch.device]) -> Placement:
-    """All on one device, or `split_by_layers` over several."""
+    """The whole model on a single device, or `split_by_layers` over several."""
     return Placement(devices[0]) if len(devices) == 1 else split_by_layers(skeleton, resolved, devices)
 
 
@@ -118,15 +113,15 @@ def decoder_layers(model: nn.Module) -> list[str]:
 
 
 def check_map(skeleton: nn.Module, parts: Mapping[str, Any], first: torch.device) -> Placement:
-    """A device map that was given: prefix of module names -> device.
+    """The placement by the caller's device map: prefix of module names -> device.
 
     Raises:
-        LabError: a name that no module has, or a decoder layer that is split itself.
+        LabError: an unknown module name, a split decoder layer, or an embedding or head off the first device.
     """
-    known = {name for name, _ in skeleton.named_modules()}
+    names = {name for name, _ in skeleton.named_modules()}
     layers = decoder_layers(skeleton)
     for name in parts:
-        if name not in known:
+        if name not in names:
             raise LabError(f"the device map names {name!r}, which the model does not have")
         if any(name.startswith(f"{layer}.") for layer in layers):
             raise LabError(f"the device map splits a layer ({name}): name whole layers")
@@ -139,7 +134,11 @@ def check_map(skeleton: nn.Module, parts: Mapping[str, Any], first: torch.device
 
 
 def connect_(model: nn.Module, placement: Placement) -> None:
-    """Let tensors be moved where the model crosses from one device to another. Nothing happens with one device."""
+    """Add hooks that move tensors where the model crosses from one device to another; none for a single device.
+
+    accelerate's hooks move every argument of every inner module and set each weight anew, which packed integers with
+    their own byte order do not allow; here the weights are on their device as soon as they are read.
+    """
     if len(placement.devices) == 1:
         return
     movers = {device: _Mover(device) for device in placement.devices}
@@ -149,8 +148,8 @@ def connect_(model: nn.Module, placement: Placement) -> None:
 
 
 class _Mover:
-    """Forward pre-hook: brings the tensors among the arguments to one device; what all layers are given (the
-    rotary table, the mask) is moved once."""
+    """Forward pre-hook that moves tensor arguments to a device; it moves the tensors that all layers share (the
+    rotary table, the mask) once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -167,21 +166,21 @@ class _Mover:
                 self._moved[value] = value.to(self.device)
             return self._moved[value]
         if type(value) in (tuple, list):
-            return type(value)(self._bring(entry) for entry in value)
+            return type(value)(self._bring(item) for item in value)
         if type(value) is dict:
-            return {key: self._bring(one) for key, one in value.items()}
+            return {key: self._bring(item) for key, item in value.items()}
         return value
 
 
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next((name for name, module in model.named_modules() if module is wanted), "")
+def _name_of(model: nn.Module, target: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if module is target), "")
 
 
 def staging_device(stored: int, target: torch.device, name: str) -> torch.device:
-    """Where the unquantized weights, ``stored`` bytes, are read to: the target if they fit, else the CPU.
+    """The device that receives the unquantized weights, ``stored`` bytes: the target if they fit, else the CPU.
 
     Raises:
-        LoadError: they fit neither.
+        LoadError: the weights fit neither device.
     """
     for device in dict.fromkeys((target, torch.device("cpu"))):
         if stored < free_bytes(device):
@@ -193,12 +192,12 @@ def staging_device(stored: int, target: torch.device, name: str) -> torch.device
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now."""
+    """Free memory of a device, in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
 
 
 def check_placed_memory(place: Placement, resolved: ResolvedPlan, spec: ModelSpec, work: int = 0) -> None:
-    """`check_memory` on every device; ``work`` bytes more are needed while the model is made."""
+    """`check_memory` on every device; quantizing takes ``work`` bytes more."""
     for device, size in place.bytes_by_device(resolved).items():
         check_memory(size, device, spec, resolved.plan, work)
 
@@ -206,10 +205,10 @@ def check_placed_memory(place: Placement, resolved: ResolvedPlan, spec: ModelSpe
 def check_memory(
     needed: int, device: torch.device, spec: ModelSpec, plan: QuantizationPlan, work: int = 0
 ) -> None:
-    """Refuse what cannot fit, by the plan's predicted bytes against the memory that is free now.
+    """Compare the plan's predicted bytes with the free memory.
 
     Raises:
-        LoadError: with all figures.
+        LoadError: the model does not fit; the message has all figures.
     """
     free = free_bytes(device)
     if needed + work > free:

@@ -1,4 +1,4 @@
-"""A model on devices, and all that can be settled before its weights are read."""
+"""A model on devices, and every check that precedes reading its weights."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model on devices, for one plan or for many. Each part is made once, when it is first asked for.
+    """A model on devices, for any number of plans. Each part is built once, at its first use.
 
     Attributes:
         spec: the model.
-        devices: where it is to run, the first one first; none for questions of size alone.
-        weights: ``"random"``, or None for the model's own.
-        ask_hub: whether the hub is asked for what is not here; else a published configuration serves.
+        devices: the devices to run on, in order; none suffice for predicting sizes.
+        weights: ``"random"``, or None for the model's own weights.
+        ask_hub: whether to ask the hub for missing files; without it a published configuration serves.
     """
 
     spec: ModelSpec
@@ -55,12 +55,12 @@ class Prepared:
     ) -> Prepared:
         """
         Args:
-            model, device, weights: as for `labkit.load`; without a device sizes can be asked for.
+            model, device, weights: as for `labkit.load`; predicting sizes needs no device.
             ask_hub: see `Prepared`.
-            quantized: refuse a folder that the lab has quantized, with these words on what to give instead.
+            quantized: refuse a folder that the lab has quantized; this text says what to pass instead.
 
         Raises:
-            LabError: an unknown model, device or kind of weights, or a quantized model that will not do.
+            LabError: an unknown model, device or kind of weights, or a quantized model where none is allowed.
         """
         spec = get_spec(model)
         if weights not in (None, RANDOM):
@@ -74,7 +74,7 @@ class Prepared:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """What a folder that the lab has quantized says of itself; None for other models."""
+        """The manifest of a folder that the lab has quantized; None for other models."""
         return Manifest.read(self.spec.folder) if self.spec.is_quantized else None
 
     @cached_property
@@ -94,34 +94,34 @@ class Prepared:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the model takes besides text: ``image``, ``audio``."""
+        """The model's input modalities besides text: ``image``, ``audio``."""
         return self.checkpoint.family.modalities
 
     def choose_plan(
         self, plan: Any = None, dtype: str | None = None, calibration: Any = None
     ) -> QuantizationPlan:
-        """The plan meant; of a quantized folder its own, after refusing another.
+        """The plan by that name, path or definition; a quantized folder has its own plan and refuses any other.
 
         Raises:
-            LabError: no such plan, or another plan, dtype or calibration than a quantized folder was made with.
+            LabError: no such plan, or a plan, dtype or calibration that differs from the quantized folder's.
         """
         if self.manifest is not None:
             return check_stored_plan(self.spec, self.manifest, plan, dtype, calibration)
         return as_plan("bf16" if plan is None else plan, dtype)
 
     def calibration_batches(self, datasets: Datasets) -> list[Any]:
-        """What ``datasets`` calibrates this model on."""
+        """The batches of ``datasets`` that calibrate this model."""
         processor = self.checkpoint.processor()
         senses = getattr(processor, "modalities", self.modalities)
         return datasets.calibration_batches(processor, senses, self.checkpoint.model_class)
 
     def check_files(self, *, contents: bool = True) -> None:
-        """Look at the files of the weights, without reading tensors; nothing is looked at for random weights.
+        """Check the weight files without reading tensors; random weights need no files.
 
-        contents: of a quantized folder, compare all files with their hashes too.
+        contents: also compare the files of a quantized folder with their hashes.
 
         Raises:
-            LabError: a file that is missing, cut off or changed.
+            LabError: a missing, truncated or changed file.
         """
         if self.manifest is not None:
             self.manifest.check_sizes(self.spec.folder)
@@ -131,7 +131,7 @@ class Prepared:
             self.checkpoint.check_weights()
 
     def resolve(self, plan: QuantizationPlan) -> ResolvedPlan:
-        """The plan laid over the skeleton, for the first device; of a quantized folder what was done to it.
+        """The plan resolved on the skeleton for the first device; for a quantized folder, its stored schemes.
 
         Raises:
             LabError: the plan does not fit the model or the device.
@@ -144,11 +144,11 @@ class Prepared:
         return plan.resolve(self.skeleton, roles=self.roles, device=device)
 
     def predicted_bytes(self, plan: QuantizationPlan) -> int:
-        """Bytes of the whole model's weights under a plan, on whatever device."""
+        """Bytes of all weights under a plan, on any device."""
         return plan.resolve(self.skeleton, roles=self.roles).predicted_bytes
 
     def place(self, resolved: ResolvedPlan, device_map: Mapping[str, Any] | None = None) -> Placement:
-        """Where each module goes: as the map says, else the layers shared out over the devices."""
+        """The device of each module: by the map, else with the layers distributed over the devices."""
         if device_map is None:
             return placed_on(self.skeleton, resolved, self.devices)
         devices = {name: choose_device(device) for name, device in device_map.items()}
@@ -157,7 +157,7 @@ class Prepared:
     def check(
         self, plan: QuantizationPlan, *, calibration: Any = None, device_map: Mapping[str, Any] | None = None
     ) -> tuple[ResolvedPlan, Placement]:
-        """The plan laid over the model and placed, after refusing all that cannot work.
+        """Resolve and place the plan, after every check that needs no weights.
 
         Raises:
             LabError: the plan does not fit the model, the devices or their memory, or lacks its calibration.
@@ -179,7 +179,7 @@ class Prepared:
         return resolved, place
 
     def _check_split(self, plan: QuantizationPlan, calibrated: bool) -> None:
-        """Refuse what runs on one device alone."""
+        """Refuse a model or plan that needs a single device."""
         if calibrated:
             raise LoadError(
                 f"plan {plan.name} calibrates, which runs on one device: quantize it there (labkit quantize), "
@@ -192,10 +192,10 @@ class Prepared:
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device meant, checked to exist.
+    """The device by that name, which must exist.
 
     Raises:
-        LoadError: an unknown name, or a GPU that is not there.
+        LoadError: an unknown name, or a missing GPU.
     """
     if str(device) == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -209,36 +209,36 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         raise LoadError(f"the device {chosen} is not supported; known: auto, cpu, cuda, cuda:0, ...")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (chosen.index or 0) >= count:
-        found = (
+        available = (
             f"this machine has {count} GPU{'s' if count != 1 else ''}"
             if count
             else "there is no usable GPU here"
         )
-        raise LoadError(f"the device {chosen} does not exist: {found}; 'auto' takes what there is")
+        raise LoadError(f"the device {chosen} does not exist: {available}; 'auto' takes what there is")
     return torch.device("cuda", chosen.index or 0)
 
 
 def choose_devices(device: str | torch.device | Sequence[str] = "auto") -> list[torch.device]:
-    """The devices meant: one, or several with commas between them or in a list.
+    """The devices by those names: a comma-separated string or a list.
 
     Raises:
-        LoadError: as `choose_device`, or several that are not all GPUs.
+        LoadError: as `choose_device`, or several devices that are not all GPUs.
     """
     if isinstance(device, str):
-        device = [part.strip() for part in device.split(",") if part.strip()] or [device]
+        device = [entry.strip() for entry in device.split(",") if entry.strip()] or [device]
     elif isinstance(device, torch.device):
         device = [device]
-    found = [choose_device(entry) for entry in device]
-    if len(found) > 1 and any(entry.type != "cuda" for entry in found):
-        raise LoadError(f"only GPUs share a model, such as cuda:0,cuda:1; not {', '.join(map(str, found))}")
-    return found
+    devices = [choose_device(entry) for entry in device]
+    if len(devices) > 1 and any(entry.type != "cuda" for entry in devices):
+        raise LoadError(f"only GPUs share a model, such as cuda:0,cuda:1; not {', '.join(map(str, devices))}")
+    return devices
 
 
 def check_runtime(checkpoint: Checkpoint, plan: QuantizationPlan) -> None:
-    """Refuse runtime options that this model's cache cannot follow.
+    """Refuse runtime options that this model's cache does not support.
 
     Raises:
-        LoadError: its layers have windows or states of their own.
+        LoadError: the model's layers have their own windows or states.
     """
     config = checkpoint.config.get_text_config(decoder=True)
     if plan.runtime.is_default or keeps_rows(config):
@@ -250,10 +250,10 @@ def check_runtime(checkpoint: Checkpoint, plan: QuantizationPlan) -> None:
 
 
 def check_calibration(resolved: ResolvedPlan, calibration: Any, modalities: Collection[str]) -> None:
-    """Refuse a plan whose schemes look at activations when there is nothing for them to look at.
+    """Refuse a plan whose schemes need activations if no calibration input is available.
 
     Raises:
-        LoadError: no batches are given, and the model takes no images, which PhoneTap's items are.
+        LoadError: a wrong ``calibration``, or none for a model without image input (PhoneTap's items are images).
     """
     for name, scheme in resolved.schemes.items():
         if not scheme.requires_calibration:

@@ -1,8 +1,6 @@
-"""``labkit quantize``: a model and a plan into a quantized checkpoint, continuing where an earlier run stopped.
+"""``labkit quantize``: writes a quantized checkpoint, and continues an interrupted run.
 
-Everything that can be refused is refused before weights are read: the plan against the model's skeleton, the
-output folder, the disk's space. Each finished module is kept at once (`labkit.plans.finished`), the folder
-appears whole at the end.
+Every check precedes reading weights: the plan on the model's skeleton, the output folder, the disk's space.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from labkit.models.spec import ModelSpec
 from labkit.plans.finished import WorkFolder
 from labkit.plans.plan import QuantizationPlan, as_plan
 
-TEXT_TOKENS = 512  # of one calibration sequence, or the model's context if that is shorter
+TEXT_TOKENS = 512  # length of a calibration sequence, unless the model's context is shorter
 
 
 class CalibrationSettings(CalibrationOptions):
@@ -35,16 +33,16 @@ class CalibrationSettings(CalibrationOptions):
         """The calibration batches for a model.
 
         Raises:
-            LabError: the model sees no screens and there is no text, or the text is too short.
+            LabError: the model takes no images and there is no text, or the text is too short.
         """
         checkpoint, device = prepared.checkpoint, prepared.devices[0]
         processor = checkpoint.processor(dtype)
         if self.text is not None:
             text_config = checkpoint.config.get_text_config(decoder=True)
             length = min(TEXT_TOKENS, getattr(text_config, "max_position_embeddings", None) or TEXT_TOKENS)
-            found = text_batches(processor.tokenizer, self.text, self.items, length=length, device=device)
-            source = f"{len(found)} sequences of {length} tokens of {Path(self.text).name}"
-            return Fingerprinted(found, source)
+            sequences = text_batches(processor.tokenizer, self.text, self.items, length=length, device=device)
+            source = f"{len(sequences)} sequences of {length} tokens of {Path(self.text).name}"
+            return Fingerprinted(sequences, source)
         senses = prepared.modalities
         if "image" not in senses:
             raise CheckpointError(
@@ -55,15 +53,15 @@ class CalibrationSettings(CalibrationOptions):
         items = default_calibration(
             processor, senses, self.items, seed=self.seed, device=device, model=checkpoint.model_class
         )
-        heard = "" if "audio" in senses else ", none spoken"
+        restriction = "" if "audio" in senses else ", none spoken"
         return Fingerprinted(
-            items, f"{len(items)} PhoneTap calibration items with their answers{heard}, {which}"
+            items, f"{len(items)} PhoneTap calibration items with their answers{restriction}, {which}"
         )
 
 
 @dataclass(frozen=True)
 class Made:
-    """What `quantize_to` did: the folder, its engine, and how many modules an earlier run had finished."""
+    """The result of `quantize_to`: the folder, its engine, and the number of modules from an earlier run."""
 
     folder: Path
     engine: Any
@@ -83,18 +81,19 @@ def quantize_to(
 ) -> Made:
     """Quantize ``model`` by ``plan`` and write the result to ``folder``; `labkit.load` restores it.
 
-    A process that is stopped or killed loses the module it was working on; the same call again continues
-    from ``<folder>.partial``, which is removed at the end.
+    A stopped or killed process loses only its current module: each finished module is stored at once in
+    ``<folder>.partial`` (`labkit.plans.finished`), and the same call continues from there. The folder appears whole at
+    the end, which removes the partial folder.
 
     Args:
         model, plan, device, dtype: as for `labkit.load`.
-        folder: where the checkpoint goes.
-        calibration: which items plans that look at activations are shown.
-        force: replace a checkpoint that is there, and drop an unfinished one of another plan.
+        folder: the checkpoint's folder.
+        calibration: the items for plans that calibrate.
+        force: replace an existing checkpoint, and delete an unfinished checkpoint of another plan.
         progress: show progress bars.
 
     Raises:
-        LabError: whatever cannot work, before weights are read.
+        LabError: anything that cannot work, before weights are read.
         Interrupted: on Ctrl-C.
     """
     prepared = Prepared.of(model, choose_device(device), quantized="quantize the model that it was made of")
@@ -103,7 +102,7 @@ def quantize_to(
     plan, settings = as_plan(plan, dtype), calibration or CalibrationSettings()
     prepared.check_files()
     resolved, place = prepared.check(plan, calibration=settings)
-    check_space(folder, 2 * resolved.predicted_bytes)  # finished modules, and the folder made of them
+    check_space(folder, 2 * resolved.predicted_bytes)  # the finished modules, and the folder built from them
     calibrated = resolved.requires_calibration
     batches = settings.batches(prepared, plan.dtype) if calibrated else None
     run = {
@@ -132,20 +131,20 @@ def quantize_to(
 def text_batches(
     tokenizer: Any, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
 ) -> list[dict[str, torch.Tensor]]:
-    """Model inputs for ``count`` sequences of ``length`` tokens from the beginning of a text file, or as many as
-    it has: ``input_ids [1, length]``, for language models.
+    """Model inputs for ``count`` sequences of ``length`` tokens from the beginning of a text file, or as many
+    as it has: ``input_ids [1, length]``, for language models.
 
     Raises:
-        CheckpointError: the file cannot be read, or is shorter than one sequence.
+        CheckpointError: the file is unreadable, or shorter than a sequence.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    found = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:count]
-    if not found:
+    sequences = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:count]
+    if not sequences:
         raise CheckpointError(
             f"{path} has {len(ids)} tokens, fewer than one sequence of {length}: give a longer text"
         )
-    return [{"input_ids": torch.tensor([entry], device=device)} for entry in found]
+    return [{"input_ids": torch.tensor([sequence], device=device)} for sequence in sequences]

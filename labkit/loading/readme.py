@@ -1,4 +1,4 @@
-"""The ``README.md`` of a quantized checkpoint: what it is, how it was made, how to use it."""
+"""The ``README.md`` of a quantized checkpoint: its content, its origin and its use."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from labkit.loading.manifest import NAME, Manifest
 
 
 def text(name: str, engine: Any, manifest: Manifest) -> str:
-    """The card of the checkpoint ``name``: facts only, from the manifest and the resolved plan."""
+    """The model card of the checkpoint ``name``, with facts from the manifest and the resolved plan."""
     base, plan = manifest.base, engine.plan
     what = f"{base['name']} under the plan {plan.name}"
     lines = [
@@ -69,12 +69,12 @@ def _is_hub_id(base: Mapping[str, Any]) -> bool:
 
 def _model(base: Mapping[str, Any]) -> str:
     source = base["source"] if _is_hub_id(base) else Path(base["source"]).name
-    told = base["name"] if source == base["name"] else f"{base['name']} ({source})"
+    line = base["name"] if source == base["name"] else f"{base['name']} ({source})"
     if base.get("commit"):
-        told += f", commit {base['commit']}"
+        line += f", commit {base['commit']}"
     if base.get("fingerprint"):
-        told += f", fingerprint {base['fingerprint'][:16]}"
-    return f"{told}, {base['model_type']}, {base['parameters']:,} parameters."
+        line += f", fingerprint {base['fingerprint'][:16]}"
+    return f"{line}, {base['model_type']}, {base['parameters']:,} parameters."
 
 
 def _calibration(facts: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""The model of a quantized checkpoint, without the original weights and without calibration."""
+"""Restores the model of a quantized checkpoint, without the original weights and without calibration."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from labkit.quantization.int8_storage import KINDS
 
 
 def stored_plan(manifest: Manifest) -> QuantizationPlan:
-    """The plan that the checkpoint was quantized by.
+    """The plan of the quantized checkpoint.
 
     Raises:
-        CheckpointError: it names schemes or options that this lab does not have.
+        CheckpointError: the plan has schemes or options that this version lacks.
     """
     try:
         return QuantizationPlan.from_dict(manifest.plan, "the stored plan")
@@ -37,10 +37,10 @@ def stored_plan(manifest: Manifest) -> QuantizationPlan:
 def resolve_stored(
     manifest: Manifest, skeleton: nn.Module, roles: Mapping[str, str], device: torch.device, folder: Path
 ) -> ResolvedPlan:
-    """What the checkpoint did to each Linear, checked against its model's skeleton and ``device``.
+    """The stored scheme of each Linear, checked against the model's skeleton and ``device``.
 
     Raises:
-        CheckpointError: a module is not there, or its scheme is unknown here or cannot run on the device.
+        CheckpointError: a module is missing, or its scheme is unknown or cannot run on the device.
     """
     plan = stored_plan(manifest)
     linears, _ = replaceable_linears(skeleton)
@@ -69,10 +69,10 @@ def restore(
     place: Callable[[str], torch.device],
     progress: bool = True,
 ) -> nn.Module:
-    """Fill the skeleton (meta device) with the stored tensors, each where ``place`` says of its module's name.
+    """Fill the skeleton (meta device) with the stored tensors; ``place`` maps a module's name to its device.
 
     Raises:
-        CheckpointError: the files do not hold what the model needs.
+        CheckpointError: the files do not match the model's tensors.
     """
     folder = checkpoint.spec.folder
     places = find_places(skeleton, set(resolved.schemes))
@@ -93,27 +93,27 @@ def restore(
 def _versions(manifest: Manifest) -> str:
     import transformers
 
-    made = manifest.made_with.get("packages", {}).get("transformers", "an unknown version")
-    return f"made with transformers {made}, here is {transformers.__version__}"
+    version = manifest.made_with.get("packages", {}).get("transformers", "an unknown version")
+    return f"made with transformers {version}, here is {transformers.__version__}"
 
 
 def check_stored_plan(
     spec: ModelSpec, manifest: Manifest, plan: Any = None, dtype: str | None = None, calibration: Any = None
 ) -> QuantizationPlan:
-    """The plan of a quantized folder, after refusing another one.
+    """The plan of a quantized folder, which accepts no other plan.
 
     Raises:
-        CheckpointError: another plan, dtype or calibration is asked for than the folder was made with.
+        CheckpointError: the plan, dtype or calibration differs from the folder's.
     """
     stored = stored_plan(manifest)
     remedy = f"load {manifest.base['name']} to quantize it otherwise"
     if plan is not None:
-        wanted = as_plan(plan)
-        if wanted != stored:
-            same = ", of that name but another content" if wanted.name == stored.name else ""
+        requested = as_plan(plan)
+        if requested != stored:
+            same = ", of that name but another content" if requested.name == stored.name else ""
             raise CheckpointError(
                 f"{spec.name} is quantized already, by the plan {stored.name}; "
-                f"it cannot be loaded under {wanted.name}{same}: {remedy}"
+                f"it cannot be loaded under {requested.name}{same}: {remedy}"
             )
     if dtype is not None and dtype != stored.default:
         raise CheckpointError(f"{spec.name} is stored in {stored.default}, not in {dtype}: {remedy}")

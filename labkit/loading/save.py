@@ -1,4 +1,4 @@
-"""An engine's model into a folder: whole, with everything needed to restore it, or not at all."""
+"""Saves an engine's model to a folder, with everything needed to restore it; the folder appears whole or not at all."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def save(
     the calibration's fingerprint, versions and hashes. It appears whole or not at all.
 
     Args:
-        engine: what `labkit.load` gave.
-        folder: where; its parents are made.
-        force: replace a quantized checkpoint or an export that is there. Other folders are never replaced.
-        shard_bytes: about the largest size of a file of tensors.
+        engine: an engine from `labkit.load`.
+        folder: the folder to write; missing parents are created.
+        force: replace an existing quantized checkpoint or export. Other folders are never replaced.
+        shard_bytes: the approximate largest size of a tensor file.
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the folder cannot be written, or is there already.
+        CheckpointError: the folder cannot be written, or already exists.
     """
     folder = Path(folder).expanduser()
     check_target(folder, force)
@@ -72,10 +72,10 @@ def save(
 
 
 def check_target(folder: Path, force: bool) -> None:
-    """Refuse to write where something else is.
+    """Refuse a target that holds something else.
 
     Raises:
-        CheckpointError: saying what is there, and what would be right.
+        CheckpointError: the message says what is there, and what to pass instead.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise CheckpointError(f"{folder} is a file or a link; give the name of a folder to make")
@@ -97,9 +97,9 @@ def check_target(folder: Path, force: bool) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise `CheckpointError` if the disk has not ``needed`` bytes free."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    """Raise `CheckpointError` if the disk has fewer than ``needed`` bytes free."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise CheckpointError(
             f"{folder} needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
@@ -108,7 +108,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """`atomic_folder` whose errors of the disk are messages for the user."""
+    """`atomic_folder` that raises disk errors as `CheckpointError`."""
     try:
         with atomic_folder(folder) as temporary:
             yield temporary
@@ -118,15 +118,15 @@ def writing(folder: Path) -> Iterator[Path]:
 
 
 def _mark_config(path: Path) -> None:
-    """Mark a copied configuration, so that other libraries refuse what they cannot read."""
+    """Mark a copied configuration, so that other libraries refuse the checkpoint."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     facts["quantization_config"] = {"quant_method": QUANT_METHOD, "manifest": NAME}
     path.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _manifest(engine: Any, source: Checkpoint, ties: dict[str, str], folder: Path) -> Manifest:
-    resolved, known = engine.resolved, engine.provenance
-    base = known.get("base") or {**source.facts(), "parameters": resolved.parameters}
+    resolved, provenance = engine.resolved, engine.provenance
+    base = provenance.get("base") or {**source.facts(), "parameters": resolved.parameters}
     modules = {
         name: {"scheme": scheme.name, "options": scheme.options(), "rule": resolved.rules[name]}
         for name, scheme in resolved.schemes.items()
@@ -136,18 +136,18 @@ def _manifest(engine: Any, source: Checkpoint, ties: dict[str, str], folder: Pat
         plan=engine.plan.to_dict(),
         modules=modules,
         notes=list(resolved.notes),
-        calibration=known.get("calibration"),
+        calibration=provenance.get("calibration"),
         ties=ties,
         weights_bytes=weights_bytes(engine.model),
-        made_with=known.get("made_with") or made_with(engine.device),
+        made_with=provenance.get("made_with") or made_with(engine.device),
         files=file_facts(folder),
     )
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """Time, versions and machine, for the record."""
+    """Time, versions and machine, for the manifest."""
     from labkit import __version__
 
     facts = environment()
-    kept = ("time", "python", "platform", "cpu", "packages", "commit")
-    return {"labkit": __version__, "device": str(device), **{name: facts[name] for name in kept}}
+    fact_names = ("time", "python", "platform", "cpu", "packages", "commit")
+    return {"labkit": __version__, "device": str(device), **{name: facts[name] for name in fact_names}}

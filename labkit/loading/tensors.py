@@ -1,8 +1,6 @@
-"""A model's tensors in safetensors files and back: as they lie in memory, packed, in plain order of bytes.
+"""Writes a model's tensors to safetensors files and reads them back: packed as in memory, in plain byte order.
 
-Every tensor is stored that the model holds: parameters, buffers, and computed buffers too (rotary
-frequencies), so that nothing has to be computed again in the same way. A tensor that two modules share is
-stored once; the manifest names its other places.
+All parameters and buffers are stored, computed buffers (rotary frequencies) too; a shared tensor is stored once.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +19,7 @@ from labkit.quantization.int8_storage import StoredInt8
 from labkit.quantization.module_tensors import assign_tensors, module_tensors
 
 SHARD_BYTES = 2_000_000_000
-STEM = "packed"  # not "model": libraries that cannot read packed tensors must find no weights here
+STEM = "packed"  # not "model", so that libraries that cannot read packed tensors find no weights
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,9 @@ def tensor_entries(model: nn.Module) -> tuple[list[Entry], dict[str, str]]:
 def write_tensors(
     model: nn.Module, folder: Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True
 ) -> dict[str, str]:
-    """Write all tensors of ``model`` into ``folder``, at most about ``shard_bytes`` a file; returns the ties.
+    """Write all tensors of ``model`` into ``folder``, about ``shard_bytes`` per file at most; returns the ties.
 
-    Memory holds one shard's copy at a time.
+    Memory holds the copy of one shard at a time.
     """
     entries, ties = tensor_entries(model)
     shards = _plan_shards(entries, shard_bytes)
@@ -100,11 +98,11 @@ def read_tensors(
 ) -> None:
     """Fill ``model``, whose tensors may be on the meta device, from the safetensors files ``names``.
 
-    Each tensor becomes memory of its own, on the device that ``place`` names for its module, aligned as torch
-    aligns it, so that products run as they do after quantizing, and later changes of the files harm nobody.
+    Each tensor gets its own memory on the device that ``place`` names for its module, with torch's alignment: kernels
+    run as they do after quantizing, and later changes of the files have no effect.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, or has another shape or dtype than its module takes.
+        CheckpointError: a tensor is missing, unknown, or differs in shape or dtype from its module's.
     """
     missing = {entry.key: entry for entry in _places(model)}
     modules: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
@@ -166,8 +164,8 @@ def _check_fits(entry: Entry, tensor: Tensor, path: Path) -> None:
 
 
 def _tie(model: nn.Module, alias: str, key: str) -> None:
-    """Let ``alias`` be the very tensor that is called ``key``."""
-    (owner, name), (holder, stored) = (_holder(model, part) for part in (alias, key))
+    """Make ``alias`` the same tensor as ``key``."""
+    (owner, name), (holder, stored) = (_holder(model, place) for place in (alias, key))
     if stored in holder._parameters:
         owner._parameters[name] = holder._parameters[stored]
     else:

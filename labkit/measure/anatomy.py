@@ -1,11 +1,4 @@
-"""The anatomy of a model: its parts, their parameters and bytes, without reading a single weight.
-
-    pocket = dissect("pocket")
-    pocket.table(); pocket.treemap(); pocket.plan_chart(["bf16", "int8", "int4"])
-
-The model is built on torch's meta device: names and shapes only. Models with published sizes
-(AutoGLM-Phone-9B) need no network. Bytes are those a plan predicts, embeddings and norms included.
-"""
+"""The anatomy of a model: its parts, their parameters and bytes, without reading a single weight."""
 
 from __future__ import annotations
 
@@ -36,13 +29,19 @@ if TYPE_CHECKING:
 
 PlanLike = str | Path | QuantizationPlan
 ARTICLE_BYTES = {"article: before, 18.3 GB": 18.3e9, "article: after, 6.9 GB": 6.9e9}
-"""What the article says the 9B's weights take before and after its recipe."""
+"""Bytes of the 9B's weights before and after the article's recipe, as the article states them."""
 CONTEXT_TOKENS = 25_480
-"""The context length with which AutoGLM-Phone's authors serve it (``--max-model-len``)."""
+"""The context length at which the authors of AutoGLM-Phone serve it (``--max-model-len``)."""
 
 
 def dissect(model: str | Path | ModelSpec = "pocket", plan: PlanLike = "bf16") -> Anatomy:
-    """The parts of a model under a plan; nothing but its configuration is read.
+    """The parts of a model under a plan; reads only its configuration.
+
+        pocket = dissect("pocket")
+        pocket.table(); pocket.treemap(); pocket.plan_chart(["bf16", "int8", "int4"])
+
+    The model is built on torch's meta device, with names and shapes only. Models with published sizes
+    (AutoGLM-Phone-9B) need no network. Bytes are those that the plan predicts, with embeddings and norms.
 
     model: a name from ``labkit models``, a checkpoint's folder, or a hub id. Raises LabError for an unknown
     model or plan, or a plan that does not fit the model.
@@ -92,7 +91,7 @@ class Anatomy:
 
     @cached_property
     def parameters_by_role(self) -> dict[str, int]:
-        """Role -> parameters, in the order tables list roles."""
+        """Role -> parameters, in the order of the tables."""
         return _sum_by_role(self.parts, "parameters")
 
     def under(self, plan: PlanLike) -> Anatomy:
@@ -116,7 +115,7 @@ class Anatomy:
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("part")
 
     def linears(self) -> pandas.DataFrame:
-        """One row a kind of Linear: its name with N for the layer's number, how often, its shape and size."""
+        """One row a kind of Linear: its name with N for the layer's number, its count, shape and size."""
         import pandas
 
         kinds: dict[tuple, list[Part]] = {}
@@ -150,27 +149,27 @@ class Anatomy:
         return pandas.DataFrame(columns).rename_axis("part")
 
     def kv_cache_bytes_per_token(self) -> int:
-        """Bytes the KV cache grows by with every token: keys and values, in every layer of the decoder.
+        """Bytes by which each token extends the KV cache: keys and values, in every layer of the decoder.
 
-        In the plan's ``runtime.kv_cache`` type, else its default; ``int8`` with its scales.
+        The type is the plan's ``runtime.kv_cache``, else its default; ``int8`` includes its scales.
         """
         config = self.skeleton.config.get_text_config(decoder=True)
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         plan = self.resolved.plan
-        kept = plan.runtime.kv_cache or plan.default
-        itemsize = 1 if kept == "int8" else DTYPES[kept].itemsize
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * vector_bytes(head, kept, itemsize)
+        dtype = plan.runtime.kv_cache or plan.default
+        itemsize = 1 if dtype == "int8" else DTYPES[dtype].itemsize
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * vector_bytes(head, dtype, itemsize)
 
     def kv_cache_bytes(self, tokens: int) -> int:
-        """Bytes that the KV cache of a conversation of so many tokens holds: a window keeps the last ones and the
-        first `labkit.engine.kv_cache.SINKS`."""
+        """Bytes of the KV cache of a conversation of ``tokens`` tokens; a window keeps the last ones and the first
+        `labkit.engine.kv_cache.SINKS`."""
         return keeping_of(self.resolved.plan.runtime).kept(tokens) * self.kv_cache_bytes_per_token()
 
     def image_tokens(self, width: int, height: int, max_pixels: int | None = None) -> int:
         """Tokens that an image of this size takes in the prompt, after the processor has resized it.
 
         max_pixels: the processor's limit (``longest_edge``), which counts a still image twice, as a pair of
-        frames; default: as the model ships. Raises LabError for a model that is no Glm4v.
+        frames; default: the model's own. Raises LabError for a model other than Glm4v.
         """
         rows, columns = self.image_grid(width, height, max_pixels)
         return rows * columns
@@ -204,7 +203,7 @@ class Anatomy:
         return anatomy.treemap(self.parts, f"{self.name}, {self.resolved.plan.name}", value)
 
     def skyline(self) -> go.Figure:
-        """One bar a Linear, in the model's order, as high as its parameters, coloured by part."""
+        """One bar a Linear, in the model's order; height is the number of parameters, colour the part."""
         return anatomy.skyline([part for part in self.parts if part.is_linear])
 
     def plan_chart(self, plans: Sequence[PlanLike], marks: Mapping[str, float] | None = None) -> go.Figure:
@@ -218,9 +217,9 @@ class Anatomy:
             raise LabError(f"tokens must be 1 or more, not {tokens}")
         lines = {}
         for plan in plans:
-            one = self.under(plan)
-            most = keeping_of(one.resolved.plan.runtime).limit
-            lines[one.resolved.plan.name] = (one.bytes, one.kv_cache_bytes_per_token(), most)
+            variant = self.under(plan)
+            most = keeping_of(variant.resolved.plan.runtime).limit
+            lines[variant.resolved.plan.name] = (variant.bytes, variant.kv_cache_bytes_per_token(), most)
         return anatomy.memory(lines, tokens)
 
 
@@ -228,11 +227,11 @@ def shares_chart(anatomies: Sequence[Anatomy]) -> go.Figure:
     """Stacked bars that all reach 100 %: which share of each model's parameters each part has."""
     if not anatomies:
         raise LabError("there is nothing to draw: no anatomy given")
-    return anatomy.bars({anatomy.name: anatomy.parameters_by_role for anatomy in anatomies}, "share")
+    return anatomy.bars({model.name: model.parameters_by_role for model in anatomies}, "share")
 
 
 def article_steps() -> list[QuantizationPlan]:
-    """The article's recipe on the 9B, a rule more each time: INT4 decoder, INT8 vision, INT8 head."""
+    """The article's recipe on the 9B, with one more rule each time: INT4 decoder, INT8 vision, INT8 head."""
     decoder = {"role": "decoder", "scheme": "int4", "group_size": 128}
     vision, head = {"role": "vision", "scheme": "int8"}, {"role": "lm_head", "scheme": "int8"}
     return [
@@ -246,7 +245,7 @@ def article_steps() -> list[QuantizationPlan]:
 
 
 def article_claims(model: Anatomy) -> pandas.DataFrame:
-    """The article's claims on memory and parts (rows), beside what this model's configuration says."""
+    """The article's claims on memory and parts (rows), beside figures from this model's configuration."""
     import pandas
 
     fp32, bf16 = model.under("fp32"), model.under("bf16")
@@ -284,6 +283,6 @@ def article_claims(model: Anatomy) -> pandas.DataFrame:
 
 def _sum_by_role(parts: Sequence[Part], value: str) -> dict[str, int]:
     """Role -> sum, known roles first and in their order."""
-    found = {part.role for part in parts}
-    order = [*(role for role in ROLES if role in found), *sorted(found - set(ROLES))]
+    roles = {part.role for part in parts}
+    order = [*(role for role in ROLES if role in roles), *sorted(roles - set(ROLES))]
     return {role: sum(getattr(part, value) for part in parts if part.role == role) for role in order}

@@ -43,14 +43,14 @@ def compare(
 ) -> Comparison:
     """Measure `model` under every plan on the same PhoneTap items, one fresh process a plan.
 
-    model: a name from ``labkit models``, a checkpoint folder, or a hub id; a folder that the lab has quantized is
-    measured under its own plan, beside the unquantized model that it was made of. plans: preset names or YAML
-    files (default: `DEFAULT_PLANS`); an unquantized row is added if none is among them. items: how many test
+    model: a name from ``labkit models``, a checkpoint folder, or a hub id; a folder that labkit has quantized is
+    measured under its own plan, beside its unquantized base model. plans: preset names or YAML
+    files (default: `DEFAULT_PLANS`); an unquantized plan is added if there is none. items: number of test
     items. seed: None for the standard set, a number for other screens. split: ``typed, spoken, hard`` or
     ``all``. device: several GPUs, ``cuda:0,cuda:1``, share the layers. weights: ``random`` measures what the
-    architecture costs with random weights; no item is answered. threads: CPU threads of the measuring process,
-    all cores unless given. output: a folder; what is measured there already with the same settings is kept, and
-    an interrupted comparison continues. Without one nothing is left on disk.
+    architecture costs with random weights; no item is answered. threads: CPU threads of the measuring process
+    (default: all cores). output: a folder; measurements in it with the same settings are kept, and an interrupted
+    comparison continues. Without a folder nothing stays on disk.
 
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
     before anything is measured, and `Interrupted` (a KeyboardInterrupt) on Ctrl-C.
@@ -76,11 +76,13 @@ def compare(
 
 
 def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[str] | None) -> Comparison:
-    """Measure what is missing; after every plan the results and the report are written anew."""
-    kept = {name: folder.load_finished(name, plan.definition) for name, plan in job.plans.items()}
-    measurements = {name: m for name, m in kept.items() if m is not None}
+    """Measure the missing plans; write the results and the report again after every plan."""
+    loaded = {name: folder.load_finished(name, plan.definition) for name, plan in job.plans.items()}
+    measurements = {name: m for name, m in loaded.items() if m is not None}
     for name, plan in job.plans.items():
-        folder.load_partial(name, plan.definition)  # refuses now, not after an hour, what cannot be continued
+        folder.load_partial(
+            name, plan.definition
+        )  # raises now, not after an hour, if the plan cannot continue
     failures: dict[str, str] = {}
     where = environment()
 
@@ -136,8 +138,8 @@ def run_worker(
 ) -> None:
     """Run ``python -m labkit.measure.compare_worker`` on `request` (see there) until its measurement is on disk.
 
-    What it prints goes to the file `log`; a progress bar shows stage, answers and right steps.
-    Raises `WorkerFailedError` if it reports an error or dies.
+    Its output goes to the file `log`; a progress bar shows stage, answers and right steps.
+    Raises `WorkerFailedError` if the process reports an error or dies.
     """
     from tqdm.auto import tqdm
 

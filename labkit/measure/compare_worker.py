@@ -1,8 +1,8 @@
 """Measures one plan in a process of its own: ``python -m labkit.measure.compare_worker``, started by `labkit.compare`.
 
-A request (one JSON object) comes in on standard input; progress goes out as JSON lines on standard output,
-and whatever libraries print goes to standard error instead. The measurement is written to the run's folder;
-so are the cost and every answer as soon as they exist, which is what an interrupted run continues from.
+Standard input has the request, one JSON object; progress goes to standard output as JSON lines, and the output of
+libraries to standard error. The worker writes the measurement to the run's folder, and before that the cost and every
+answer as soon as they exist, from which an interrupted run continues.
 
 Events: ``{"event": "stage", "stage": "loading" | "measuring" | "answering"}``,
 ``{"event": "answers", "done": n, "total": n, "hits": n}``, ``{"event": "finished"}`` and
@@ -31,10 +31,11 @@ def run_plan(
     """Load, measure and evaluate the plan that `request` describes, and save its measurement.
 
     `request`: ``output, model, model_source, plan, definition, device, seed, split, items,
-    enable_thinking, batch_size``. What needs a model is passed in: ``load(model_source, definition, device=…,
-    work_folder=…, progress=False)``, ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``,
-    which gives the fields of cost. That is measured before anything is evaluated, so that batches do not raise the
-    peak of memory. With ``weights`` in the request (``random``) nothing is evaluated.
+    enable_thinking, batch_size``. Callers pass the functions that need a model:
+    ``load(model_source, definition, device=…, work_folder=…, progress=False)``,
+    ``items(split=…, count=…, seed=…, part="test")`` and ``measure(engine, items, …)``, which returns the fields of
+    cost. Cost is measured before quality, so that batches do not raise the peak of memory. With ``weights`` in the
+    request (``random``) quality is not evaluated.
     """
     from labkit.measure import quality
 
@@ -42,12 +43,12 @@ def run_plan(
     state = folder.load_partial(plan, request["definition"])
     if not folder.partial_path(plan).exists():
         folder.append_partial(plan, "plan", request["definition"])
-    wanted = items(split=request["split"], count=request["items"], seed=request["seed"], part="test")
-    ids = {item.id for item in wanted}
+    test_items = items(split=request["split"], count=request["items"], seed=request["seed"], part="test")
+    ids = {item.id for item in test_items}
     records = [record for record in state["records"] if record["id"] in ids]
 
     cost, weights = state["cost"], request.get("weights")
-    if cost is None or (weights is None and len(records) < len(wanted)):
+    if cost is None or (weights is None and len(records) < len(test_items)):
         emit({"event": "stage", "stage": "loading"})
         engine = load(
             request["model_source"],
@@ -59,22 +60,22 @@ def run_plan(
         )
         if cost is None:
             emit({"event": "stage", "stage": "measuring"})
-            cost = measure(engine, wanted, enable_thinking=request["enable_thinking"])
+            cost = measure(engine, test_items, enable_thinking=request["enable_thinking"])
             folder.append_partial(plan, "cost", cost)
-    if weights is None and len(records) < len(wanted):
+    if weights is None and len(records) < len(test_items):
         emit({"event": "stage", "stage": "answering"})
         done, hits = len(records), sum(record["success"] for record in records)
-        emit({"event": "answers", "done": done, "total": len(wanted), "hits": hits})
+        emit({"event": "answers", "done": done, "total": len(test_items), "hits": hits})
 
         def keep(record: dict[str, Any]) -> None:
             nonlocal done, hits
             folder.append_partial(plan, "record", record)
             done, hits = done + 1, hits + record["success"]
-            emit({"event": "answers", "done": done, "total": len(wanted), "hits": hits})
+            emit({"event": "answers", "done": done, "total": len(test_items), "hits": hits})
 
         records = quality.evaluate(
             engine,
-            wanted,
+            test_items,
             batch_size=request["batch_size"],
             enable_thinking=request["enable_thinking"],
             done=records,
@@ -104,7 +105,7 @@ def run_plan(
 
 
 def main() -> int:
-    """Measure the plan that is asked for on standard input."""
+    """Measure the plan that the request on standard input names."""
     return serve_request(lambda request, emit: run_plan(request, emit, **_real_parts(request)))
 
 

@@ -1,12 +1,4 @@
-"""A model at growing context: bytes of its KV cache, time, and whether its taps still land, plan by plan.
-
-    measure_growth("pocket", ["bf16", "int8-kv"], windows=(192,), contexts=(160, 320, 640), output="results/context")
-
-A request keeps its screen and its words; what grows is a filler of dots before the screen, as the history of a
-long conversation would stand there. So the answer depends on the last tokens, and a window that holds those can
-be right. What the model makes of a long beginning shows in the plan with the whole, exact cache: it is measured at
-every context too, and the others are compared with it item by item.
-"""
+"""Measures a model at growing context, plan by plan: bytes of its KV cache, time, and quality."""
 
 from __future__ import annotations
 
@@ -36,12 +28,12 @@ from labkit.results.folders import RecordFolder
 
 CONTEXTS = (160, 240, 320, 480, 720, 1440)
 FILLER = "."
-TRIED = 64  # fillers by which is found out how many tokens one takes
+TRIED = 64  # fillers that measure how many tokens each one takes
 
 
 @dataclass(frozen=True)
 class LongItem(phonetap.Item):
-    """A PhoneTap item with ``filler`` before its screen."""
+    """A PhoneTap item with ``filler`` before its screen, where the history of a long conversation would be."""
 
     filler: str = ""
 
@@ -53,7 +45,7 @@ class LongItem(phonetap.Item):
 
 @dataclass(frozen=True)
 class Timing:
-    """How much is timed: ``prompts`` requests after ``warmup``, ``new_tokens`` each."""
+    """The number of timed requests, ``prompts`` after ``warmup``, with ``new_tokens`` tokens each."""
 
     prompts: int = 4
     warmup: int = 1
@@ -74,23 +66,29 @@ def measure_growth(
     output: str | os.PathLike,
     progress: bool = True,
 ) -> ContextGrowth:
-    """Measure every plan at every context; what is in the folder ``output`` already is kept.
+    """Measure every plan at every context; measurements that the folder ``output`` already has are kept.
+
+        measure_growth("pocket", ["bf16", "int8-kv"], windows=(192,), contexts=(160, 320), output="results/context")
+
+    Each request keeps its screen and instruction; a filler of dots before them grows. The answer depends on the last
+    tokens, so a window that holds those can be right. The effect of the filler itself shows in a first plan with
+    the whole, exact cache: the others are compared with it at every context, item by item.
 
     Args:
         model: a name, a folder or a hub id.
-        plans: the first is what the others are compared with.
-        windows: the first plan once more with each of these sliding windows.
-        contexts: tokens of the prompt, about; a request that is longer by itself is asked as it is.
-        items: typed PhoneTap test items that are answered at each context; 0 for cost alone.
-        timing: how much is timed.
-        weights: ``random``: cost alone (see `labkit.load`).
+        plans: the others are compared with the first.
+        windows: sliding windows; the first plan is measured once more with each.
+        contexts: approximate tokens of the prompt; a request that is longer without filler stays as it is.
+        items: typed PhoneTap test items to answer at each context; 0 measures cost alone.
+        timing: number and length of the timed requests.
+        weights: ``random`` measures cost alone (see `labkit.load`).
         device: as for `labkit.load`.
         batch_size: answers at a time.
-        output: the folder for ``context.json`` and what an interrupted run continues from.
+        output: the folder for ``context.json`` and the records from which an interrupted run continues.
         progress: show a progress bar.
 
     Raises:
-        LabError: a plan, context or folder that cannot be, before anything is measured.
+        LabError: a plan, context or folder is wrong, before anything is measured.
     """
     spec, timing = get_spec(model), timing or Timing()
     chosen = _plans(plans, windows)
@@ -119,9 +117,9 @@ def measure_growth(
             done[plan.name, record["context"]] = record
         del engine
         forget_models()
-    found = [done[plan.name, context] for plan in chosen for context in contexts]
-    _pair(found, chosen[0].name)
-    result = ContextGrowth(records=found, settings=settings, environment=environment(_gpu(found)))
+    records = [done[plan.name, context] for plan in chosen for context in contexts]
+    _pair(records, chosen[0].name)
+    result = ContextGrowth(records=records, settings=settings, environment=environment(_gpu(records)))
     result.save(output)
     return result
 
@@ -130,23 +128,23 @@ def _plans(
     plans: Sequence[str | os.PathLike | QuantizationPlan], windows: Sequence[int]
 ) -> list[QuantizationPlan]:
     """The plans, and the first one with each window."""
-    found = [
+    resolved = [
         plan if isinstance(plan, QuantizationPlan) else QuantizationPlan.from_yaml(plan) for plan in plans
     ]
-    if not found:
+    if not resolved:
         raise LabError("no plan given; `labkit plans` lists them")
-    first = found[0]
+    first = resolved[0]
     for window in windows:
         runtime = dataclasses.replace(first.runtime, sliding_window=window)
-        found.append(dataclasses.replace(first, name=f"{first.name}-window-{window}", runtime=runtime))
-    names = [plan.name for plan in found]
+        resolved.append(dataclasses.replace(first, name=f"{first.name}-window-{window}", runtime=runtime))
+    names = [plan.name for plan in resolved]
     if len(set(names)) < len(names):
         raise LabError(f"two plans have the same name: {', '.join(names)}")
-    return found
+    return resolved
 
 
 def _contexts(contexts: Sequence[int]) -> list[int]:
-    if not contexts or any(type(context) is not int or context < 1 for context in contexts):
+    if not contexts or any(type(tokens) is not int or tokens < 1 for tokens in contexts):
         raise LabError(f"contexts are whole numbers of tokens from 1 on, not {list(contexts)!r}")
     return sorted(set(contexts))
 
@@ -154,7 +152,7 @@ def _contexts(contexts: Sequence[int]) -> list[int]:
 def _measure(
     engine: Engine, contexts: Sequence[int], items: int, timing: Timing, batch_size: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """A record for each context, as they are found."""
+    """Yields a record for each context, as soon as it is measured."""
     from tqdm.auto import tqdm
 
     lengthen = _lengthener(engine)
@@ -174,9 +172,9 @@ def _measure(
 
 
 def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[str, Any]:
-    """Time, and bytes of the cache, one conversation at a time; all of the same number of tokens."""
+    """Time, and bytes of the cache, one conversation at a time; all have the same number of tokens."""
     start_peak(engine)
-    never = dict.fromkeys(engine.end_token_ids, -100.0)  # all answers are equally long
+    never = dict.fromkeys(engine.end_token_ids, -100.0)  # no end token, so all answers have the same length
     answers: list[Generation] = []
     most = predicted = 0
     anatomy = Anatomy(engine.spec, engine.model, engine.roles, engine.resolved)
@@ -212,7 +210,7 @@ def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[
 
 
 def _lengthener(engine: Engine) -> Callable[[phonetap.Item, int], Any]:
-    """A function that gives an item with as much filler as makes about so many tokens."""
+    """A function (item, tokens) -> the item with enough filler for about that many tokens."""
     if getattr(engine.processor, "takes_ids", False):
         return lambda item, context: _IdItem(engine, item, context)
     if "image" not in engine.modalities:
@@ -225,8 +223,8 @@ def _lengthener(engine: Engine) -> Callable[[phonetap.Item, int], Any]:
         fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(phonetap.Item)}
         return LongItem(**fields, filler=FILLER * count) if count > 0 else item
 
-    one = phonetap.items(split="typed", count=1, part="test")[0]
-    each = (tokens(longer(one, TRIED)) - tokens(one)) / TRIED
+    sample = phonetap.items(split="typed", count=1, part="test")[0]
+    each = (tokens(longer(sample, TRIED)) - tokens(sample)) / TRIED
     return lambda item, context: longer(item, round((context - tokens(item)) / each))
 
 

@@ -1,9 +1,4 @@
-"""What one engine costs: bytes, seconds, tokens a second.
-
-Call :func:`measure` in a process that has loaded nothing else: peak memory is the process's.  The GPU is
-waited for at every token, the first answers are warm-up and not counted, figures are medians and the samples
-are kept.
-"""
+"""The cost of one engine: bytes, seconds, tokens a second."""
 
 from __future__ import annotations
 
@@ -29,11 +24,11 @@ STANDARD_TEXTS = (
     "What is the difference between a byte and a bit?",
     "把这句话翻译成英文：明天早上七点叫我起床。",
 )
-"""Prompts for models that see no screens."""
+"""Prompts for models that take no images."""
 
 
 ID_PROMPT = 32
-"""Token ids of a prompt for a model without a tokenizer, besides its picture: about what a PhoneTap request has."""
+"""Token ids of a prompt for a model without a tokenizer, besides its image: about as many as a PhoneTap request has."""
 
 
 def measure(
@@ -47,12 +42,15 @@ def measure(
 ) -> dict[str, Any]:
     """Cost of one engine, one request at a time, greedy.
 
+    Call it in a process that has loaded nothing else: peak memory is that of the process. The clock waits for the GPU
+    at every token. Figures are medians over the answers after the warm-up; the raw samples are kept.
+
     Args:
         engine: as :func:`labkit.load` gave it.
         items: PhoneTap items; ``prompts`` of them are used, spread over the list.  None takes the standard
             set, or standard texts for a model that takes no images.
-        prompts: how many answers are timed.
-        warmup: how many are generated first and not counted.
+        prompts: number of timed answers.
+        warmup: number of answers before them that are not counted.
         max_new_tokens: longest answer.
         enable_thinking: as in :meth:`labkit.engine.engine.Engine.generate`.
 
@@ -103,7 +101,7 @@ def measure(
 
 
 def standard_conversations(engine: Engine, items: Sequence[Any] | None, count: int) -> list[Any]:
-    """``count`` conversations this model can take, spread evenly over the items."""
+    """``count`` conversations with inputs that the model takes, spread evenly over the items."""
     takes_ids = getattr(engine.processor, "takes_ids", False)
     if "image" not in engine.modalities:
         if takes_ids:
@@ -132,7 +130,7 @@ def _in_ids(engine: Engine, image: Any, seed: int) -> list[dict[str, Any]]:
 
 
 def samples_of(answers: Sequence[Generation]) -> dict[str, list[float]]:
-    """Raw samples of timed answers; ``decode_tokens_per_s`` only where there was a second token."""
+    """Raw samples of timed answers; ``decode_tokens_per_s`` only for answers with a second token."""
     return {
         "ttft_s": [answer.ttft_s for answer in answers],
         "prepare_s": [answer.prepare_s for answer in answers],
@@ -147,7 +145,7 @@ def samples_of(answers: Sequence[Generation]) -> dict[str, list[float]]:
 
 
 def bytes_by_role(engine: Engine) -> dict[str, int]:
-    """Resident bytes of the weights by role; ``other`` holds norms and whatever has no role.
+    """Resident bytes of the weights by role; ``other`` holds norms and all else without a role.
 
     A tensor that two modules share (tied embeddings) counts for the first of them.
     """
@@ -155,15 +153,15 @@ def bytes_by_role(engine: Engine) -> dict[str, int]:
     modules: dict[str, list[torch.nn.Module]] = {}
     for name, role in engine.roles.items():
         modules.setdefault(role, []).append(engine.model.get_submodule(name))
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     before, together = 0, torch.nn.ModuleList()
     for role, members in modules.items():
         together.extend(members)
         now = weights_bytes(together)
-        found[role], before = now - before, now
+        sizes[role], before = now - before, now
     if total - before:
-        found["other"] = total - before
-    return found
+        sizes["other"] = total - before
+    return sizes
 
 
 def peak_memory(*devices: torch.device) -> int:
@@ -177,7 +175,7 @@ def peak_memory(*devices: torch.device) -> int:
 
 
 def start_peak(engine: Engine) -> int:
-    """The peak until now, that is of loading; a GPU's counter starts again."""
+    """The peak so far, which is that of loading; resets the counters of GPUs."""
     peak = peak_memory(*engine.devices)
     for device in engine.devices:
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Plans measured one by one for a search, and what was found of each kept on disk."""
+"""Measures plans one by one for a search, and keeps the record of each on disk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ KEPT = ("items", "click_accuracy", "step_success_rate", "parse_rate")
 
 
 class PlanEvaluator:
-    """Loads a model under a plan and says how it does.
+    """Loads a model under a plan and measures its divergence and quality.
 
     Args:
         spec: the model.
-        datasets: what it is calibrated and validated on.
-        probe: the file of the unquantized model's distributions.
-        device: where.
-        folder: where records are kept, and taken from.
+        datasets: the data for calibration and validation.
+        probe: the file with the unquantized model's distributions.
+        device: as for `labkit.load`.
+        folder: the folder of the records; those in it are not measured again.
         dtype: of the unquantized model.
     """
 
@@ -40,7 +40,7 @@ class PlanEvaluator:
         self, spec: ModelSpec, datasets: Datasets, probe: str, device: str, folder: RecordFolder, dtype: str
     ) -> None:
         self.spec, self.datasets, self.folder, self.dtype = spec, datasets, folder, dtype
-        self._begun = False  # to make records
+        self._begun = False  # whether the folder has this run's environment
         self.prepared = Prepared.of(spec, choose_device(device))
         self.device = self.prepared.devices[0]
         self._probe_path = probe
@@ -48,23 +48,23 @@ class PlanEvaluator:
 
     @cached_property
     def probe(self) -> Probe:
-        """What plans are compared on."""
+        """The distributions that plans are compared with."""
         return Probe.load(self._probe_path)
 
     @cached_property
     def calibration(self) -> list[Any]:
-        """What plans are calibrated on."""
+        """Batches for plans that calibrate."""
         return self.prepared.calibration_batches(self.datasets)
 
     def measure(
         self, plan: QuantizationPlan, predicted: float | None = None, *, validated: bool = True
     ) -> dict[str, Any]:
-        """The record of a plan, measured now unless it was before.
+        """The record of a plan; measures it unless the folder has it.
 
-        ``plan, definition, searched, judged, bytes, predicted_kl, kl, agreement``; with ``validated`` also how it does
-        on validation items: ``items, click_accuracy, step_success_rate, parse_rate`` and ``right`` (item -> was the
-        step right?), or ``perplexity`` and ``losses`` (of each sequence). ``predicted`` is the divergence that a
-        search predicts.
+        ``plan, definition, searched, judged, bytes, predicted_kl, kl, agreement``; with ``validated`` also the
+        scores on validation items, ``items, click_accuracy, step_success_rate, parse_rate`` and ``right`` (item ->
+        whether the step was right), or ``perplexity`` and ``losses`` (of each sequence). ``predicted`` is the
+        divergence that a search predicts.
         """
         key = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         record = self._records.get(key)
@@ -82,10 +82,10 @@ class PlanEvaluator:
         return self.measure(QuantizationPlan("unquantized", (), default=self.dtype))
 
     def loss_of(self, record: dict[str, Any]) -> float:
-        """Points of right steps lost, or per cent of perplexity gained, against the unquantized model.
+        """Points of right steps lost, or percent of perplexity gained, against the unquantized model.
 
         Raises:
-            LabError: it was not validated.
+            LabError: the record has no validation.
         """
         reference = self.reference()
         if "perplexity" in record:
@@ -100,7 +100,7 @@ class PlanEvaluator:
         work = self.folder.path / "work" / key
         calibration = self.calibration if plan.requires_calibration else None
         engine = load(self.spec, plan, self.device, calibration=calibration, work_folder=work, progress=False)
-        found = divergence(engine.model, self.probe)
+        result = divergence(engine.model, self.probe)
         record = {
             "key": key,
             "plan": plan.name,
@@ -109,8 +109,8 @@ class PlanEvaluator:
             "judged": validated,
             "bytes": weights_bytes(engine.model),
             "predicted_kl": predicted,
-            "kl": found.kl,
-            "agreement": found.agreement,
+            "kl": result.kl,
+            "agreement": result.agreement,
         }
         if validated:
             record |= self._validate(engine)

@@ -1,12 +1,4 @@
-"""Will it fit? What a plan needs in memory on a device, from the model's configuration alone.
-
-    for need in needs("autoglm-phone-9b", ["bf16", "int4"], context=8192):
-        print(need.plan, need.total_bytes, need.fits(find_card("rtx-4060").memory_bytes))
-
-Four things share the memory: the weights, the KV cache of one conversation, the activations of the longest prompt,
-and room to work in. The first two are exact; the others are counted from shapes (see `activation_bytes` and
-`workspace_bytes`). The device's own context, a few hundred MB on CUDA, belongs to none of them.
-"""
+"""Predicts the memory that a plan needs on a device, from the model's configuration alone."""
 
 from __future__ import annotations
 
@@ -27,12 +19,12 @@ from labkit.quantization.kernels.reference import SLICE_ELEMENTS_GPU
 
 GIB = 1 << 30
 CONTEXT_BYTES = 600_000_000
-"""About what the driver and torch's kernels take of a card before a model is there."""
+"""Approximate memory of a card that the driver and torch's kernels take before a model is loaded."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card: its memory in bytes, and how many bytes a second it reads at best."""
+    """A card: its memory in bytes, and its peak bandwidth in bytes a second."""
 
     name: str
     memory_bytes: int
@@ -64,27 +56,31 @@ CARDS: tuple[Card, ...] = (
 
 
 def find_card(name: str) -> Card:
-    """A card by name; capitals, spaces and the maker's name do not matter. Raises LabError."""
-    known = {card.name: card for card in CARDS}
-    wanted = re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
-    if wanted in known:
-        return known[wanted]
-    near = difflib.get_close_matches(wanted, known, 1)
+    """A card by name; case, spaces and the maker's name do not matter. Raises LabError for an unknown card."""
+    cards = {card.name: card for card in CARDS}
+    key = re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
+    if key in cards:
+        return cards[key]
+    near = difflib.get_close_matches(key, cards, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise LabError(f"unknown card {name!r}{hint} Known: {', '.join(known)}. Or give --memory and --bandwidth")
+    raise LabError(f"unknown card {name!r}{hint} Known: {', '.join(cards)}. Or give --memory and --bandwidth")
 
 
 SCREEN = (1080, 2400)
-"""Pixels of a usual phone's screenshot."""
+"""Pixels of a typical phone's screenshot."""
 LIBRARY_BYTES = 32 << 20
-"""What cuBLAS keeps for itself on recent cards."""
+"""Workspace of cuBLAS on recent cards."""
 _WHOLE = ("fp32", "fp16", "bf16")
-_KEEPS_CODES = ("int8-dynamic", "llm-int8")  # multiply codes; nothing is unpacked for many rows
+_KEEPS_CODES = ("int8-dynamic", "llm-int8")  # they multiply codes, and unpack no weights for many rows
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one plan needs; see the module. Bytes, but for `read_bytes`: what decoding one token has to read."""
+    """The bytes that one plan needs: weights, KV cache of a conversation, activations of the longest prompt, workspace.
+
+    The first two are exact; the others are counted from shapes (`activation_bytes`, `workspace_bytes`). The device's
+    own context, a few hundred MB on CUDA, is not included. ``read_bytes`` is what decoding one token reads.
+    """
 
     plan: str
     weights_bytes: int
@@ -99,13 +95,13 @@ class Need:
         return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
 
     def fits(self, memory_bytes: int) -> bool:
-        """Whether it fits in so much free memory."""
+        """Whether it fits in ``memory_bytes`` of free memory."""
         return self.total_bytes <= memory_bytes
 
     def most_tokens_per_s(self, bandwidth_bytes_per_s: float) -> float:
-        """The decode speed that memory's bandwidth allows at best, one conversation at a time.
+        """The highest decoding speed that the bandwidth allows, one conversation at a time.
 
-        The roofline (Williams et al., 2009): a token reads every weight of the decoder and the head once, and the cache.
+        The roofline (Williams et al., 2009): each token reads all weights of the decoder and the head, and the cache.
         """
         return bandwidth_bytes_per_s / self.read_bytes
 
@@ -118,17 +114,20 @@ def needs(
     screen: tuple[int, int] | None = SCREEN,
     max_pixels: int | None = None,
 ) -> list[Need]:
-    """What each plan needs for one conversation.
+    """The memory that each plan needs for one conversation.
+
+        for need in needs("autoglm-phone-9b", ["bf16", "int4"], context=8192):
+            print(need.plan, need.total_bytes, need.fits(find_card("rtx-4060").memory_bytes))
 
     Args:
         model: a name, a folder or a hub id.
         plans: names, files or plans.
-        context: tokens of the conversation, prompt and answer; the cache holds them all.
+        context: tokens of the conversation, prompt and answer; the cache holds all of them.
         screen: pixels (width, height) of the screenshot in the prompt; None for text alone.
         max_pixels: the image processor's limit; see `Anatomy.image_tokens`.
 
     Raises:
-        LabError: an unknown model or plan; a context below 1, or one that does not hold the screenshot.
+        LabError: an unknown model or plan; a context below 1, or too small for the screenshot.
     """
     if context < 1:
         raise LabError(f"a context of {context} tokens holds nothing; 1 or more")
@@ -145,12 +144,12 @@ def needs(
 
 
 def activation_bytes(anatomy: Anatomy, tokens: int, image_tokens: int) -> int:
-    """Bytes alive at the worst moment of a prompt's pass: in an MLP of the decoder, or in an attention of the eye.
+    """Peak bytes of activations in a prompt's pass: in an MLP of the decoder, or in an attention of the vision encoder.
 
-    The decoder's, a token: embedding, residual and its norm, [hidden] each; gate and up in one [2 F]; the activated gate and
-    the product, [F] each. The eye's, a patch: residual, norm and the projections of query, key and value, [5 hidden];
-    query and key once more in 32 bits, and what their rotation makes of them there, [6 hidden]; angles; the pixels. A token
-    is four patches. The two do not happen at the same time.
+    For a token in the decoder: embedding, residual and its norm, [hidden] each; gate and up together, [2 F]; the
+    activated gate and the product, [F] each. For a patch in the vision encoder: residual, norm and the projections of
+    query, key and value, [5 hidden]; query and key in 32 bits before and during their rotation, [6 hidden]; angles;
+    the pixels. An image token is four patches. The two peaks do not coincide.
     """
     config = anatomy.skeleton.config
     size = DTYPES[anatomy.resolved.plan.default].itemsize
@@ -166,21 +165,23 @@ def activation_bytes(anatomy: Anatomy, tokens: int, image_tokens: int) -> int:
 
 
 def unpacked_cache_bytes(anatomy: Anatomy, tokens: int) -> int:
-    """Keys and values of one layer in the type the model computes in: what the model's own modules make of an int8 cache
-    when they decode, a layer at a time; the captured step (`labkit.engine.step_gpu`) reads it as it is. 0 for any
-    other cache that is read as it is."""
+    """Bytes of one layer's keys and values in the type the model computes in.
+
+    The model's own modules convert an int8 cache to that type when they decode, one layer at a time; the captured step
+    (`labkit.engine.step_gpu`) reads int8 directly. 0 for a cache that needs no conversion.
+    """
     plan = anatomy.resolved.plan
     if plan.runtime.kv_cache in (None, plan.default):
         return 0
     layers = anatomy.skeleton.config.get_text_config(decoder=True).num_hidden_layers
     whole = anatomy.under(dataclasses.replace(plan, runtime=RuntimeOptions()))
-    kept = keeping_of(plan.runtime).kept(tokens)
-    return kept * whole.kv_cache_bytes_per_token() // layers
+    kept_tokens = keeping_of(plan.runtime).kept(tokens)
+    return kept_tokens * whole.kv_cache_bytes_per_token() // layers
 
 
 def workspace_bytes(anatomy: Anatomy) -> int:
-    """Room for the largest stretch of a weight that a prompt's pass unpacks at a time (`sliced_multiply`), and for the
-    library's own buffers."""
+    """Bytes for the largest slice of a weight that a prompt's pass unpacks at a time (`sliced_multiply`), and for the
+    buffers of cuBLAS."""
     resolved, size = anatomy.resolved, DTYPES[anatomy.resolved.plan.default].itemsize
     unpacked = [
         part.parameters

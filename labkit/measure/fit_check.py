@@ -1,10 +1,6 @@
-"""What `labkit fit` predicts, beside what is really taken: one plan in one process, with random weights.
+"""Compares the predictions of `labkit fit` with measurements: one plan in one process, with random weights.
 
-Run as ``python -m labkit.measure.fit_check``: a request (one JSON object) on standard input, events as JSON lines on
-standard output (see `labkit.common.process`); started by ``labkit fit --check``.
-
-On a GPU the peak is that of torch's allocator while one conversation is answered, the prompt as long as the
-context allows; on the CPU the tensors alive are counted (`labkit.measure.fit_check`).
+``labkit fit --check`` starts ``python -m labkit.measure.fit_check``; requests and events: `labkit.common.process`.
 """
 
 from __future__ import annotations
@@ -24,37 +20,37 @@ from labkit.common.process import serve_request
 
 
 class LiveBytes(TorchDispatchMode):
-    """See the module. Attributes: ``now_bytes``, ``peak_bytes``."""
+    """Counts the bytes of live tensors, on the CPU. Attributes: ``now_bytes``, ``peak_bytes``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_bytes = self.peak_bytes = 0
-        self._seen: set[int] = set()
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
             if isinstance(value, torch.Tensor) and not value.is_meta:
                 self._count(value.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
+        if key in self._storages:
             return
-        self._seen.add(key)
+        self._storages.add(key)
         self.now_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.now_bytes)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
+        self._storages.discard(key)
         self.now_bytes -= size
 
 
 NEW_TOKENS = 16
 WEIGHTS_LIMIT, PEAK_LIMIT = 0.03, 0.10
-"""How far a prediction may be off."""
+"""Relative errors that predictions may have."""
 
 
 def check_plan(
@@ -68,10 +64,13 @@ def check_plan(
 ) -> dict[str, Any]:
     """Load ``model`` with random weights under ``plan``, answer one conversation, and compare with the prediction.
 
+    The prompt is as long as the context allows. The peak is that of torch's allocator on a GPU, and that of live
+    tensors on the CPU (`LiveBytes`).
+
     Args:
         model, plan: as for `labkit.load`.
         context: tokens of the conversation, prompt and answer.
-        screen: pixels of the screenshot in the prompt; None: text alone.
+        screen: pixels of the screenshot in the prompt; None for text alone.
         max_pixels: the image processor's limit.
         device: as for `labkit.load`.
 
@@ -97,7 +96,7 @@ def check_plan(
     image_tokens = int(request.inputs.get("mm_token_type_ids", torch.zeros(1)).sum())
     batch = engine.batch(1)
     batch.add(request)
-    engine.forward.way  # noqa: B018 - tried out now, which is no part of an answer
+    engine.forward.way  # noqa: B018 - it is chosen by a trial, which is no part of an answer
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(engine.device)
     cache = length = 0
@@ -138,7 +137,7 @@ def check_plan(
 
 
 def _prompt(engine: Any, tokens: int, screen: tuple[int, int] | None, max_pixels: int | None) -> list[dict]:
-    """One turn of about so many tokens: filler, a grey screenshot, a word."""
+    """One turn of about ``tokens`` tokens: filler and a grey screenshot."""
     from PIL import Image
 
     parts: list[dict[str, Any]] = []
@@ -158,7 +157,7 @@ def _prompt(engine: Any, tokens: int, screen: tuple[int, int] | None, max_pixels
 
 
 def main() -> int:
-    """Read the request, and write the record, or the error, as an event."""
+    """Read the request, and write the record or the error as an event."""
     return serve_request(_answer)
 
 

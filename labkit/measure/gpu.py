@@ -1,8 +1,4 @@
-"""The figures of `labkit bench-gpu` for one engine: prompts, decoding steps by both routes, memory.
-
-Conversations of a given length are made without their prompts: their caches are filled with random keys and values,
-which cost a step what real ones do.
-"""
+"""The figures of `labkit bench-gpu` for one engine: prompts, decoding steps by both routes, memory."""
 
 from __future__ import annotations
 
@@ -25,15 +21,15 @@ from labkit.results.gpu import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
 COPY_BYTES = 2**31
 STEPS, WARM_STEPS = 24, 4
 SCREEN_GRID = (1, 172, 78)
-"""Patches (frames, rows, columns) of a 1080 x 2400 screenshot: four make a token, 3,354 of them."""
+"""Patches (frames, rows, columns) of a 1080 x 2400 screenshot; four patches are a token, so it has 3,354 tokens."""
 
 
 class GpuBench:
-    """Measures one engine on its GPU and keeps each figure in ``record`` as soon as it is known.
+    """Measures one engine on its GPU and stores each figure in ``record`` as soon as it is measured.
 
     Args:
         engine: as :func:`labkit.load` gave it.
-        record: what is known already is not measured again.
+        record: figures in it are not measured again.
         save: called after each figure.
     """
 
@@ -50,7 +46,7 @@ class GpuBench:
     def run(
         self, batches: Sequence[int], contexts: Sequence[int], prompts: Sequence[int], screenshot: int
     ) -> None:
-        """Everything that is not there yet, the cheap first. ``screenshot``: tokens of that prompt; 0: none."""
+        """Measure what is missing, the cheapest first. ``screenshot``: tokens of that prompt; 0 for none."""
         record, engine = self.record, self.engine
         if record.copy_bytes_per_s is None:
             record.copy_bytes_per_s = bandwidth(self._device.type, COPY_BYTES)
@@ -74,7 +70,7 @@ class GpuBench:
             self._attempt("a screenshot", lambda: self._screenshot(screenshot))
 
     def _attempt(self, what: str, measure: Callable[[], None]) -> None:
-        """Measure and save; a lack of memory is noted, and the rest goes on."""
+        """Measure and save; note it if the GPU runs out of memory."""
         note = None
         try:
             measure()
@@ -118,18 +114,18 @@ class GpuBench:
         self.record.decoding.append(Decoding(route, batch, context, seconds, queued, read, peak))
 
     def _modules(self) -> Forward:
-        """Passes through the model's own modules, the cache kept as the plan says."""
+        """Passes through the model's own modules, with the cache that the plan names."""
         return Forward(self.engine.model, self._keeping)
 
     def _cache_bytes(self, context: int) -> int:
-        """What a step reads of one conversation's keys and values."""
+        """Bytes of one conversation's keys and values that a step reads."""
         keeping, (groups, width) = self._keeping, self._sizes
         size = (keeping.dtype or self.engine.dtype).itemsize
         each = vector_bytes(width, "int8" if keeping.int8 else "", size)
         return keeping.kept(context) * 2 * self._layers * groups * each
 
     def _row(self, forward: Forward, context: int, seed: int) -> Row:
-        """A conversation of ``context`` tokens that were never there."""
+        """A conversation of ``context`` tokens with random keys and values, which cost a step what real ones do."""
         generator = torch.Generator(self._device).manual_seed(seed)
         cache = forward.new_cache()
         shape = (1, self._sizes[0], context, self._sizes[1])
@@ -142,7 +138,7 @@ class GpuBench:
         return Row(cache, positions, None)
 
     def _agreement(self, context: int) -> dict[str, float]:
-        """The captured step against the model's own modules, and these in one row against eight."""
+        """The captured step against the model's own modules, and against itself with other rows beside it."""
         plain = self._modules()
         token = torch.tensor([17], device=self._device)
         exact = plain.step([self._row(plain, context, 5)], token, alone=True).float()
@@ -176,9 +172,9 @@ class GpuBench:
         return seconds[1:], peak
 
     def _screenshot(self, tokens: int) -> None:
-        """A prompt of ``tokens`` tokens with one screenshot in it, and eight tokens after it."""
+        """A prompt of ``tokens`` tokens with one screenshot, and eight decoded tokens."""
         inputs = screenshot_inputs(self.engine.model.config, tokens, SCREEN_GRID)
-        inputs = {name: one.to(self._device) for name, one in inputs.items()}
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         self._start_peak()
         row, logits = self.forward.prefill(inputs)
         for _ in range(8):
@@ -207,7 +203,7 @@ class GpuBench:
 def screenshot_inputs(
     config: Any, tokens: int, grid: tuple[int, int, int] = SCREEN_GRID
 ) -> dict[str, Tensor]:
-    """What a model gets for a screenshot of ``grid`` patches amid ``tokens`` tokens: random pixels, and text."""
+    """A model's inputs for a screenshot of ``grid`` patches amid ``tokens`` tokens: random pixels and text."""
     vision = config.vision_config
     patches = grid[0] * grid[1] * grid[2]
     image = patches // vision.spatial_merge_size**2

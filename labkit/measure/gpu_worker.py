@@ -1,6 +1,6 @@
 """Measures one plan on a GPU in a process of its own, started by `labkit bench-gpu`.
 
-A request (one JSON object) comes in on standard input; figures go to the plan's file as they are known. Events:
+Standard input has the request, one JSON object; figures go to the plan's file as soon as they are measured. Events:
 ``{"event": "finished"}`` and ``{"event": "error", "message": str, "known": bool}``.
 """
 
@@ -17,13 +17,13 @@ from labkit.results.gpu import GpuRecord
 
 
 def main() -> int:
-    """Measure what is asked for on standard input."""
+    """Measure what the request on standard input names."""
     return serve_request(run)
 
 
 def run(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
-    """``request``: ``record`` (the fields of a `GpuRecord`), ``source`` (the plan as given), ``folder``, and what
-    `GpuBench.run` takes: ``batches, contexts, prompts, screenshot``."""
+    """``request``: ``record`` (the fields of a `GpuRecord`), ``source`` (a plan's name or file), ``folder``, and the
+    arguments of `GpuBench.run`: ``batches, contexts, prompts, screenshot``."""
     from labkit.common.machine import environment, gpus
     from labkit.loading.load import load
     from labkit.measure.gpu import GpuBench
@@ -39,8 +39,8 @@ def run(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> N
     options = {}
     if record.weights:
         options["weights"] = record.weights
-        plan, said = uncalibrated(plan)
-        record.notes = list(dict.fromkeys([*record.notes, *said]))
+        plan, notes = uncalibrated(plan)
+        record.notes = list(dict.fromkeys([*record.notes, *notes]))
     engine = load(record.model, plan, device="cuda", progress=False, **options)
     bench = GpuBench(engine, record, lambda: record.save(request["folder"]))
     bench.run(request["batches"], request["contexts"], request["prompts"], request["screenshot"])
@@ -48,8 +48,8 @@ def run(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> N
 
 
 def uncalibrated(plan: QuantizationPlan) -> tuple[QuantizationPlan, list[str]]:
-    """The plan with schemes that calibrate replaced by those that store and multiply the same; and what was done."""
-    rules, said = [], []
+    """The plan with each scheme that calibrates replaced by one with the same storage and product, and notes on it."""
+    rules, notes = [], []
     for rule in plan.rules:
         scheme = rule.scheme
         if scheme.requires_calibration:
@@ -60,12 +60,12 @@ def uncalibrated(plan: QuantizationPlan) -> tuple[QuantizationPlan, list[str]]:
                 stand_in = get_scheme(
                     "int4", **{name: options[name] for name in ("num_bits", "group_size", "symmetric")}
                 )
-            said.append(
+            notes.append(
                 f"{stand_in.name} stands for {scheme.name}, which calibrates: same bytes, same products"
             )
             rule = dataclasses.replace(rule, scheme=stand_in)
         rules.append(rule)
-    return dataclasses.replace(plan, rules=tuple(rules)), said
+    return dataclasses.replace(plan, rules=tuple(rules)), notes
 
 
 if __name__ == "__main__":

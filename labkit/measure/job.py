@@ -1,4 +1,4 @@
-"""What is checked, and settled, before a comparison measures anything."""
+"""Checks the arguments of a comparison, and completes its settings, before anything is measured."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """One plan of a comparison: its definition, as it was read once and is measured and recorded, and the model that
-    it is laid over if that is not the job's."""
+    """One plan of a comparison: its definition, read once for measuring and for the record, and its model if that is
+    not the job's."""
 
     definition: dict[str, Any]
     model_source: str | None = None
@@ -34,7 +34,7 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """A checked comparison. `settings` must be the same for every measurement in one folder."""
+    """A checked comparison. All measurements in one folder have the same `settings`."""
 
     settings: dict[str, Any]
     model_source: str
@@ -43,7 +43,7 @@ class Job:
     added_plan: str | None
 
     def request(self, plan: str, output: Path) -> dict[str, Any]:
-        """What the measuring process of `plan` is told; see `labkit.measure.compare_worker`."""
+        """The request for the process that measures `plan`; see `labkit.measure.compare_worker`."""
         names = ("device", "threads", "seed", "split", "items", "enable_thinking", "batch_size")
         return {
             "output": str(output),
@@ -69,9 +69,9 @@ def prepare(
     batch_size: int,
     weights: str | None = None,
 ) -> Job:
-    """Check every argument of `labkit.compare` and settle what is left open.
+    """Check every argument of `labkit.compare` and fill in the defaults.
 
-    Raises `LabError` with one line that names what is wrong and what would be right.
+    Raises `LabError` with one line that names the fault and its remedy.
     """
     if split not in ("all", *phonetap.SPLITS):
         raise LabError(f"no split is called {split!r}; known are all, {', '.join(phonetap.SPLITS)}")
@@ -101,7 +101,7 @@ def prepare(
         base = Prepared.of(_base_of(spec, prepared.manifest.base), device)
         for plan in loaded:
             if plan.name not in UNQUANTIZED:
-                prepared.choose_plan(plan)  # refuses another than the folder's own
+                prepared.choose_plan(plan)  # raises for any plan but the folder's own
         stored = [prepared.choose_plan()]
         loaded = [plan for plan in loaded if plan.name != stored[0].name]
     added = None
@@ -117,7 +117,7 @@ def prepare(
     senses = prepared.modalities
     sees = "image" in senses or weights is None
     if weights is not None and "audio" not in senses and split == "all":
-        split = "typed"  # items are prompts alone
+        split = "typed"  # without audio; items are only prompts here
     chosen = _check_items(split, items, seed, spec.name, senses) if sees else []
     _check_plans(base, loaded)
     if stored:
@@ -154,7 +154,7 @@ def prepare(
 
 
 def check_senses(model: str | os.PathLike, kinds: Sequence[str]) -> None:
-    """Raise `LabError` if the model takes no parts of one of these `kinds` (``image``, ``audio``)."""
+    """Raise `LabError` if the model does not take one of the input `kinds` (``image``, ``audio``)."""
     from labkit.loading.prepare import Prepared
 
     prepared = Prepared.of(model)
@@ -175,7 +175,7 @@ def _source_of(spec: ModelSpec) -> str:
 
 
 def _base_of(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
-    """The unquantized model that a quantized folder was made of, by its manifest; every table needs its row."""
+    """The unquantized model of a quantized folder, from its manifest; every table needs its row."""
     from labkit.models.checkpoint import folder_fingerprint
 
     needed = f"{spec.name} is compared with the unquantized {facts['name']}, which it was made of"
@@ -189,7 +189,7 @@ def _base_of(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
 
 
 def _unquantized_for(prepared: Prepared) -> str:
-    """fp32, or bf16 where a GPU's memory would not hold the model in FP32."""
+    """fp32, or bf16 where the model in FP32 does not fit in a GPU's memory."""
     if prepared.devices[0].type == "cpu":
         return "fp32"
     import torch
@@ -200,7 +200,7 @@ def _unquantized_for(prepared: Prepared) -> str:
 
 
 def _check_plans(prepared: Prepared, plans: Sequence[QuantizationPlan]) -> None:
-    """Lay every plan over the model, for its devices; look at the files."""
+    """Resolve every plan on the model, for its devices, and check the files."""
     prepared.check_files(contents=False)  # the measuring process compares their hashes
     for plan in plans:
         try:
@@ -222,7 +222,7 @@ def _check_items(split: str, count: int, seed: int | None, model: str, modalitie
 
 
 def lab_version() -> str:
-    """This lab's version, for settings."""
+    """The version of labkit, for settings."""
     from labkit import __version__
 
     return __version__

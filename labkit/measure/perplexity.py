@@ -1,10 +1,4 @@
-"""Plans beside each other on a language model: perplexity of text, and divergence from the unquantized model.
-
-``labkit.compare_perplexity("./my-llama", "int4,gptq,awq", datasets=Datasets(text="book.txt"))`` calibrates each plan
-on the first part of the text, and measures it on the last, which no plan has seen. Losses are compared sequence by
-sequence, so that what is hard for every plan falls out. Each record is kept as soon as it exists: the same call
-continues, and further plans are added to what is there.
-"""
+"""Compares plans on a language model: perplexity of text, and divergence from the unquantized model."""
 
 from __future__ import annotations
 
@@ -83,21 +77,27 @@ def compare_perplexity(
 ) -> Perplexities:
     """Measure the perplexity of a model under plans that are all calibrated on the same text.
 
+        compare_perplexity("./my-llama", "int4,gptq,awq", datasets=Datasets(text="book.txt"))
+
+    Plans are calibrated on the first part of the text and measured on the last. Losses are compared sequence by
+    sequence, so the difficulty of a sequence cancels out. Each record is stored as soon as it exists: the same call
+    continues, and further plans are added.
+
     Args:
         model: a checkpoint's folder, or a hub id: any language model.
-        plans: names of presets, plan files, or candidates as ``gptq-3bit`` or ``gptq:dampening_frac=0.05``, which are
-            laid on every Linear; a text with commas between them, or a list.
+        plans: names of presets, plan files, or candidates such as ``gptq-3bit`` or ``gptq:dampening_frac=0.05`` for
+            every Linear; a string with commas between them, or a list.
         datasets: the text and how much of it (`labkit.loading.datasets`); its ``seed`` draws other
             sequences to calibrate on.
         dtype: of what is not quantized, and of the unquantized model.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: CPU threads (default: as torch has them).
-        output: a folder; what is measured there already with the same settings is kept (default:
+        threads: CPU threads (default: torch's).
+        output: a folder; measurements in it with the same settings are kept (default:
             ``results/perplexity-MODEL``).
-        progress: say on standard error what is being done.
+        progress: report each step on standard error.
 
     Raises:
-        LabError: no text, an unknown plan, or whatever else cannot work, before anything is measured.
+        LabError: no text, an unknown plan, or another wrong argument, before anything is measured.
     """
     import torch
 
@@ -111,7 +111,7 @@ def compare_perplexity(
     if dtype not in DTYPES:
         raise LabError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     spec = get_spec(model)
-    chosen = [replace(entry, default=dtype) for entry in plans_of(plans)]
+    chosen = [replace(plan, default=dtype) for plan in plans_of(plans)]
     folder = RecordFolder(
         Path(output or Path("results") / f"perplexity-{Path(spec.name).name}"), "perplexities"
     )
@@ -124,7 +124,7 @@ def compare_perplexity(
     probe = folder.path / "probe.safetensors"
     evaluator = PlanEvaluator(spec, datasets, str(probe), device, folder, dtype)
     settings["device"] = evaluator.device.type
-    resolved = [evaluator.prepared.resolve(plan) for plan in chosen]  # refused before anything is measured
+    resolved = [evaluator.prepared.resolve(plan) for plan in chosen]  # raises before anything is measured
     folder.open(settings)
     if not probe.is_file():
         _say("the unquantized model answers", progress)
@@ -138,9 +138,9 @@ def compare_perplexity(
     for record in records:
         for name in ("key", "searched", "judged", "predicted_kl"):
             record.pop(name)
-    found = Perplexities(settings, records, environment=environment())
-    found.save(folder.path)
-    return found
+    result = Perplexities(settings, records, environment=environment())
+    result.save(folder.path)
+    return result
 
 
 def plans_of(plans: str | Sequence[str | os.PathLike]) -> list[QuantizationPlan]:
@@ -151,7 +151,7 @@ def plans_of(plans: str | Sequence[str | os.PathLike]) -> list[QuantizationPlan]
     """
     if isinstance(plans, str):
         plans = split_candidates(plans)
-    return [_plan_of(str(plan)) for plan in plans]
+    return [_plan_of(str(entry)) for entry in plans]
 
 
 def _plan_of(text: str) -> QuantizationPlan:

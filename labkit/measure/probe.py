@@ -1,8 +1,6 @@
-"""How far a model's distributions are from the unquantized one's: KL divergence, token by token.
+"""KL divergence, token by token, of a model's distributions from the unquantized model's.
 
-A probe is what is asked, and what the unquantized model says to it: for a phone agent PhoneTap's calibration
-items with the answers it gives, compared at the answer's tokens; for any language model sequences of text,
-compared everywhere. Unlike the share of right taps, it changes smoothly, so few items tell two plans apart.
+Unlike the share of right taps it changes smoothly, so few items distinguish two plans.
 """
 
 from __future__ import annotations
@@ -30,13 +28,16 @@ from labkit.plans.sequential import run_model, to_device
 
 @dataclass
 class Probe:
-    """Batches of inputs and the unquantized model's answer to each.
+    """Batches of inputs and the unquantized model's distributions for each.
+
+    For a phone agent: PhoneTap's calibration items with the model's answers, compared at the tokens of the answers.
+    For any language model: sequences of text, compared at every token.
 
     Attributes:
         inputs: arguments of the model, one mapping a batch.
-        lengths: for each batch and row how many of the last distributions are compared.
+        lengths: for each batch and row, how many distributions at the end are compared.
         skipped: distributions after those, at the end of each row (of the last token, which nothing follows).
-        log_probs: the unquantized model's, for each batch [compared tokens of all rows, vocabulary], fp16.
+        log_probs: of the unquantized model, for each batch [compared tokens of all rows, vocabulary], fp16.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -46,25 +47,25 @@ class Probe:
 
     @property
     def tokens(self) -> int:
-        """How many distributions are compared."""
+        """The number of distributions that are compared."""
         return sum(map(sum, self.lengths))
 
     @torch.inference_mode()
     def log_probs_of(self, model: nn.Module, index: int) -> Tensor:
-        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, where the model is."""
+        """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, on the model's device."""
         lengths = self.lengths[index]
-        kept = max(lengths) + self.skipped
+        count = max(lengths) + self.skipped
         batch = to_device(self.inputs[index], next(model.parameters()).device)
         if keeps_logits(model):
-            batch = {**batch, "logits_to_keep": kept}
-        logits = run_model(model, batch).logits[:, -kept:]
-        end = kept - self.skipped
+            batch = {**batch, "logits_to_keep": count}
+        logits = run_model(model, batch).logits[:, -count:]
+        end = count - self.skipped
         rows = [row[end - length : end] for row, length in zip(logits, lengths)]
         return torch.cat(rows).float().log_softmax(-1)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the probe to a safetensors file, whole or not at all."""
-        tensors = {f"log_probs.{index}": one for index, one in enumerate(self.log_probs)}
+        tensors = {f"log_probs.{index}": tensor for index, tensor in enumerate(self.log_probs)}
         for index, batch in enumerate(self.inputs):
             tensors |= {f"inputs.{index}.{key}": value.contiguous() for key, value in batch.items()}
         facts = {"lengths": json.dumps(self.lengths), "skipped": str(self.skipped)}
@@ -91,19 +92,19 @@ class Probe:
             ) from None
 
     def remember(self, model: nn.Module) -> Probe:
-        """Take down the distributions of ``model``, the unquantized one; returns the probe itself."""
+        """Store the distributions of ``model``, the unquantized one; returns the probe itself."""
         self.log_probs = [self.log_probs_of(model, index).half().cpu() for index in range(len(self.inputs))]
         return self
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """What `divergence` finds.
+    """The result of `divergence`.
 
     Attributes:
         kl: mean Kullback-Leibler divergence of the quantized from the unquantized distributions, nats a token.
-        agreement: share of tokens at which both think the same token likeliest.
-        tokens: distributions compared.
+        agreement: share of tokens at which both have the same most likely token.
+        tokens: number of distributions compared.
     """
 
     kl: float
@@ -112,34 +113,34 @@ class Divergence:
 
 
 def divergence(model: nn.Module, probe: Probe) -> Divergence:
-    """How far the distributions of ``model`` are from those the probe remembers.
+    """The divergence of the distributions of ``model`` from those of the probe.
 
     Raises:
-        LabError: the model's are not finite.
+        LabError: the model's logits are not finite.
     """
     return divergence_of(probe, lambda index: probe.log_probs_of(model, index))
 
 
 def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Divergence:
-    """The same, given a function from a batch's number to log-probabilities; None: as remembered."""
+    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's."""
     total, same = 0.0, 0
     for index, reference in enumerate(probe.log_probs):
-        found = log_probs(index)
-        if found is None:
+        actual = log_probs(index)
+        if actual is None:
             same += len(reference)
             continue
-        expected = reference.to(found.device).float()
-        # both sum to one but for rounding to fp16: what is missing would look like divergence
-        gap = expected.exp() * (expected - found) + found.exp() - expected.exp()
+        expected = reference.to(actual.device).float()
+        # fp16 rounding keeps the sums from being exactly one: without the difference it would count as divergence
+        gap = expected.exp() * (expected - actual) + actual.exp() - expected.exp()
         total += float(gap.sum(dtype=torch.float64))
-        same += int((expected.argmax(-1) == found.argmax(-1)).sum())
+        same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     if not math.isfinite(total):
         raise LabError("the quantized model's logits are not finite: try a plan with bf16 or fp32 as default")
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 
 def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Probe:
-    """A probe of PhoneTap items: the answers that ``engine``, unquantized, gives, with its distributions."""
+    """A probe of PhoneTap items: the answers of the unquantized ``engine``, with its distributions."""
     limit = MAX_NEW_TOKENS[False]
     inputs, lengths = [], []
     for start in range(0, len(items), batch_size):
@@ -155,7 +156,7 @@ def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Prob
 
 
 def probe_of(engine: Any, datasets: Datasets) -> Probe:
-    """The probe of the unquantized ``engine``: of a text if ``datasets`` has one, else of PhoneTap's items."""
+    """The probe of the unquantized ``engine``: from the text of ``datasets`` if any, else from PhoneTap items."""
     if datasets.text is not None:
         return text_probe(engine.model, datasets.sequences(engine.tokenizer, "probe").split(4))
     return answer_probe(engine, datasets.items("probe", engine.modalities))
@@ -163,15 +164,15 @@ def probe_of(engine: Any, datasets: Datasets) -> Probe:
 
 def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:
     """A probe of text: token ids [B, L] without padding, compared at every position; ``model`` unquantized."""
-    batches = [{"input_ids": sequence} for sequence in sequences]
+    batches = [{"input_ids": ids} for ids in sequences]
     lengths = [[batch["input_ids"].shape[1]] * batch["input_ids"].shape[0] for batch in batches]
     return Probe(batches, lengths, skipped=0).remember(model)
 
 
 @torch.inference_mode()
 def sequence_losses(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> list[float]:
-    """Of sequences of token ids [n, L] without padding: the mean negative log-likelihood, in nats, of each next
-    token, one number a sequence. The exponential of their mean is the perplexity."""
+    """The mean negative log-likelihood of the next token, in nats, for each sequence of token ids [n, L] without
+    padding. The exponential of the mean over sequences is the perplexity."""
     device = next(model.parameters()).device
     losses: list[float] = []
     for batch in sequences.split(batch_size):
@@ -184,5 +185,5 @@ def sequence_losses(model: nn.Module, sequences: Tensor, batch_size: int = 4) ->
 
 
 def perplexity_of(losses: Sequence[float]) -> float:
-    """The perplexity of sequences of equal length with these losses."""
+    """The perplexity of sequences of equal length from their losses."""
     return math.exp(math.fsum(losses) / len(losses))

@@ -1,9 +1,4 @@
-"""Quality of one engine on PhoneTap items: does the tap land?
-
-Answers are generated in batches (quality does not depend on time; latency is measured elsewhere, one request
-at a time). Every answer becomes one plain record; rates and intervals are worked out from the records alone.
-The engine is any object with ``generate(messages, …)`` and, better, ``generate_batch(list of messages, …)``.
-"""
+"""Quality of one engine on PhoneTap items: one plain record an answer, from which rates and intervals follow."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,8 +28,9 @@ def evaluate(
     completion_tokens, finish_reason, latency_s`` (its batch's time divided by the batch's size) and the
     fields of `labkit.phonetap.Score`: ``parsed, click, success, distance, dx, dy``.
 
-    Items whose id is in a record of `done` are not asked again: pass what an interrupted run kept.
-    `on_record` sees every new record as soon as it exists. `score` is PhoneTap's unless given.
+    `engine` is any object with ``generate(messages, …)`` and, for batches, ``generate_batch(list of messages, …)``.
+    Items with a record in `done`, as an interrupted run leaves them, are not answered again.
+    `on_record` gets every new record as soon as it exists. `score` defaults to PhoneTap's.
     Raises ValueError for a batch size below one and for items that share an id.
     """
     if batch_size < 1:

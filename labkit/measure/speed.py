@@ -1,7 +1,6 @@
-"""How fast this machine moves bytes, multiplies, and multiplies by quantized weights: small measurements.
+"""Measures this machine: bytes moved, operations and products with quantized weights a second.
 
-Every figure is the median of several calls after a warm-up; on a GPU the clock stops when the work is done. They take
-seconds, and say what the machine could do, not what an engine does.
+The figures take seconds to measure, and show what the machine can do, not what an engine does.
 """
 
 import statistics
@@ -18,7 +17,7 @@ BUFFER_BYTES = 128 * 2**20
 
 
 def median_s(run: Callable[[], object], device: str = "cpu", repeats: int = 7) -> float:
-    """Seconds of one call: the median of ``repeats``, after two that are not counted."""
+    """Seconds of one call: the median of ``repeats`` calls after two for warm-up; on a GPU, until its work is done."""
     spent = []
     for number in range(repeats + 2):
         _finish(device)
@@ -31,14 +30,14 @@ def median_s(run: Callable[[], object], device: str = "cpu", repeats: int = 7) -
 
 
 def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
-    """Bytes a second that memory moves: a copy, which reads each byte once and writes it once."""
+    """Bytes a second that memory moves in a copy, which reads and writes each byte once."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / median_s(lambda: target.copy_(source), device)
 
 
 def flops(device: str = "cpu", side: int = 1024) -> float:
-    """Operations a second of a square matrix product, 2 * side³ of them, in fp32 or bf16: the faster of the two."""
+    """Operations a second of a square matrix product (2 * side³ operations), in fp32 or bf16, whichever is faster."""
     spent = []
     for dtype in (torch.float32, torch.bfloat16):
         left = torch.randn(side, side, device=device).to(dtype)
@@ -58,24 +57,24 @@ def products(
 ) -> dict[str, list[tuple[int, float]]]:
     """Scheme -> (rows, seconds) of one Linear of random weights.
 
-    rows: of the input: 1 is decoding for one person, hundreds are reading a prompt. size: output and input features.
+    rows: of the input: 1 for decoding one conversation, hundreds for a prompt. size: output and input features.
     Raises SchemeError for a scheme that cannot take this Linear here.
     """
     if not isinstance(schemes, Mapping):
-        known = [get_scheme(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]
-        schemes = {scheme.name: scheme for scheme in known}
+        resolved = [get_scheme(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]
+        schemes = {scheme.name: scheme for scheme in resolved}
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(size[1], size[0], bias=False)
     linear.weight.copy_(torch.randn(size, generator=generator) * 0.03)
     linear.to(device=device, dtype=dtype)
-    found: dict[str, list[tuple[int, float]]] = {}
+    timings: dict[str, list[tuple[int, float]]] = {}
     for name, scheme in schemes.items():
         module = scheme.quantize_linear(linear, device=device, dtype=dtype)
         for count in rows:
-            given = torch.randn(count, size[1], generator=generator).to(device=device, dtype=dtype)
-            spent = median_s(lambda module=module, given=given: module(given), device)
-            found.setdefault(name, []).append((count, spent))
-    return found
+            inputs = torch.randn(count, size[1], generator=generator).to(device=device, dtype=dtype)
+            spent = median_s(lambda module=module, inputs=inputs: module(inputs), device)
+            timings.setdefault(name, []).append((count, spent))
+    return timings
 
 
 def _finish(device: str) -> None:

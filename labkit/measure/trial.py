@@ -1,4 +1,4 @@
-"""One Linear under one scheme: its inputs, what the scheme makes of it, and the model with that in its place."""
+"""One Linear under one scheme: its inputs, the quantized module, and the model with that module in its place."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from labkit.quantization.shorthand import parse_candidate
 from labkit.quantization.statistics import InputStatistics
 
 CALIBRATION_ITEMS = 8
-"""Enough to see what calibration does, in a few seconds."""
+"""Enough items to show the effect of calibration, in a few seconds."""
 MOST_BYTES = 2**30
-"""Of the inputs' second moments that are held at a time."""
+"""Limit for the second moments of inputs that are held at a time."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a scheme makes of one module.
+    """One module before and after quantization by a scheme.
 
     Attributes:
         scheme: the scheme.
-        original: the module as it is loaded, a Linear or another that the scheme replaces.
-        module: what would stand in its place.
+        original: the loaded module, a Linear or another kind that the scheme replaces.
+        module: its replacement.
     """
 
     scheme: Scheme
@@ -49,7 +49,7 @@ class TrialResult:
 
     @cached_property
     def after(self) -> Tensor:
-        """The weight that is multiplied by afterwards [N, K] fp32, on the CPU."""
+        """The weight of the replacement, dequantized [N, K] fp32, on the CPU."""
         dequantize = getattr(self.module, "dequantize", None)
         weight = dequantize(torch.float32) if dequantize else self.module.weight
         return weight.detach().float().cpu()
@@ -71,17 +71,17 @@ class TrialResult:
 
     @property
     def bytes_before(self) -> int:
-        """Of the module as it is loaded, bias included."""
+        """Bytes of the loaded module, with its bias."""
         return resident_bytes(self.original)
 
     @property
     def bytes_after(self) -> int:
-        """Of the module in its place, bias included."""
+        """Bytes of the replacement, with its bias."""
         return resident_bytes(self.module)
 
     @property
     def bits(self) -> float:
-        """Bits a weight, scales and bias included."""
+        """Bits a weight, with scales and bias."""
         return 8 * self.bytes_after / self.before.numel()
 
 
@@ -89,12 +89,12 @@ class TrialResult:
 def try_scheme(
     module: nn.Module, scheme: Scheme | str, statistics: InputStatistics | None = None
 ) -> TrialResult:
-    """What ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.quantization.shorthand`) makes of ``module``.
+    """Quantize ``module`` by ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.quantization.shorthand`).
 
-    ``statistics`` of its inputs are for schemes that calibrate. Nothing of the model is changed.
+    ``statistics`` of its inputs are for schemes that calibrate. The model does not change.
 
     Raises:
-        SchemeError: it cannot take the module, or wants statistics.
+        SchemeError: the scheme does not support the module, or requires statistics.
     """
     scheme = parse_candidate(scheme) if isinstance(scheme, str) else scheme
     return TrialResult(scheme, module, scheme.quantize_module(module, statistics=statistics))
@@ -127,10 +127,10 @@ def linears_by_part(engine: Engine) -> dict[str, list[str]]:
 def calibration_statistics(
     engine: Engine, names: Sequence[str], items: int = CALIBRATION_ITEMS
 ) -> dict[str, InputStatistics]:
-    """Name -> second moments of the Linear's inputs on calibration items, with the model as it is.
+    """Name -> second moments of the Linear's inputs on calibration items, in the current model.
 
     Raises:
-        LabError: together they would take more than `MOST_BYTES`, or no item comes to one of the Linears.
+        LabError: together they take more than `MOST_BYTES`, or no item reaches one of the Linears.
     """
     size = sum(moment_bytes(find_linear(engine.model, name)) for name in names)
     if size > MOST_BYTES and len(names) > 1:
@@ -153,7 +153,7 @@ def moment_bytes(linear: nn.Linear) -> int:
 
 @contextlib.contextmanager
 def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """``model`` with other modules in some places; when the block ends, and if it fails, all is as before."""
+    """``model`` with ``modules`` in place of those with the same names; restores them when the block ends or fails."""
     places = find_places(model, set(modules))
     originals = {name: model.get_submodule(name) for name in modules}
     try:
@@ -168,6 +168,6 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.
 
 
 def answer(engine: Engine, item: Any, modules: Mapping[str, nn.Module], **options: Any) -> Any:
-    """The engine's `Generation` for a PhoneTap item while ``modules`` stand in their Linears' places."""
+    """The engine's `Generation` for a PhoneTap item with ``modules`` in place of their Linears."""
     with replaced(engine.model, modules):
         return engine.generate(item.messages(), **{"max_new_tokens": 64, **options})

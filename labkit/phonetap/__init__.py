@@ -1,4 +1,4 @@
-"""PhoneTap: synthetic phone screens with exact ground truth, and the question whether the tap lands. No torch."""
+"""PhoneTap: synthetic phone screens with exact ground truth, to measure whether a model's taps land. No torch."""
 
 from labkit.common.errors import ScreenError
 from labkit.phonetap.agent import PhoneScore, Run, Turn, evaluate, run

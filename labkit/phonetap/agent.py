@@ -1,4 +1,4 @@
-"""The loop: look at the phone, ask the model, do what it says, until the task is done."""
+"""The agent loop: look at the phone, ask the model, carry out its action, until the task is done."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MAX_TURNS = 12
 
 
 class Asks(Protocol):
-    """What the loop asks: `labkit.client.Client`, or anything with its `ask`."""
+    """The client that the loop asks: `labkit.client.Client`, or any object with its `ask`."""
 
     def ask(self, text: str | None = None, **options: Any) -> Any:
-        """An answer with ``text`` and ``reasoning``."""
+        """Return an answer with ``text`` and ``reasoning``."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One look, one answer, one action: what was seen and asked, what came, what happened."""
+    """One turn of the loop: screen and instruction, the model's answer, its action and the effect."""
 
     picture: Image.Image = field(repr=False)
     instruction: str
@@ -38,12 +38,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Run:
-    """A task that was tried.
+    """One attempt at a task.
 
     Attributes:
-        turns: what happened, one by one.
-        done: the phone is where the task leads.
-        steps_done: how many steps were.
+        turns: the turns, in order.
+        done: the phone reached the task's last place.
+        steps_done: number of steps that succeeded.
     """
 
     task: Task
@@ -54,7 +54,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PhoneScore:
-    """Task success over many tasks, with its 95 % interval (Wilson), and the share of steps that were done."""
+    """Task success over many tasks, with its 95 % interval (Wilson), and the share of steps that succeeded."""
 
     runs: tuple[Run, ...] = field(repr=False)
     success: float
@@ -75,14 +75,14 @@ def run(
     """Let a model do a task.
 
     Args:
-        client: who is asked.
-        guided: the model is told one step at a time, as the pocket model was trained; it fails at the first step
-            that goes wrong. False tells it the whole goal with its own earlier turns, as AutoGLM is used; it ends
-            when it says ``finish``.
+        client: the client of the model's service.
+        guided: give the model one step at a time, as the pocket model was trained; the run ends at the first wrong
+            step. False gives it the whole goal and its own earlier turns, as AutoGLM is used; the run ends when it
+            answers ``finish``.
         thinking: let it think before each answer.
-        max_turns: most turns without guidance.
-        on_turn: told each turn as it ends.
-        parameters: of the service.
+        max_turns: limit of turns if not guided.
+        on_turn: called with each turn as it ends.
+        parameters: passed on to ``client.ask``.
     """
     phone, turns = task.phone(), []
     driver = _guided if guided else _by_itself
@@ -111,16 +111,16 @@ def _by_itself(client: Asks, phone: Phone, task: Task, limit: int, options: dict
     history: list[dict[str, Any]] = []
     for number in range(limit):
         picture = phone.picture()
-        told = task.goal if number == 0 else "** Screen Info **"
-        reply = client.ask(told, image=picture, messages=history, **options)
+        instruction = task.goal if number == 0 else "** Screen Info **"
+        reply = client.ask(instruction, image=picture, messages=history, **options)
         action = parse_answer(reply.text).action
         happened = phone.do(action) if action is not None else "the answer holds no action"
         right = phone.place == task.steps[-1].place
-        yield Turn(picture, told, reply.text, reply.reasoning, action, happened, right)
+        yield Turn(picture, instruction, reply.text, reply.reasoning, action, happened, right)
         if action is None or action.name == "finish":
             return
         # Earlier pictures are left out, as AutoGLM's own client does: they would fill the context.
-        history += [{"role": "user", "content": told}, {"role": "assistant", "content": reply.text}]
+        history += [{"role": "user", "content": instruction}, {"role": "assistant", "content": reply.text}]
 
 
 def evaluate(client: Asks, tasks: Sequence[Task], *, progress: bool = True, **options: Any) -> PhoneScore:
@@ -131,6 +131,6 @@ def evaluate(client: Asks, tasks: Sequence[Task], *, progress: bool = True, **op
         run(client, task, **options)
         for task in tqdm(tasks, desc="tasks", unit=" tasks", disable=not progress)
     )
-    done = sum(run.done for run in runs)
-    steps = sum(run.steps_done for run in runs) / sum(len(run.task.steps) for run in runs)
+    done = sum(result.done for result in runs)
+    steps = sum(result.steps_done for result in runs) / sum(len(result.task.steps) for result in runs)
     return PhoneScore(runs, done / len(runs), wilson_interval(done, len(runs)), steps)

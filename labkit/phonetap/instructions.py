@@ -312,30 +312,30 @@ _THOUGHTS = {
     "name": ("要读出这个位置的文字。", "Read what is there."),
 }
 DESCRIPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "zh": {zh: said for zh, _, said, _ in words.CONCEPTS if said},
-    "en": {en: said for _, en, _, said in words.CONCEPTS if said},
+    "zh": {zh: description for zh, _, description, _ in words.CONCEPTS if description},
+    "en": {en: description for _, en, _, description in words.CONCEPTS if description},
 }
 
 
 def spoken_texts(rng: random.Random, lang: str, part: str, count: int) -> list[Instruction]:
     """Instructions for speech: taps by label and icon, launches, typing and fixed requests, in that order of frequency."""
-    found = []
+    drawn = []
     for _ in range(count):
         draw = rng.random()
         if draw < 0.78:
             kind = rng.choice(("app", "app", "setting", "contact", "menu", "chip", "button", "tab"))
             label = words.sample_labels(rng, kind, lang, 1, part)[0]
-            found.append(tap(rng, label, lang, part, spoken=True))
+            drawn.append(tap(rng, label, lang, part, spoken=True))
         elif draw < 0.86:
-            found.append(icon(rng, rng.choice(tuple(words.ICONS)), lang, part, spoken=True))
+            drawn.append(icon(rng, rng.choice(tuple(words.ICONS)), lang, part, spoken=True))
         elif draw < 0.90:
-            found.append(
+            drawn.append(
                 launch(rng, words.sample_labels(rng, "app", lang, 1, part)[0], lang, part, spoken=True)
             )
         elif draw < 0.93:
-            found.append(
+            drawn.append(
                 type_text(rng, words.sample_labels(rng, "chip", lang, 1, part)[0], lang, part, spoken=True)
             )
         else:
-            found.append(fixed(rng, rng.choice(FIXED_TASKS), lang, part, spoken=True))
-    return found
+            drawn.append(fixed(rng, rng.choice(FIXED_TASKS), lang, part, spoken=True))
+    return drawn

@@ -1,13 +1,10 @@
-"""PhoneTap: does the tap land? Benchmark items made from seeds, in three splits.
+"""Items of the PhoneTap benchmark, generated from seeds in three splits; boxes and points in thousandths of the screen.
 
-- `typed`: a screen in the test style and a typed request in words that training never used: taps by label or by
-  icon, swipes, launches, typing, back, home, waiting, questions.
-- `spoken`: the same, asked by a shipped recording of a speaker that training never heard, on a screen that shows what
-  it asks for.
-- `hard`: small labels, twenty and more elements, look-alike names, pop-ups, requests that say what instead of where;
-  and the aim must be fine: what is to be hit is no larger than `FINE_TARGET` around the element's middle.
-
-The right answer to a tap is a box; `action` taps its centre. Boxes and points are in thousandths of the screen.
+- `typed`: a screen in the test style and a typed request in held-out wording: taps by label or by icon, swipes,
+  launches, typing, back, home, waiting, questions.
+- `spoken`: the same, asked by a shipped recording of a speaker who is not in the training data.
+- `hard`: small labels, twenty and more elements, look-alike names, pop-ups, requests that describe an element instead
+  of naming it; a tap must hit the element's middle, within `FINE_TARGET`.
 """
 
 from __future__ import annotations
@@ -28,9 +25,9 @@ PARTS = ("train", "calibration", "test")
 SIZE = (224, 476)
 STANDARD_SEED = 0
 FINE_TARGET = (30.0, 6.0)
-"""Width and height in thousandths of the screen that a hard target has at most: 32 x 14 pixels of a phone's 1080 x 2400,
-the height of small print's letters; a quarter of ScreenSpot-Pro's mean target (Li et al., 2025). So fine that even the
-unquantized pocket model misses some: what every plan hits tells no plans apart."""
+"""Largest width and height of a hard target in thousandths of the screen: 32 x 14 pixels of a phone's 1080 x 2400, the
+letter height of small print; a quarter of ScreenSpot-Pro's mean target (Li et al., 2025). Even the unquantized pocket
+model misses some of these: targets that every plan hits cannot tell plans apart."""
 _SCREENS_FOR = {
     "app": ("home", "menu"), "setting": ("settings", "menu"), "contact": ("contacts", "messages"),
     "menu": ("menu", "settings"), "chip": ("search",), "button": ("dialog", "detail"), "tab": ("menu",),
@@ -40,11 +37,11 @@ _TARGETLESS = tuple(task for task in instructions.FIXED_TASKS if task not in ("w
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its right answer.
+    """One question with its right answer; `action` taps the centre of `box`.
 
-    `box` (x0, y0, x1, y1 in thousandths), `target` (label or icon name) and `target_kind` are None where nothing is to
-    be tapped. `task` is tap, icon, what, launch, type or a fixed request; `group` says how strange a spoken item's
-    speaker is.
+    `box` (x0, y0, x1, y1 in thousandths), `target` (label or icon name) and `target_kind` are None if the answer
+    is no tap. `task` is tap, icon, what, launch, type or a fixed request; `group` is the `Recording.group`
+    of a spoken item.
     """
 
     id: str
@@ -77,7 +74,7 @@ def box_of(element: Element, size: tuple[int, int]) -> tuple[float, float, float
 
 
 def fine_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The middle of a tap box, cut to at most `FINE_TARGET`; all in thousandths."""
+    """The middle of a tap box, at most `FINE_TARGET` large; all in thousandths."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     wide, tall = (min(a, b) for a, b in zip((box[2] - box[0], box[3] - box[1]), FINE_TARGET, strict=True))
     return (x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2)
@@ -100,7 +97,7 @@ def items(
     """`count` items of a split ("all": typed, spoken and hard in turn), the same for the same arguments.
 
     seed None is the standard set; another seed draws other items (spoken ones use the shipped recordings on new
-    screens). part: "test" for reporting; "calibration" for calibrating and searching; test items never calibrate.
+    screens). part: "test" for reporting; "calibration" for calibrating and searching, which never use test items.
     size: the screens' pixels (default 224 x 476). Screens are drawn when their image is first used.
     """
     if split != "all" and split not in SPLITS:
@@ -112,9 +109,9 @@ def items(
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise LabError(f"seed must be a whole number of 0 or more; it is {seed!r}")
     base = STANDARD_SEED if seed is None else seed
-    wanted = SPLITS if split == "all" else (split,)
-    streams = {name: _stream(name, base, part, size or SIZE) for name in wanted}
-    return [next(streams[wanted[number % len(wanted)]]) for number in range(count)]
+    splits = SPLITS if split == "all" else (split,)
+    streams = {name: _stream(name, base, part, size or SIZE) for name in splits}
+    return [next(streams[splits[number % len(splits)]]) for number in range(count)]
 
 
 def _stream(split: str, seed: int, part: str, size: tuple[int, int]) -> Iterator[Item]:
@@ -124,9 +121,9 @@ def _stream(split: str, seed: int, part: str, size: tuple[int, int]) -> Iterator
     while True:
         rng = random.Random(f"{part} {split} {seed} {number}")
         name = f"{part}-{split}-{seed}-{number:05d}"
-        found = _spoken(rng, next(spoken), name, part, size) if spoken else make(rng, name, part, size)
-        if found is not None:
-            yield found
+        item = _spoken(rng, next(spoken), name, part, size) if spoken else make(rng, name, part, size)
+        if item is not None:
+            yield item
         number += 1
 
 
@@ -143,16 +140,16 @@ def _screen_seed(rng: random.Random) -> int:
     return rng.getrandbits(48)
 
 
-def _item(name, split, asked, screen, element=None, recording=None) -> Item:
+def _item(name, split, instruction, screen, element=None, recording=None) -> Item:
     box = box_of(element, screen.size) if element else None
     return Item(
-        id=name, split=split, lang=asked.lang, task=asked.task,
+        id=name, split=split, lang=instruction.lang, task=instruction.task,
         target=element.label if element else None,
         target_kind=element.kind if element else None,
-        instruction=asked.text,
+        instruction=instruction.text,
         recording=recording.id if recording else None, group=recording.group if recording else None,
         screen=screen,
-        action=tap_action(element, screen.size) if element else asked.action,
+        action=tap_action(element, screen.size) if element else instruction.action,
         box=fine_box(box) if box and split == "hard" else box,
     )  # fmt: skip
 
@@ -172,14 +169,16 @@ def _typed(rng: random.Random, name: str, part: str, size: tuple[int, int]) -> I
         return _item(name, "typed", make(rng, element.label, lang, part), screen, element)
     task = rng.choice(("fixed", "fixed", "launch", "type", "talk"))
     if task == "launch":
-        asked = instructions.launch(rng, words.sample_labels(rng, "app", lang, 1, part)[0], lang, part)
+        instruction = instructions.launch(rng, words.sample_labels(rng, "app", lang, 1, part)[0], lang, part)
     elif task == "type":
-        asked = instructions.type_text(rng, words.sample_labels(rng, "chip", lang, 1, part)[0], lang, part)
+        instruction = instructions.type_text(
+            rng, words.sample_labels(rng, "chip", lang, 1, part)[0], lang, part
+        )
     else:
-        asked = instructions.fixed(
+        instruction = instructions.fixed(
             rng, rng.choice(_TARGETLESS if task == "fixed" else ("who", "done")), lang, part
         )
-    return _item(name, "typed", asked, screen)
+    return _item(name, "typed", instruction, screen)
 
 
 def _hard(rng: random.Random, name: str, part: str, size: tuple[int, int]) -> Item | None:
@@ -215,18 +214,18 @@ def _kinds_for(label: str, lang: str) -> tuple[str, ...]:
 def _spoken(
     rng: random.Random, recording: Recording, name: str, part: str, size: tuple[int, int]
 ) -> Item | None:
-    asked = instructions.Instruction(
+    instruction = instructions.Instruction(
         recording.text, recording.lang, recording.task, recording.target, recording.action
     )
     if recording.target is None:
         screen = draw_screen(_screen_seed(rng), size=size, style="test", part=part, lang=recording.lang)
-        return _item(name, "spoken", asked, screen, recording=recording)
+        return _item(name, "spoken", instruction, screen, recording=recording)
     if recording.task == "icon":
         for _ in range(200):
             screen = draw_screen(_screen_seed(rng), size=size, style="test", part=part, lang=recording.lang)
-            found = [e for e in screen.elements if e.kind == "icon" and e.label == recording.target]
-            if found:
-                return _item(name, "spoken", asked, screen, found[0], recording)
+            icons = [e for e in screen.elements if e.kind == "icon" and e.label == recording.target]
+            if icons:
+                return _item(name, "spoken", instruction, screen, icons[0], recording)
         return None
     kind = rng.choice(_kinds_for(recording.target, recording.lang))
     try:
@@ -235,4 +234,4 @@ def _spoken(
         )
     except ScreenError:
         return None
-    return _item(name, "spoken", asked, screen, screen.find(recording.target), recording)
+    return _item(name, "spoken", instruction, screen, screen.find(recording.target), recording)

@@ -1,7 +1,7 @@
 """A phone made of PhoneTap's screens: apps open, lists lead to pages, fields take text, back goes back.
 
-It is a tree of screens drawn from seeds: every place on it is known by the way that leads there, so what an action
-does is exact, and the same on every machine.
+It is a tree of screens drawn from seeds. The way to a place identifies it, so the effect of every action is exact, and
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _APPS = {
 }
 _LISTS = ("settings", "contacts", "messages", "menu")
 LEAST_SWIPE = 100
-"""Thousandths of the screen that a finger must move for the page to follow."""
+"""Shortest swipe that scrolls, in thousandths of the screen."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Phone:
     """One phone.
 
     Args:
-        seed: which one: another home screen, other apps, other lists.
+        seed: decides home screen, apps and lists.
         lang: ``zh`` or ``en``.
         size: pixels of its screen.
     """
@@ -56,7 +56,7 @@ class Phone:
 
     @property
     def place(self) -> Place:
-        """Where it is."""
+        """The current place."""
         return self._stack[-1]
 
     @cached_property
@@ -65,7 +65,7 @@ class Phone:
 
     @property
     def screen(self) -> Screen:
-        """What it shows, without what was typed."""
+        """The current screen, without typed text."""
         plain = replace(self.place, typed="")
         if plain not in self._drawn:
             name = f"{self.seed} {plain.kind} {plain.scrolled} {'/'.join(plain.way)}"
@@ -76,7 +76,7 @@ class Phone:
         return self._drawn[plain]
 
     def picture(self) -> Image.Image:
-        """What a camera would see: the screen, with what was typed in its field."""
+        """The screenshot, with typed text in its field."""
         field = self.field
         if not self.place.typed or field is None:
             return self.screen.image
@@ -89,17 +89,17 @@ class Phone:
 
     @property
     def field(self) -> Element | None:
-        """The field that takes text, if there is one."""
+        """The screen's text field, or None."""
         return next((element for element in self.screen.elements if element.role == "field"), None)
 
     def at(self, point: tuple[int, int]) -> Element | None:
-        """The element under a finger, in thousandths of the screen; the smallest if several lie there."""
+        """The element at a point (thousandths of the screen); the smallest if several overlap."""
         x, y = (value / (COORDINATE_MAX + 1) * side for value, side in zip(point, self.size))
         hit = [e for e in self.screen.elements if e.box[0] <= x < e.box[2] and e.box[1] <= y < e.box[3]]
         return min(hit, key=lambda e: (e.box[2] - e.box[0]) * (e.box[3] - e.box[1]), default=None)
 
     def do(self, action: Action) -> str:
-        """Carry out an action; says what happened, in a few words. What the phone does not know changes nothing."""
+        """Carry out an action and return its effect in a few words. Actions the phone lacks change nothing."""
         if action.name in ("Tap", "Double Tap", "Long Press"):
             return self._tap(self.at(action.point))
         if action.name == "Swipe":

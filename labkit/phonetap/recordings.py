@@ -1,10 +1,4 @@
-"""The speech that PhoneTap ships: compressed recordings of spoken instructions, and their container.
-
-A speech pool is an ordinary zip file that holds `index.jsonl` (one JSON object a recording, with at least
-"id") and Ogg/Opus files, 16 kHz mono: one a recording, named ID.ogg, or one for many recordings end to end
-(an entry then names its "file", "start" and "samples"), which saves the 0.9 kB that every Opus file costs.
-`assets/speech/test.zip` and `calibration.zip` are such pools.
-"""
+"""PhoneTap's recordings of spoken instructions, and the zip file that holds them: a pool (`SpeechPool`)."""
 
 from __future__ import annotations
 
@@ -29,22 +23,22 @@ from labkit.common.files import assets_folder, atomic_path
 SAMPLE_RATE = 16_000
 PARTS = ("test", "calibration")
 GROUPS = ("unseen_voice", "unseen_speaker")
-_DATE = (2026, 1, 1, 0, 0, 0)  # one date for every member, so that equal contents make equal files
+_DATE = (2026, 1, 1, 0, 0, 0)  # a fixed date for every member, so that equal contents make equal files
 
 
 def recordings_folder() -> Path:
-    """Where the shipped pools of recordings are."""
+    """The folder of the shipped pools."""
     return assets_folder() / "speech"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One shipped recording: what is said, by whom, and what it asks for.
+    """One shipped recording: its text, its speaker, and the action it asks for.
 
-    `target` is the label to be tapped (None where nothing is tapped; then `action` is the whole right answer
-    in the action syntax); any screen that shows the label can be used with it. `group` says how strange the
-    speaker is: "unseen_voice", a voice that training never heard of a synthesizer that it did hear; "unseen_speaker",
-    for English a synthesizer, for Mandarin a natural speaker kept wholly out of training.
+    `target` is the label to be tapped; None if the answer is no tap, and `action` is then the whole right answer. Any
+    screen that shows the label can be used with it. `group` says how far the speaker is from the training data:
+    "unseen_voice", a new voice of a synthesizer used in training; "unseen_speaker", for English another synthesizer, for
+    Mandarin a natural speaker, neither used in training.
     """
 
     id: str
@@ -116,6 +110,10 @@ def write_pool(
 class SpeechPool:
     """A pool opened for reading: `.entries` (index, in order) and `.load(id)` → float32 [n] at 16 kHz.
 
+    The zip file holds `index.jsonl` (one JSON object for each recording, with at least "id") and Ogg/Opus files, 16 kHz
+    mono: one for each recording, named ID.ogg, or one for many recordings end to end (the entry then has "file", "start"
+    and "samples"), which saves the 0.9 kB that every Opus file costs.
+
     The file is read whole, so a pool may be handed to forked workers.
     """
 
@@ -153,8 +151,8 @@ def _shipped(part: str) -> tuple[SpeechPool, tuple[Recording, ...]]:
     if part not in PARTS:
         raise LabError(f"unknown part {part!r} of the recordings; known: {', '.join(PARTS)}")
     pool = SpeechPool(recordings_folder() / f"{part}.zip")
-    known = {field.name for field in fields(Recording)}
-    return pool, tuple(Recording(**{k: v for k, v in entry.items() if k in known}) for entry in pool.entries)
+    names = {field.name for field in fields(Recording)}
+    return pool, tuple(Recording(**{k: v for k, v in entry.items() if k in names}) for entry in pool.entries)
 
 
 def recordings(part: str = "test", lang: str | None = None, group: str | None = None) -> list[Recording]:

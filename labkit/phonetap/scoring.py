@@ -1,7 +1,7 @@
-"""Scores of one answer: does it parse, does the tap land, is the whole step right, and how far off was it?
+"""Scores of one answer: does it parse, does the tap land, is the whole step right, how far off is it?
 
 - click: the tapped point lies in the target's box (ScreenSpot's click accuracy);
-- success: the action's type and all its arguments are right (a tap: in the box; a swipe: the same direction);
+- success: the action's type and all its arguments are right (a tap: in the box; a swipe: in the same direction);
 - distance, dx, dy: from the target's centre to the tapped point, 1.0 being the screen's side (AITW's action match
   counts taps within 0.14 as right).
 """
@@ -19,9 +19,9 @@ _FREE_TEXT = {"finish", "Wait"}  # what is said there is not judged, only that i
 
 @dataclass(frozen=True)
 class Score:
-    """See the module's docstring; `click`, `distance`, `dx`, `dy` are None where nothing is to be tapped.
+    """See the module's docstring; `click`, `distance`, `dx`, `dy` are None if the right answer is no tap.
 
-    An answer that taps nothing where a tap was due has click False and no distance.
+    If a tap is right and the answer has none, click is False and distance None.
     """
 
     parsed: bool
@@ -33,7 +33,7 @@ class Score:
 
 
 def score(item: Item, answer_text: str) -> Score:
-    """Judges what a model wrote for an item."""
+    """Score a model's answer to an item."""
     action = parse_answer(answer_text).action
     if item.box is None:
         return Score(
@@ -48,14 +48,14 @@ def score(item: Item, answer_text: str) -> Score:
     return Score(True, hit, hit, math.hypot(dx, dy), dx, dy)
 
 
-def _same(right: Action, given: Action) -> bool:
-    if right.name != given.name:
+def _same(right: Action, answer: Action) -> bool:
+    if right.name != answer.name:
         return False
     if right.name in _FREE_TEXT:
         return True
     if right.name == "Swipe":
-        return _direction(right) == _direction(given)
-    return dict(right.arguments) == dict(given.arguments)
+        return _direction(right) == _direction(answer)
+    return dict(right.arguments) == dict(answer.arguments)
 
 
 def _direction(swipe: Action) -> tuple[bool, bool]:

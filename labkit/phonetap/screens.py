@@ -58,9 +58,9 @@ _ATTEMPTS = 12
 
 @dataclass(frozen=True)
 class Screen:
-    """One screen: what was asked for, where its elements are (pixels), and its image, drawn on first use.
+    """One screen: its settings, its elements (boxes in pixels), and its image, drawn on first use.
 
-    `state` says what an instruction may need to know: "keyboard", "popup", "loading", "scrolls" (bool),
+    `state` holds what instructions depend on: "keyboard", "popup", "loading", "scrolls" (bool),
     "field" (text typed so far), "covered" (labels visible below a pop-up, not tappable).
     """
 
@@ -93,15 +93,15 @@ class Screen:
 
 
 def _check(size, kind, lang, density, style, part) -> None:
-    def known(what: str, value, choices: Sequence[str]) -> None:
+    def check(what: str, value, choices: Sequence[str]) -> None:
         if value is not None and value not in choices:
             raise ScreenError(f"unknown {what} {value!r}; known: {', '.join(choices)}")
 
-    known("kind", kind, KINDS)
-    known("language", lang, ("zh", "en"))
-    known("density", density, DENSITIES)
-    known("style", style, tuple(OPTIONS))
-    known("part", part, ("train", "calibration", "test"))
+    check("kind", kind, KINDS)
+    check("language", lang, ("zh", "en"))
+    check("density", density, DENSITIES)
+    check("style", style, tuple(OPTIONS))
+    check("part", part, ("train", "calibration", "test"))
     width, height = size
     if width < 112 or not 1.5 <= height / width <= 2.6:
         raise ScreenError(
@@ -135,7 +135,7 @@ def _compose(seed, size, kind, lang, density, hard, style, part, words, must_hav
 
 
 def _plan(seed, size, kind, lang, density, hard, style, part, words, must_have) -> tuple:
-    """Fill in what was left open, from the seed."""
+    """Draw the open settings from the seed."""
     _check(size, kind, lang, density, style, part)
     rng = random.Random(f"plan {seed}")
     kind_drawn, lang_drawn = rng.choices(KINDS, _WEIGHTS)[0], rng.choice(("zh", "en"))
@@ -163,7 +163,7 @@ def _plan(seed, size, kind, lang, density, hard, style, part, words, must_have) 
 
 
 def _draw(plan: tuple, dry: bool) -> tuple[Scene, tuple]:
-    """Compose until every label that must be there is; ScreenError when none of the attempts has room."""
+    """Compose until the screen has every label of `must_have`; ScreenError if no attempt has room."""
     must_have = plan[-1]
     for attempt in range(_ATTEMPTS):
         scene = _compose(*plan, attempt, dry=dry)
@@ -186,12 +186,12 @@ def draw_screen(
     words: ModuleType | None = None,
     must_have: Sequence[str] = (),
 ) -> Screen:
-    """The screen of a seed. What is None is drawn from the seed.
+    """The screen of a seed; settings that are None are drawn from the seed.
 
     size: pixels (width, height). density: low, normal or high. hard: small labels, many elements, look-alike
     names. style: "train" or "test" designs. part: which labels may appear (default: "test" in style "test",
     else "train"). words: a module like labkit.phonetap.words. must_have: labels that must be on the screen;
-    they decide the language. Raises ScreenError for unknown names, for sizes that are no phone's, and when
+    they decide the language. Raises ScreenError for unknown names, for sizes that no phone has, and if
     `must_have` does not fit.
     """
     scene, recipe = _draw(
@@ -209,7 +209,7 @@ def render(seed: int, **settings: Any) -> tuple[np.ndarray, tuple[Element, ...]]
 def render_with_text(
     seed: int, **settings: Any
 ) -> tuple[np.ndarray, tuple[Element, ...], tuple[Written, ...]]:
-    """As `render`, with every line of text that can be read, tappable or not, and where its letters stand."""
+    """As `render`, with every legible line of text, tappable or not, and the positions of its letters."""
     defaults = {
         "size": DEFAULT_SIZE, "kind": None, "lang": None, "density": None, "hard": False, "style": "train",
         "part": None, "words": None, "must_have": (),

@@ -1,4 +1,4 @@
-"""Tasks for the phone: a few steps, each said in words that training never used, and where it leads."""
+"""Tasks for the phone: two to four steps, each with an instruction in held-out wording and the place it leads to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LANGUAGES = ("zh", "en")
 
 @dataclass(frozen=True)
 class TaskStep:
-    """One step: what is said, a right action, and where the phone must be afterwards."""
+    """One step: the instruction, a right action, and the place where the phone must be afterwards."""
 
     instruction: str
     action: Action
@@ -27,7 +27,7 @@ class TaskStep:
 
 @dataclass(frozen=True)
 class Task:
-    """A task on one phone. `goal` says all of it at once, for models that plan by themselves."""
+    """A task on one phone. `goal` joins all its steps, for models that plan by themselves."""
 
     seed: int
     lang: str
@@ -36,31 +36,31 @@ class Task:
     @property
     def goal(self) -> str:
         """All steps in one sentence."""
-        said = [step.instruction.rstrip("。.") for step in self.steps]
-        return ("，然后" if self.lang == "zh" else ", then ").join(said)
+        sentences = [step.instruction.rstrip("。.") for step in self.steps]
+        return ("，然后" if self.lang == "zh" else ", then ").join(sentences)
 
     def phone(self) -> Phone:
-        """The phone as the task finds it."""
+        """The phone at the start of the task."""
         return Phone(self.seed, self.lang)
 
 
 def tasks(count: int = 20, seed: int = 0, lang: str | None = None) -> list[Task]:
-    """Tasks of two to four steps, the same for the same arguments; ``lang`` None takes both in turn.
+    """Tasks of two to four steps, the same for the same arguments; ``lang`` None alternates both.
 
     Raises:
-        LabError: no tasks, or an unknown language.
+        LabError: ``count`` is below 1, or the language is unknown.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise LabError(f"count must be a whole number of 1 or more; it is {count!r}")
-    made: list[Task] = []
+    drawn: list[Task] = []
     number = 0
-    while len(made) < count:
+    while len(drawn) < count:
         chosen = lang or LANGUAGES[number % 2]
         task = _task(random.Random(f"phone task {seed} {number}"), seed * 100_003 + number, chosen)
         if task is not None:
-            made.append(task)
+            drawn.append(task)
         number += 1
-    return made
+    return drawn
 
 
 def _task(rng: random.Random, seed: int, lang: str) -> Task | None:
@@ -69,29 +69,29 @@ def _task(rng: random.Random, seed: int, lang: str) -> Task | None:
         choices = _choices(rng, phone, is_first=not steps)
         if not choices:
             break
-        asked, action = rng.choice(choices)()
+        instruction, action = rng.choice(choices)()
         phone.do(action)
-        steps.append(TaskStep(asked.text, action, phone.place))
+        steps.append(TaskStep(instruction.text, action, phone.place))
     return Task(seed, lang, tuple(steps)) if len(steps) > 1 else None
 
 
 def _choices(
     rng: random.Random, phone: Phone, is_first: bool
 ) -> list[Callable[[], tuple[instructions.Instruction, Action]]]:
-    """What can be asked for here; each may stand several times, to be drawn more often."""
+    """The possible next steps; repeated ones are drawn more often."""
     lang, screen = phone.lang, phone.screen
 
     def tap(element: Element) -> tuple[instructions.Instruction, Action]:
         return instructions.tap(rng, element.label, lang, "test"), tap_action(element, screen.size)
 
     def fixed(name: str) -> tuple[instructions.Instruction, Action]:
-        asked = instructions.fixed(rng, name, lang, "test")
-        return asked, asked.action
+        instruction = instructions.fixed(rng, name, lang, "test")
+        return instruction, instruction.action
 
     def write() -> tuple[instructions.Instruction, Action]:
         text = words.sample_labels(rng, "chip", lang, 1, "test")[0]
-        asked = instructions.type_text(rng, text, lang, "test")
-        return asked, asked.action
+        instruction = instructions.type_text(rng, text, lang, "test")
+        return instruction, instruction.action
 
     leading = [e for e in screen.elements if e.kind == "text" and e.role in ("app", "row", "chip")]
     choices: list = [lambda e=e: tap(e) for e in leading]

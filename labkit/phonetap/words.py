@@ -297,12 +297,12 @@ def sample_labels(rng: random.Random, kind: str, lang: str, count: int, part: st
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    known, chosen, seen = concepts(kind, lang), [], set()
-    if (kind, lang) not in COMPOUNDS and count > len(known):
-        raise ValueError(f"only {len(known)} labels of kind {kind!r} exist; {count} asked for")
+    listed, chosen, seen = concepts(kind, lang), [], set()
+    if (kind, lang) not in COMPOUNDS and count > len(listed):
+        raise ValueError(f"only {len(listed)} labels of kind {kind!r} exist; {count} asked for")
     while len(chosen) < count:
-        from_known = known and ((kind, lang) not in COMPOUNDS or rng.random() < 0.4)
-        label = rng.choice(known) if from_known else compound(rng, kind, lang, part)
+        from_listed = listed and ((kind, lang) not in COMPOUNDS or rng.random() < 0.4)
+        label = rng.choice(listed) if from_listed else compound(rng, kind, lang, part)
         if label.lower() not in seen:
             seen.add(label.lower())
             chosen.append(label)
@@ -311,7 +311,7 @@ def sample_labels(rng: random.Random, kind: str, lang: str, count: int, part: st
 
 def lookalikes(rng: random.Random, label: str, lang: str, part: str = "train") -> list[str]:
     """Labels easily mistaken for `label`: listed neighbours, and compounds that share one of its two parts."""
-    found = list(LOOKALIKES.get(label, ()))
+    alike = list(LOOKALIKES.get(label, ()))
     for kind in ("app", "setting", "contact", "chip"):
         firsts, seconds = COMPOUNDS[kind, lang]
         for first in firsts:
@@ -320,8 +320,8 @@ def lookalikes(rng: random.Random, label: str, lang: str, part: str = "train") -
                 same_first = [join(lang, first, other) for other in seconds if other != rest]
                 same_second = [join(lang, other, rest) for other in firsts if other != first]
                 pool = [x for x in same_first + same_second if part_of(x) == part]
-                found += rng.sample(pool, min(4, len(pool)))
-    return list(dict.fromkeys(found))
+                alike += rng.sample(pool, min(4, len(pool)))
+    return list(dict.fromkeys(alike))
 
 
 def title(rng: random.Random, lang: str) -> str:

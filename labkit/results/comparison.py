@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Comparison(Record):
-    """Measurements of one model under several plans, and where they were made.
+    """Measurements of one model under several plans, with their environment.
 
     Attributes:
         failures: the plans that could not be measured, and why.
-        added_plan: the unquantized plan that was added because none was asked for.
+        added_plan: the unquantized plan that was added because the request had none.
     """
 
     COMMAND: ClassVar[str] = "compare"
@@ -48,7 +48,7 @@ class Comparison(Record):
         return pandas.DataFrame(tables.comparison_rows(self.measurements)).set_index("plan")
 
     def conclusions(self) -> list[str]:
-        """What the numbers say, in sentences."""
+        """Conclusions from the numbers, in sentences."""
         return tables.conclusions(self.measurements)
 
     def plot(self, kind: str = "overview") -> "plotly.graph_objects.Figure":
@@ -56,11 +56,11 @@ class Comparison(Record):
         return comparison.figure(self.measurements, kind)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """As `Record.save`; into a folder, ``report.html`` too."""
+        """As `Record.save`; a folder also gets ``report.html``."""
         file = super().save(path)
         if Path(path) != file:
-            told = {**self.environment, "failures": self.failures, "added_plan": self.added_plan}
-            report.write_report(file.with_name("report.html"), told, self.measurements)
+            facts = {**self.environment, "failures": self.failures, "added_plan": self.added_plan}
+            report.write_report(file.with_name("report.html"), facts, self.measurements)
         return file
 
     @classmethod
@@ -68,19 +68,21 @@ class Comparison(Record):
         environment = values.get("environment")
         if not isinstance(environment, dict):
             return values
-        # before the one kind of record, these stood among the facts of the environment
+        # older files have these fields inside the environment
         names = {"settings", "failures", "added_plan"} & set(environment)
         moved = {name: environment[name] for name in names if environment[name] is not None}
         rest = {name: value for name, value in environment.items() if name not in names}
         return {**moved, **values, "environment": rest}
 
     def _repr_html_(self) -> str:
-        tables = report.tables_html(self.measurements)  # numbers keep their units; a narrow place scrolls
+        tables = report.tables_html(
+            self.measurements
+        )  # nowrap keeps numbers with their units; a narrow page scrolls
         return f'<div style="overflow-x:auto;white-space:nowrap">{tables}</div>'
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """One line: what a comparison was made with."""
+    """The settings of a comparison in one line."""
     if settings.get("weights"):
         return (
             f"{settings['model']} with {settings['weights']} weights on {settings['device']}, "

@@ -1,4 +1,4 @@
-"""What plans cost and score at growing context: the file of `labkit context`. Plain data, without torch."""
+"""Costs and scores of plans at growing context: the file of `labkit context`. Plain data, without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ContextGrowth(Record):
         records: one for each plan and context: ``plan, context, prompt_tokens, cache_bytes`` (of one conversation,
             counted), ``predicted_cache_bytes, weights_bytes, peak_memory_bytes`` (on a GPU, of this context),
             ``ttft_s, token_s`` (medians), ``samples``, and the fields of `labkit.results.summary.summarize` with
-            ``paired`` differences; all but the cost is missing without items.
+            ``paired`` differences; without items only the cost.
     """
 
     FILE: ClassVar[str] = "context.json"

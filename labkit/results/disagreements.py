@@ -1,8 +1,4 @@
-"""The items on which plans disagree most: which they are, and their screens with both taps drawn. No torch.
-
-Of every plan the answers are compared with those of the unquantized row. First come items that one gets right and the
-other wrong, taps before what leaves nothing to draw; then those whose taps lie farthest apart.
-"""
+"""Selects the items on which plans disagree most, and draws their screens with both taps. No torch."""
 
 import html
 import io
@@ -21,7 +17,7 @@ from labkit.results.measurement import Measurement
 from labkit.results.tables import reference_of
 
 SHOWN = 10
-"""Items in a report at most."""
+"""Most items in a report."""
 QUALITY = 80
 
 
@@ -31,9 +27,9 @@ class Disagreement:
 
     Attributes:
         plan: the plan that differs most from the reference on this item.
-        record, reference: what both answered (records of `labkit.measure.quality`).
-        distance: between the two taps, 1.0 being the screen's side; None where one taps nothing.
-        answers: plan -> its record, of all plans.
+        record, reference: both answers (records of `labkit.measure.quality`).
+        distance: between the two taps, in units of the screen's side; None where an answer has no tap.
+        answers: plan -> its record, for all plans.
     """
 
     plan: str
@@ -45,7 +41,7 @@ class Disagreement:
 
     @property
     def weight(self) -> tuple[bool, bool, float]:
-        """What items are sorted by: one right and one wrong, both tap, the distance."""
+        """The sort key: whether only one answer is right, whether both tap, the distance."""
         return (
             self.record["success"] != self.reference["success"],
             self.distance is not None,
@@ -54,32 +50,36 @@ class Disagreement:
 
 
 def disagreements(measurements: Sequence[Measurement], count: int = SHOWN) -> list[Disagreement]:
-    """The ``count`` items on which plans disagree most with the unquantized row; fewer if there are no more."""
+    """The ``count`` items on which plans disagree most with the unquantized row, or all if they are fewer.
+
+    First come items that only one of the two gets right, those with two taps first; then those whose taps lie
+    farthest apart.
+    """
     reference = reference_of(measurements)
     if reference is None:
         return []
     records = {m.plan: {record["id"]: record for record in m.samples.get("items", [])} for m in measurements}
-    found = []
+    chosen = []
     for id, right in records[reference.plan].items():
-        answers = {plan: known[id] for plan, known in records.items() if id in known}
+        answers = {plan: by_id[id] for plan, by_id in records.items() if id in by_id}
         others = [
             Disagreement(plan, reference.plan, record, right, _distance(record, right), answers)
             for plan, record in answers.items()
             if plan != reference.plan and _action(record) != _action(right)
         ]
         if others:
-            found.append(max(others, key=lambda entry: entry.weight))
-    return sorted(found, key=lambda entry: entry.weight, reverse=True)[:count]
+            chosen.append(max(others, key=lambda disagreement: disagreement.weight))
+    return sorted(chosen, key=lambda disagreement: disagreement.weight, reverse=True)[:count]
 
 
 def section(measurements: Sequence[Measurement]) -> str:
-    """The part of the report about them; empty if all plans answer alike."""
-    found = disagreements(measurements)
-    if not found:
+    """The report's section on disagreements; empty if all plans answer alike."""
+    shown = disagreements(measurements)
+    if not shown:
         return ""
     first = measurements[0]
     drawn = _items(first.split, first.items, first.seed)
-    figures = "".join(_figure(entry, drawn.get(entry.record["id"])) for entry in found)
+    figures = "".join(_figure(disagreement, drawn.get(disagreement.record["id"])) for disagreement in shown)
     return (
         "<h2>Where plans disagree most</h2><p>Items that the unquantized model and a plan answer differently: "
         "first those that only one of them gets right, then those whose taps lie farthest apart. The blue box "
@@ -88,32 +88,35 @@ def section(measurements: Sequence[Measurement]) -> str:
     )
 
 
-def _figure(one: Disagreement, item: Any) -> str:
+def _figure(disagreement: Disagreement, item: Any) -> str:
     fits = item is not None and (item.instruction, format_action(item.action)) == (
-        one.record["instruction"],
-        one.record["expected"],
+        disagreement.record["instruction"],
+        disagreement.record["expected"],
     )
-    picture = _picture(one, item) if fits else ""
+    picture = _picture(disagreement, item) if fits else ""
     rows = "".join(
         f"<tr><th scope='row'><i style='background:{marks.plan_colour(plan)}'></i>{html.escape(plan)}</th>"
         f"<td>{'right' if record['success'] else 'wrong'}</td><td><code>{_answer(record)}</code></td></tr>"
-        for plan, record in one.answers.items()
+        for plan, record in disagreement.answers.items()
     )
-    asked = html.escape(str(one.record["instruction"]))
-    how = f"{one.record['split']}, {one.record['lang']}" + (
+    instruction = html.escape(str(disagreement.record["instruction"]))
+    how = f"{disagreement.record['split']}, {disagreement.record['lang']}" + (
         "" if fits else "; its screen is drawn otherwise today"
     )
     return (
-        f"<figure>{picture}<figcaption><strong>{asked}</strong><br><span>{html.escape(how)} · "
-        f"right: <code>{html.escape(str(one.record['expected']))}</code></span>"
+        f"<figure>{picture}<figcaption><strong>{instruction}</strong><br><span>{html.escape(how)} · "
+        f"right: <code>{html.escape(str(disagreement.record['expected']))}</code></span>"
         f"<table><tbody>{rows}</tbody></table></figcaption></figure>"
     )
 
 
-def _picture(one: Disagreement, item: Any) -> str:
+def _picture(disagreement: Disagreement, item: Any) -> str:
     taps = {
-        one.reference_plan: (one.reference["answer"], marks.plan_colour(one.reference_plan)),
-        one.plan: (one.record["answer"], marks.plan_colour(one.plan)),
+        disagreement.reference_plan: (
+            disagreement.reference["answer"],
+            marks.plan_colour(disagreement.reference_plan),
+        ),
+        disagreement.plan: (disagreement.record["answer"], marks.plan_colour(disagreement.plan)),
     }
     buffer = io.BytesIO()
     show.taps(item.screen, list(taps.values()), item.box).save(buffer, "WEBP", quality=QUALITY)
@@ -123,7 +126,7 @@ def _picture(one: Disagreement, item: Any) -> str:
 
 @lru_cache(maxsize=2)
 def _items(split: str | None, count: int, seed: int | None) -> dict[str, Any]:
-    """Id -> item, of the items that were asked; empty if they cannot be drawn today."""
+    """Id -> item of the measurement; empty if this version cannot draw them."""
     try:
         return {item.id: item for item in phonetap.items(split or "all", count, seed)}
     except LabError:
@@ -140,8 +143,8 @@ def _answer(record: Mapping[str, Any]) -> str:
     return html.escape(text if len(text) <= 90 else text[:87] + "…")
 
 
-def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    points = [getattr(_action(record), "point", None) for record in (one, other)]
+def _distance(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
+    points = [getattr(_action(record), "point", None) for record in (first, second)]
     if None in points:
         return None
     (x0, y0), (x1, y1) = points

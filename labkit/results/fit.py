@@ -1,4 +1,4 @@
-"""How far predictions of memory were off: the file of `labkit fit --check`. Plain data, without torch."""
+"""Errors of predicted memory: the file of `labkit fit --check`. Plain data, without torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from labkit.results.record import Record
 
 @dataclass
 class FitCheck(Record):
-    """What `labkit fit --check` measures.
+    """The result of `labkit fit --check`.
 
     Attributes:
-        limits: the relative errors that ``weights`` and ``peak`` are allowed.
-        records: one a plan, as `labkit.measure.fit_check.check_plan` gives them.
+        limits: the largest relative errors allowed for ``weights`` and ``peak``.
+        records: one a plan, as `labkit.measure.fit_check.check_plan` returns them.
         failures: the plans that could not be measured, and why.
     """
 

@@ -1,12 +1,12 @@
-"""Folders that an interrupted run continues from: settings that must agree, and records appended line by line.
+"""Folders from which an interrupted run continues: settings, which must match, and records appended line by line.
 
 ```
 results/sensitivity-pocket/         results/first/ (a comparison)
   settings.json                       settings.json
   environments.jsonl                  plans/int4.partial.jsonl  definition, cost and answers of an unfinished plan
   records.jsonl records.2.jsonl …     plans/int4.json           its finished measurement
-  sensitivity.json                    plans/int4.log            what the measuring process printed
-                                      plans/gptq.work/          the layers of an unfinished plan solved so far
+  sensitivity.json                    plans/int4.log            output of the measuring process
+                                      plans/gptq.work/          solved layers of an unfinished plan
                                       results.json report.html  written again after every plan
 ```
 """
@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from labkit.common.errors import ResultsError, RunFolderError
+from labkit.common.errors import LabError, ResultsError
 from labkit.common.files import atomic_path, read_json
 from labkit.results.measurement import Measurement
 
@@ -29,66 +29,66 @@ ENVIRONMENTS = "environments.jsonl"
 
 
 class RecordFolder:
-    """A folder of records (see the module's text for its layout).
+    """A folder of records; the module's docstring shows its layout.
 
-    A line is flushed when it is appended, so a process that is killed loses at most the line it is writing.
+    Each line is flushed when it is appended, so a killed process loses at most the line it is writing.
 
     Args:
         path: the folder.
-        what: what it holds, for messages: ``sensitivities``, ``a search``.
+        what: its contents, for messages: ``sensitivities``, ``a search``.
     """
 
     OUTPUTS = "*.jsonl"
-    """Files that are never there before the settings."""
+    """Files that never exist without the settings."""
 
     def __init__(self, path: str | os.PathLike, what: str) -> None:
         self.path, self.other = Path(path), f"{what} of another kind"
 
     def check_writable(self) -> None:
-        """Raise `RunFolderError` unless the folder is there, or can be made, and takes files."""
+        """Create the folder if needed. Raises `LabError` if that fails or it is not writable."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.path / ".writable") as temporary:
                 temporary.touch()
             (self.path / ".writable").unlink()
         except (FileExistsError, NotADirectoryError):
-            raise RunFolderError(
+            raise LabError(
                 f"{self.path} cannot be written: it is, or lies under, a file; give a folder"
             ) from None
         except OSError as error:
-            raise RunFolderError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            raise LabError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
     def open(self, settings: Mapping[str, Any], grows: str | None = None) -> None:
-        """Make the folder, or check that it was made with the same settings.
+        """Create the folder, or check that its settings are the same.
 
-        The setting ``grows`` is a list that a later run may add to; what it leaves out stays in the folder.
+        The setting ``grows`` is a list that a later run may extend; entries that it leaves out stay in the folder.
 
         Raises:
-            RunFolderError: it holds something else, naming each setting that differs; or cannot be written.
+            LabError: the folder has other settings (the message names each one), or is not writable.
             ResultsError: its settings are damaged.
         """
         self.check_writable()
         settings, path = json.loads(json.dumps(settings)), self.path / "settings.json"
         if not path.is_file():
             if left := next(iter(self.path.glob(self.OUTPUTS)), None):
-                raise RunFolderError(
+                raise LabError(
                     f"{self.path} holds other files: {left.name} without its settings.json; give another folder"
                 )
             _write(path, settings)
             return
         try:
-            kept = dict(read_json(path))
+            stored = dict(read_json(path))
         except (ResultsError, ValueError, TypeError):
             raise ResultsError(f"{path} is damaged: delete {self.path} to begin anew") from None
         if grows is not None:
-            before = kept.get(grows, [])
+            before = stored.get(grows, [])
             settings[grows] = [*before, *(entry for entry in settings[grows] if entry not in before)]
-            if {**kept, grows: settings[grows]} == settings != kept:
+            if {**stored, grows: settings[grows]} == settings != stored:
                 _write(path, settings)
                 return
-        if differing := [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]:
-            raise RunFolderError(
-                f"{self.path} holds {self.other}: {tell_differences(differing, kept, settings)}; "
+        if differing := [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]:
+            raise LabError(
+                f"{self.path} holds {self.other}: {tell_differences(differing, stored, settings)}; "
                 "give another folder (--output), or delete that one to begin anew"
             )
 
@@ -106,11 +106,11 @@ class RecordFolder:
         return [record for path in sorted(self.path.glob("records*.jsonl")) for _, record in _lines(path)]
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Note where the records that follow are made (`labkit.common.machine.environment`)."""
+        """Store the environment of the records that follow (`labkit.common.machine.environment`)."""
         self.append(environment, "environments")
 
     def environments(self) -> list[dict[str, Any]]:
-        """Of every run that made records here, the earliest first; a line that was cut off is left out."""
+        """The environments of all runs in this folder, the earliest first, without incomplete lines."""
         path = self.path / ENVIRONMENTS
         environments = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -124,7 +124,7 @@ class RecordFolder:
 
 
 class RunFolder(RecordFolder):
-    """The folder of one comparison: one stream a plan, and what is finished of it."""
+    """The folder of one comparison: one stream for each unfinished plan, one file for each finished plan."""
 
     OUTPUTS = "results.json"
 
@@ -153,14 +153,14 @@ class RunFolder(RecordFolder):
         return self.path / "plans" / f"{plan}.work"
 
     def save_finished(self, measurement: Measurement) -> None:
-        """Write one plan's measurement and drop what it was put together from."""
+        """Write one plan's measurement and delete its partial files."""
         with atomic_path(self.finished_path(measurement.plan)) as temporary:
             temporary.write_text(json.dumps(measurement.to_dict(), ensure_ascii=False), encoding="utf-8")
         self.partial_path(measurement.plan).unlink(missing_ok=True)
         shutil.rmtree(self.work_path(measurement.plan), ignore_errors=True)
 
     def load_finished(self, plan: str, definition: Mapping[str, Any]) -> Measurement | None:
-        """The finished measurement of `plan`, or None. Refuses one that was made with another definition."""
+        """The finished measurement of `plan`, or None. Raises LabError if its definition has changed."""
         path = self.finished_path(plan)
         if not path.is_file():
             return None
@@ -169,11 +169,11 @@ class RunFolder(RecordFolder):
         return measurement
 
     def load_partial(self, plan: str, definition: Mapping[str, Any]) -> dict[str, Any]:
-        """``{"cost": {…} or None, "records": […]}`` of an unfinished plan; empty if there is none.
+        """``{"cost": {…} or None, "records": […]}`` of an unfinished plan; without entries if there is none.
 
         Raises:
             ResultsError: a line is damaged.
-            RunFolderError: the plan's definition has changed.
+            LabError: the plan's definition has changed.
         """
         path = self.partial_path(plan)
         state: dict[str, Any] = {"cost": None, "records": []}
@@ -198,7 +198,7 @@ class RunFolder(RecordFolder):
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and record of each line. A last line that a killed process left unfinished is dropped, also from the file.
+    """Number and record of each line. An incomplete last line, from a killed process, is removed from the file.
 
     Raises:
         ResultsError: another line is damaged.
@@ -221,25 +221,25 @@ def _damaged(path: Path, number: int) -> ResultsError:
     return ResultsError(f"{path}: damaged in line {number}; delete the file to measure anew what is in it")
 
 
-def _check_definition(path: Path, plan: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if kept != json.loads(json.dumps(now)):
-        raise RunFolderError(
+def _check_definition(path: Path, plan: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if stored != json.loads(json.dumps(now)):
+        raise LabError(
             f"the plan {plan!r} has changed since {path} was written; "
             "delete that file to measure it anew, or give another --output"
         )
 
 
 def tell_differences(names: list[str], kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """``seed was 3, now 4``; a fingerprint only where nothing readable explains it."""
+    """``seed was 3, now 4``; names fingerprints only if no readable setting differs."""
     readable = [name for name in names if not name.endswith("_fingerprint")]
     if readable:
         return ", ".join(
-            f"{name} was {_told(kept.get(name))}, now {_told(now.get(name))}" for name in readable
+            f"{name} was {_value_text(kept.get(name))}, now {_value_text(now.get(name))}" for name in readable
         )
     return " and ".join(f"the {name.removesuffix('_fingerprint')} changed in content" for name in names)
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 160 else text[:157] + "…"
 

@@ -1,7 +1,6 @@
-"""What decoding and prompts cost on a GPU, plan by plan: the files of `labkit bench-gpu`. Plain data, without torch.
+"""Costs of decoding and prompts on a GPU, plan by plan: the files of `labkit bench-gpu`. Plain data, without torch.
 
-A folder holds one ``PLAN.json`` for each plan, written anew after every figure, so that an interrupted run continues.
-Times are seconds, every sample of them; bytes are bytes.
+A folder has one ``PLAN.json`` a plan, written again after every figure, so that an interrupted run continues.
 """
 
 import os
@@ -15,12 +14,12 @@ from labkit.common.errors import ResultsError
 from labkit.results.record import Record
 
 CAPTURED, MODULES = "captured", "modules"
-"""The two routes of a step: the lab's captured one, and the model's own modules, called one after another."""
+"""The two routes of a step: a captured CUDA graph, and the model's own modules, called one after another."""
 
 
 @dataclass
 class Prompt:
-    """Prompts of ``tokens`` tokens, one at a time, and the most memory that the GPU held."""
+    """Seconds of prompts of ``tokens`` tokens, one at a time, and the GPU's peak memory."""
 
     tokens: int
     seconds: list[float]
@@ -29,13 +28,13 @@ class Prompt:
 
 @dataclass
 class Decoding:
-    """Steps of ``batch`` conversations that have ``context`` tokens each.
+    """Steps of ``batch`` conversations with ``context`` tokens each.
 
     Attributes:
         route: `CAPTURED` or `MODULES`.
-        seconds: of single steps, each waited for, with the choice of the next token.
+        seconds: of single steps with the choice of the next token; the host waits for each.
         queued_s: of one step, when many are queued and the host waits for the last.
-        read_bytes: what a step reads at least: decoder, head, and all caches, once.
+        read_bytes: the least bytes that a step reads: decoder, head, and all caches, once.
     """
 
     route: str
@@ -57,14 +56,14 @@ class GpuRecord(Record):
     """One plan on one GPU.
 
     Attributes:
-        weights: ``random`` where they are, else None.
-        route: what `labkit.engine.engine.Engine.route` says.
-        copy_bytes_per_s: what a copy on the device moves, bytes read and written.
-        screenshot: ``tokens`` and ``peak_bytes`` of a prompt with one screenshot, and some tokens after it.
+        weights: ``random`` for random weights, else None.
+        route: `labkit.engine.engine.Engine.route`.
+        copy_bytes_per_s: bytes read and written by a copy on the device.
+        screenshot: ``tokens`` and ``peak_bytes`` of a prompt with one screenshot and some decoded tokens.
         agreement: of the captured step's logits with those of the model's own modules, on the same cache:
-            ``relative_error``, ``same_token`` (1 if both choose it), and ``in_company``, the relative change of the
-            captured step's when other rows are beside it.
-        notes: what could not be measured, and why.
+            ``relative_error``, ``same_token`` (1 if both choose the same), and ``in_company``, the relative change of
+            the captured step's logits with other rows beside it.
+        notes: figures that could not be measured, and why.
     """
 
     COMMAND: ClassVar[str] = "bench-gpu"
@@ -85,14 +84,14 @@ class GpuRecord(Record):
     notes: list[str] = field(default_factory=list)
 
     def decoded(self, batch: int, context: int, route: str = CAPTURED) -> Decoding | None:
-        """That measurement, if it was made."""
-        for entry in self.decoding:
-            if (entry.batch, entry.context, entry.route) == (batch, context, route):
-                return entry
+        """The measurement with these parameters, or None."""
+        for decoding in self.decoding:
+            if (decoding.batch, decoding.context, decoding.route) == (batch, context, route):
+                return decoding
         return None
 
     def prompt(self, tokens: int) -> Prompt | None:
-        """That measurement, if it was made."""
+        """The measurement with these parameters, or None."""
         return next((prompt for prompt in self.prompts if prompt.tokens == tokens), None)
 
     def floor_s(self, one: Decoding) -> float | None:
@@ -101,16 +100,16 @@ class GpuRecord(Record):
 
     @property
     def file_name(self) -> str:
-        """A folder holds one file for each plan."""
+        """One file a plan."""
         return f"{self.plan}.json"
 
 
 def load_records(folder: str | os.PathLike) -> list[GpuRecord]:
-    """All plans of a folder, the heaviest first. Raises `ResultsError` if there is none."""
+    """All plans of a folder, the largest weights first. Raises `ResultsError` if there is none."""
     records = [GpuRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
     if not records:
         raise ResultsError(f"{folder}: no records of labkit bench-gpu")
-    return sorted(records, key=lambda entry: -(entry.weights_bytes or 0))
+    return sorted(records, key=lambda record: -(record.weights_bytes or 0))
 
 
 HEADERS = (
@@ -122,19 +121,19 @@ def table(records: Sequence[GpuRecord]) -> list[list[str]]:
     """One line for each decoding measurement, under `HEADERS`."""
     lines = []
     for record in records:
-        for entry in record.decoding:
-            floor = record.floor_s(entry)
+        for decoding in record.decoding:
+            floor = record.floor_s(decoding)
             lines.append(
                 [
                     record.plan,
                     "" if record.weights_bytes is None else f"{record.weights_bytes / 1e9:.2f}",
-                    entry.route,
-                    str(entry.batch),
-                    f"{entry.context:,}",
-                    f"{1e3 * entry.step_s:.2f}",
-                    f"{1e3 * entry.queued_s:.2f}",
+                    decoding.route,
+                    str(decoding.batch),
+                    f"{decoding.context:,}",
+                    f"{1e3 * decoding.step_s:.2f}",
+                    f"{1e3 * decoding.queued_s:.2f}",
                     "" if floor is None else f"{1e3 * floor:.2f}",
-                    "" if floor is None else f"{floor / entry.queued_s:.0%}",
+                    "" if floor is None else f"{floor / decoding.queued_s:.0%}",
                 ]
             )
     return lines

@@ -1,6 +1,6 @@
-"""What one model under one plan on one device cost and scored: plain data, without torch.
+"""Costs and scores of one model under one plan on one device: plain data, without torch.
 
-A measurement keeps its raw samples, so every mean and interval in it can be worked out again.
+A measurement has its raw samples, from which every mean and interval can be computed again.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -23,9 +23,9 @@ class Measurement:
     plan: str
     device: str
     plan_definition: dict[str, Any] = field(default_factory=dict)
-    """The plan itself as it was measured: its rules, default and runtime."""
+    """The measured plan: its rules, default and runtime."""
     weights: str | None = None
-    """``random``: the architecture with random weights. Then only cost was measured. None: the model's own."""
+    """``random``: the architecture with random weights, for cost alone. None: the model's own weights."""
     seed: int | None = None
     split: str | None = None
     enable_thinking: bool | None = None
@@ -74,11 +74,11 @@ class Measurement:
     samples: dict[str, Any] = field(default_factory=dict)
     """Raw samples: lists of numbers such as ``ttft_s``, and ``items``, one record an item."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """What only the measuring process knew: threads, GPU, driver, versions it really loaded."""
+    """Facts from the measuring process: threads, GPU, driver, versions of the loaded libraries."""
 
     @property
     def label(self) -> str:
-        """What tables and charts call it: the plan, and that the weights are random if they are."""
+        """The name in tables and charts: the plan, with a note if the weights are random."""
         return self.plan if self.weights is None else f"{self.plan} ({self.weights} weights)"
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,5 +87,5 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "measurement") -> "Measurement":
-        """The inverse of `to_dict`. Raises `ResultsError` that names the wrong field."""
+        """The inverse of `to_dict`. Raises `ResultsError`, which names the wrong field."""
         return read_fields(cls, values, where)

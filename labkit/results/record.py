@@ -1,4 +1,4 @@
-"""The family of results: what was measured, with what settings and where, in one JSON file. No torch."""
+"""The base class of results: measurements, settings and environment in one JSON file. No torch."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from labkit.common.errors import ResultsError
 from labkit.common.files import atomic_path, read_json
 
 COMPACT_FROM = 200_000
-"""Files of more characters are written without line breaks: a reader has a program for those."""
+"""Files of more characters than this have no line breaks: people read those with a program."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class Record:
-    """What every result has; a kind of result adds its samples, tables and plots.
+    """The fields of every result; each kind of result adds its samples, tables and plots.
 
     Attributes:
-        settings: what it was measured with.
-        environment: where, as `labkit.common.machine.environment` says.
-        environments: of every run that measured any of it, where several runs may.
+        settings: of the measurement.
+        environment: as `labkit.common.machine.environment` returns it.
+        environments: of all runs, for results that several runs may measure.
     """
 
     FILE: ClassVar[str] = "results.json"
     """The file's name in a folder."""
     COMMAND: ClassVar[str]
-    """The command that makes it."""
+    """The command that writes it."""
     ALLOW_NAN: ClassVar[bool] = False
-    """Whether a figure may be infinite (the SQNR of an exact layer) or no number."""
+    """Whether a figure may be infinite (the SQNR of an exact layer) or NaN."""
 
     settings: dict[str, Any] = field(default_factory=dict, kw_only=True)
     environment: dict[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
@@ -51,7 +51,7 @@ class Record:
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the file `path` if it ends in .json, else `FILE` in that folder, whole or not at all; returns it."""
+        """Write the file `path` if it ends in .json, else `FILE` in that folder; atomic. Returns the file."""
         file = Path(path) if Path(path).suffix == ".json" else Path(path) / self.file_name
         values, options = self.to_dict(), {"ensure_ascii": False, "allow_nan": self.ALLOW_NAN}
         text = json.dumps(values, indent=1, **options)
@@ -66,7 +66,7 @@ class Record:
         """Read what `save` wrote, a file or its folder.
 
         Raises:
-            ResultsError: it is missing or damaged; the message names the file, and the field.
+            ResultsError: the file is missing or damaged; the message names it, and the field.
         """
         path = Path(path)
         file = path if path.suffix == ".json" or path.is_file() else path / cls.FILE
@@ -78,20 +78,20 @@ class Record:
 
     @classmethod
     def _from_json(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
-        """The fields, of what a file holds: where older files had another shape, a kind brings it to today's."""
+        """The fields from a file's values; subclasses convert the layout of older files."""
         return values
 
 
 @dataclass
 class OpenRecord(Record):
-    """A record whose further fields, in ``values``, are its program's own: of scripts that are no command."""
+    """A record of a script that is no command; ``values`` has the script's own fields."""
 
     COMMAND: ClassVar[str] = "(a script)"
 
     values: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values stand beside settings and environment."""
+        """``values`` as top-level fields, beside settings and environment."""
         facts = super().to_dict()
         return facts.pop("values", {}) | facts
 
@@ -103,23 +103,23 @@ class OpenRecord(Record):
 
 
 def read_fields(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass of JSON's values, lists of dataclasses inside included.
+    """A dataclass from JSON values, with lists of dataclasses inside it.
 
     Raises:
-        ResultsError: a field is missing, unknown or of another type; the message begins with ``where``.
+        ResultsError: a field is missing, unknown or of a wrong type; the message begins with ``where``.
     """
     if not isinstance(values, Mapping):
         raise ResultsError(f"{where}: expected an object, found {type(values).__name__}")
     hints = get_type_hints(cls)
-    wanted = {item.name: hints[item.name] for item in fields(cls)}
+    expected = {item.name: hints[item.name] for item in fields(cls)}
     for item in fields(cls):
         if item.name not in values and _default(item) is MISSING:
             raise ResultsError(f"{where}: field {item.name!r} is missing")
     parsed = {}
     for name, value in values.items():
-        if name not in wanted:
-            raise ResultsError(f"{where}: unknown field {name!r}; known are {', '.join(wanted)}")
-        hint = wanted[name]
+        if name not in expected:
+            raise ResultsError(f"{where}: unknown field {name!r}; known are {', '.join(expected)}")
+        hint = expected[name]
         if not _matches(value, hint):
             raise ResultsError(f"{where}: field {name!r} must be {_type_name(hint)}, not {value!r}"[:400])
         if (inner := _inner(hint)) is not None:
@@ -133,7 +133,7 @@ def _default(item: Field) -> Any:
 
 
 def _inner(hint: Any) -> type | None:
-    """The dataclass that a list is of, if it is."""
+    """The dataclass of a list's elements, or None."""
     kinds = get_args(hint) if get_origin(hint) is list else ()
     return kinds[0] if kinds and is_dataclass(kinds[0]) else None
 

@@ -59,7 +59,7 @@ METHOD = (
     "screen's side. Raw samples are in results.json."
 )
 
-# Text and grid follow the page's scheme; the marks keep their colours.
+# text and grid follow the colour scheme of the page; the marks keep their colours
 SCRIPT = """
 const dark = matchMedia('(prefers-color-scheme: dark)');
 function recolour() {
@@ -78,7 +78,7 @@ addEventListener('load', recolour);
 def write_report(
     path: str | os.PathLike, environment: Mapping[str, Any], measurements: Sequence[Measurement]
 ) -> None:
-    """Write the report of `measurements` to `path`; needs no network, neither now nor when it is opened."""
+    """Write the report of `measurements` to `path`; neither writing nor opening it needs a network."""
     with atomic_path(path) as temporary:
         temporary.write_text(report_html(environment, measurements), encoding="utf-8")
 
@@ -160,15 +160,15 @@ def _table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def _drawable(kind: str, measurements: Sequence[Measurement]) -> bool:
-    """Whether any measurement has what the chart shows."""
-    known = {
+    """Whether any measurement has the values of the chart."""
+    values = {
         "bytes": lambda m: m.weights_bytes,
         "latency": lambda m: m.ttft_s,
         "accuracy": lambda m: m.click_accuracy is not None and m.weights_bytes,
         "paired": lambda m: m.paired.get("items"),
         "drift": lambda m: m.bias_x is not None,
     }
-    return any(known[kind](m) for m in measurements)
+    return any(values[kind](m) for m in measurements)
 
 
 def _chart(kind: str, measurements: Sequence[Measurement]) -> str:

@@ -1,4 +1,4 @@
-"""The comparisons that come with the lab, under ``assets/results``: for those without the machine that made them."""
+"""The results that come with labkit, in ``assets/results``."""
 
 from pathlib import Path
 
@@ -9,33 +9,33 @@ from labkit.results.gpu import GpuRecord, load_records
 
 
 def names() -> list[str]:
-    """Their folders' names."""
+    """The names of the shipped comparisons, which are those of their folders."""
     return sorted(path.parent.name for path in _folder().glob("*/results.json"))
 
 
 def load(name: str) -> Comparison:
-    """One of them. Raises ResultsError if it is not there."""
+    """The shipped comparison ``name``. Raises ResultsError if there is none."""
     return Comparison.load(_folder() / name)
 
 
 def context(name: str = "pocket-kv") -> ContextGrowth | None:
-    """What `labkit.measure.context.measure_growth` found at growing context; None if it is not shipped."""
+    """The shipped result of `labkit.measure.context.measure_growth`; None if there is none."""
     path = _folder() / name / ContextGrowth.FILE
     return ContextGrowth.load(path) if path.is_file() else None
 
 
 def on_gpus() -> dict[str, Comparison]:
-    """Name -> comparison, of those that were measured on a GPU; empty if none is shipped."""
-    found = {name: load(name) for name in names()}
+    """Name -> shipped comparison, of those measured on a GPU."""
+    comparisons = {name: load(name) for name in names()}
     return {
         name: comparison
-        for name, comparison in found.items()
+        for name, comparison in comparisons.items()
         if any(m.device.startswith("cuda") for m in comparison.measurements)
     }
 
 
 def gpu_records(name: str = "gpu-9b") -> list[GpuRecord]:
-    """What `labkit bench-gpu` measured at a model's size. Raises LabError if it is not there."""
+    """The shipped records of `labkit bench-gpu`. Raises LabError if there are none."""
     return load_records(_folder() / name)
 
 

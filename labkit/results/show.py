@@ -1,7 +1,6 @@
-"""What notebooks show: a tap drawn on a screen, an answer taken apart, a recording to listen to. No torch.
+"""Displays for notebooks: taps on a screen, the parts of an answer, recordings, tables. No torch.
 
-Pictures go in and out as PIL images; what is displayed is HTML that reads on a light and on a dark page.
-Blue is what is right, orange is what the model did; the shapes differ too, for readers who see no colours.
+Pictures are PIL images; the HTML is readable on light and dark pages.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
     import pandas
 
 RIGHT, GIVEN = "#0072B2", "#D55E00"
-"""Blue for the true target, orange for the model's tap (Okabe and Ito's)."""
+"""Blue for the true target, orange for the model's tap (Okabe and Ito's); the marks differ in shape too."""
 SCALE = 2
-"""Pictures are drawn at twice a screen's pixels, so that marks are crisp."""
+"""Factor by which pictures are larger than screens, so that marks are crisp."""
 
 
 def tap(
@@ -37,7 +36,7 @@ def tap(
 ) -> Image.Image:
     """The screen with the model's tap (orange ring) and the true target (blue box).
 
-    answer: a `Generation`, its text, or an `Action`; what has no point draws nothing. target: an element's
+    answer: a `Generation`, its text, or an `Action`; one without a point draws nothing. target: an element's
     label, or a box (x0, y0, x1, y1) in thousandths. Raises LabError for a label that is not on the screen.
     """
     canvas = _enlarged(screen)
@@ -61,7 +60,7 @@ def taps(
 ) -> Image.Image:
     """The screen with the taps of several answers, each in its colour: a ring, a diamond, a ring …; blue box: target.
 
-    answers: an answer as `tap` takes it, and a colour.
+    answers: pairs of an answer, as for `tap`, and a colour.
     """
     canvas = _enlarged(screen)
     if target is not None:
@@ -75,12 +74,12 @@ def taps(
 
 
 def item(question: Item, answer: Any = None) -> Image.Image:
-    """The screen of a PhoneTap item with its true target, and the tap of an answer if one is given."""
+    """The screen of a PhoneTap item with its true target, and the tap of ``answer`` if there is one."""
     return tap(question.screen, answer, question.box)
 
 
 def elements(screen: Screen) -> Image.Image:
-    """The screen with a box around everything that can be tapped."""
+    """The screen with a box around each element that can be tapped."""
     canvas = _enlarged(screen)
     for element in screen.elements:
         _box(canvas, tuple(SCALE * side for side in element.box), RIGHT)
@@ -125,9 +124,9 @@ def audio(samples: np.ndarray) -> IPython.display.Audio:
 
 
 def answer(generation: Any, question: Item | None = None) -> IPython.display.HTML:
-    """An answer taken apart: what was thought, what is to be done, whether it is right, how long it took.
+    """The parts of an answer: its thinking, its action, whether it is right, its time.
 
-    generation: a `Generation` or its text. question: the PhoneTap item asked, to say whether it is right.
+    generation: a `Generation` or its text. question: its PhoneTap item, for whether it is right.
     """
     text = _text(generation)
     parsed = parse_answer(text)
@@ -140,7 +139,7 @@ def answer(generation: Any, question: Item | None = None) -> IPython.display.HTM
     else:
         rows.append(("says", f"{html.escape(parsed.text)} <em>({html.escape(parsed.error or '')})</em>"))
     if question is not None:
-        rows.append(("is it right?", html.escape(_judged(question, text))))
+        rows.append(("is it right?", html.escape(_score_text(question, text))))
     if hasattr(generation, "ttft_s"):
         whole = format_seconds(generation.ttft_s + generation.decode_s)
         first = format_seconds(generation.ttft_s)
@@ -156,22 +155,27 @@ def answer(generation: Any, question: Item | None = None) -> IPython.display.HTM
 
 
 def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.HTML:
-    """A DataFrame with numbers as people read them, nothing cut off.
+    """A DataFrame with readable numbers, without truncation.
 
-    Columns called bytes, parameters and share are written as such; ``unit="bytes"`` says that all are bytes. Other
-    fractions are given to four digits, what there is not as a dash, and words stand on the left.
+    Columns called bytes, parameters and share are formatted as such; ``unit="bytes"`` formats all columns as bytes.
+    Other fractions have four digits, missing values are dashes, and text is aligned to the left.
     """
-    known = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
-    writers = [_unbroken(known[unit or name]) if unit or name in known else _plain for name in frame.columns]
+    formatters = {"bytes": format_bytes, "parameters": _count, "share": "{:.1%}".format}
+    writers = [
+        _unbroken(formatters[unit or name]) if unit or name in formatters else _plain
+        for name in frame.columns
+    ]
     words = [frame[name].map(lambda value: isinstance(value, str)).any() for name in frame.columns]
-    sides = ["left" if word else "right" for word in words]
+    sides = ["left" if is_text else "right" for is_text in words]
     head = [
         f'<th style="text-align:{side}">{html.escape(str(name))}</th>' for name, side in zip(frame, sides)
     ]
     lines = [f"<tr><th></th>{''.join(head)}</tr>"]
     for index, row in zip(frame.index, frame.itertuples(index=False)):
-        told = ["–" if value != value else write(value) for value, write in zip(row, writers)]
-        cells = [f'<td style="text-align:{side}">{html.escape(one)}</td>' for one, side in zip(told, sides)]
+        texts = ["–" if value != value else write(value) for value, write in zip(row, writers)]
+        cells = [
+            f'<td style="text-align:{side}">{html.escape(text)}</td>' for text, side in zip(texts, sides)
+        ]
         lines.append(f"<tr><th>{html.escape(str(index))}</th>{''.join(cells)}</tr>")
     body = "".join(lines[1:])
     return _html(
@@ -180,7 +184,7 @@ def table(frame: pandas.DataFrame, unit: str | None = None) -> IPython.display.H
 
 
 def sentences(lines: Sequence[str]) -> IPython.display.HTML:
-    """Sentences as a list with a mark before each."""
+    """Sentences as a bulleted list."""
     return _html(f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>")
 
 
@@ -193,12 +197,12 @@ def in_words(action: Action) -> str:
         return f"swipe from {_place(values['start'])} to {_place(values['end'])}"
     if action.name == "finish":
         return f"say “{values['message']}” and stop"
-    told = ", ".join(str(value) for value in values.values())
-    return f"{action.name.lower().replace('_', ' ')} {told}".strip()
+    text = ", ".join(str(value) for value in values.values())
+    return f"{action.name.lower().replace('_', ' ')} {text}".strip()
 
 
 def _unbroken(write: Callable[[float], str]) -> Callable[[float], str]:
-    """The same with spaces at which no line breaks."""
+    """``write`` with no-break spaces."""
     return lambda value: write(value).replace(" ", "\N{NO-BREAK SPACE}")
 
 
@@ -216,7 +220,7 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _judged(question: Item, text: str) -> str:
+def _score_text(question: Item, text: str) -> str:
     result = score(question, text)
     if not result.parsed:
         return "no: it cannot be read as an action"
@@ -240,16 +244,16 @@ def _text(generation: Any) -> str:
     return text
 
 
-def _action(given: Any) -> Action | None:
-    if given is None or isinstance(given, Action):
-        return given
-    if isinstance(given, Answer):
-        return given.action
-    return parse_answer(_text(given)).action
+def _action(answer: Any) -> Action | None:
+    if answer is None or isinstance(answer, Action):
+        return answer
+    if isinstance(answer, Answer):
+        return answer.action
+    return parse_answer(_text(answer)).action
 
 
 def _target_box(screen: Screen | Image.Image, target: str | tuple) -> tuple[float, ...]:
-    """A target in thousandths of the screen."""
+    """The box of a target, in thousandths of the screen."""
     if not isinstance(target, str):
         return tuple(target)
     if not isinstance(screen, Screen):

@@ -17,8 +17,8 @@ MEANS = {"mean_distance": "distance", "bias_x": "dx", "bias_y": "dy"}
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rates with 95 % Wilson intervals, mean distance and signed bias with 95 % normal intervals.
 
-    Click accuracy is over the items whose right action has a point, and an answer without one misses.
-    Distance and bias are over the answers that have a point. Keys are those of `labkit.Measurement`.
+    Click accuracy is over the items whose right action has a point; an answer without a point is a miss.
+    Distance and bias are over the answers with a point. Keys are those of `labkit.Measurement`.
     """
     summary: dict[str, Any] = {
         "items": len(records),
@@ -27,9 +27,9 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, key in RATES.items():
         values = [bool(record[key]) for record in records if record[key] is not None]
         low, high = wilson_interval(sum(values), len(values))
-        known = bool(values)
-        summary[name] = sum(values) / len(values) if known else None
-        summary[f"{name}_low"], summary[f"{name}_high"] = (low, high) if known else (None, None)
+        has_values = bool(values)
+        summary[name] = sum(values) / len(values) if has_values else None
+        summary[f"{name}_low"], summary[f"{name}_high"] = (low, high) if has_values else (None, None)
     for name, key in MEANS.items():
         values = [record[key] for record in records if record[key] is not None]
         summary[name], summary[f"{name}_low"], summary[f"{name}_high"] = mean_interval(values)
@@ -37,7 +37,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_groups(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same for each group: ``{"split=typed": {…}, "lang=zh": {…}, "target_kind=icon": {…}, …}``."""
+    """`summarize` for each group: ``{"split=typed": {…}, "lang=zh": {…}, "target_kind=icon": {…}, …}``."""
     groups: dict[str, list] = {}
     for key in GROUPS:
         for value in sorted({str(record[key]) for record in records if record[key] is not None}):
@@ -51,7 +51,7 @@ def summarize_paired(
     """Differences to another measurement of the same items, overall and in ``splits`` per split.
 
     ``{"items": n, "click_accuracy": difference, "click_accuracy_low": …, …, "splits": {"typed": {…}}}``;
-    negative rates mean lower than the reference. Only items that both measured count.
+    negative rates are lower than the reference. Only items in both measurements count.
     """
     other = {record["id"]: record for record in reference}
     pairs = [(record, other[record["id"]]) for record in records if record["id"] in other]

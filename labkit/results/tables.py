@@ -1,7 +1,6 @@
-"""Measurements as rows and sentences: what the printed table, the DataFrame and the report share.
+"""Measurements as rows and sentences, for the printed table, the DataFrame and the report.
 
-Plain data in, plain data out; changes are fractions (-0.25 is a quarter less), differences are in the
-metric's own unit (rates: 0.01 is one point).
+Changes are fractions (-0.25 is a quarter less); differences are in the metric's unit (rates: 0.01 is one point).
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ UNQUANTIZED = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Claim:
-    """One of the article's figures: what it says, as a number where it is one, and what is known of it."""
+    """A claim of the article: its text, its value as a fraction, and what is known about it."""
 
     subject: str
     claim: str
@@ -59,7 +58,7 @@ CLAIMS = {
 
 
 def reference_of(measurements: Sequence[Measurement]) -> Measurement | None:
-    """The unquantized row, with which the others are compared: fp32, else bf16, else fp16, else None."""
+    """The unquantized row that the others are compared with: fp32, else bf16, else fp16, else None."""
     by_plan = {m.plan: m for m in measurements}
     return next((by_plan[plan] for plan in UNQUANTIZED if plan in by_plan), None)
 
@@ -75,8 +74,8 @@ def group_names(measurements: Sequence[Measurement]) -> list[str]:
         "target_kind=text",
         "target_kind=icon",
     ]
-    found = dict.fromkeys(name for m in measurements for name in m.splits)
-    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+    names = dict.fromkeys(name for m in measurements for name in m.splits)
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def change(value: float | None, reference: float | None) -> float | None:
@@ -110,7 +109,7 @@ def comparison_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]
 
 
 def conclusions(measurements: Sequence[Measurement]) -> list[str]:
-    """What the numbers say, in sentences; "measurably" means: the 95 % interval excludes no difference."""
+    """Conclusions in sentences; "measurably" means that the 95 % interval excludes zero."""
     reference = reference_of(measurements)
     others = [m for m in measurements if m is not reference]
     if reference is None or not others:
@@ -135,7 +134,7 @@ def conclusions(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def is_cost_only(measurements: Sequence[Measurement]) -> bool:
-    """Whether nothing was answered: the weights are random."""
+    """Whether only cost was measured, with random weights."""
     return any(m.weights is not None for m in measurements)
 
 
@@ -164,8 +163,8 @@ def _about_losses(reference: Measurement, others: Sequence[Measurement]) -> str 
         if low <= 0 <= high:
             same.append(m.plan)
         else:
-            told = f"{m.plan} ({format_points(m.paired['step_success_rate'])})"
-            (worse if high < 0 else better).append(told)
+            text = f"{m.plan} ({format_points(m.paired['step_success_rate'])})"
+            (worse if high < 0 else better).append(text)
     parts = []
     if worse:
         parts.append(f"Measurably fewer right steps than {reference.plan} on the same items: {_join(worse)}.")
@@ -180,11 +179,11 @@ def _about_losses(reference: Measurement, others: Sequence[Measurement]) -> str 
 
 def _about_time(reference: Measurement, others: Sequence[Measurement]) -> str | None:
     changes = [(change(m.answer_s, reference.answer_s), m) for m in others]
-    known = sorted((value, m.plan) for value, m in changes if value is not None)
-    if not known:
+    timed = sorted((value, m.plan) for value, m in changes if value is not None)
+    if not timed:
         return None
-    faster = [f"{plan} ({format_change(value)})" for value, plan in known if value <= -0.02]
-    slower = [f"{plan} ({format_change(value)})" for value, plan in known if value >= 0.02]
+    faster = [f"{plan} ({format_change(value)})" for value, plan in timed if value <= -0.02]
+    slower = [f"{plan} ({format_change(value)})" for value, plan in timed if value >= 0.02]
     text = f"A whole answer takes {format_seconds(reference.answer_s)} with {reference.plan}. "
     text += f"Faster: {_join(faster)}. " if faster else "No plan is faster. "
     return text + (f"Slower: {_join(slower)}." if slower else "None is slower.")
@@ -204,10 +203,10 @@ def _about_claims(reference: Measurement, others: Sequence[Measurement]) -> str 
         ],
         "less than 3 points lost (estimate)": [m.plan for m in others if _loss_within_claim(m)],
     }
-    told = "; ".join(f"{claim}: {_join(plans) if plans else 'no plan'}" for claim, plans in met.items())
+    text = "; ".join(f"{claim}: {_join(plans) if plans else 'no plan'}" for claim, plans in met.items())
     all_three = [m.plan for m in others if all(m.plan in plans for plans in met.values())]
-    told += f"; all three: {_join(all_three) if all_three else 'no plan'}"
-    return f"The article's claims, and which plans reach them here: {told}."
+    text += f"; all three: {_join(all_three) if all_three else 'no plan'}"
+    return f"The article's claims, and which plans reach them here: {text}."
 
 
 def _loss_within_claim(m: Measurement) -> bool:
@@ -224,9 +223,9 @@ def _join(words: Sequence[str]) -> str:
 
 
 def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, as text, of what each plan costs; the last row is the article's claim.
+    """Headers and rows, as text, of each plan's cost; the last row is the article's claim.
 
-    Rows with random weights say so.
+    Rows with random weights are labelled.
     """
     reference = reference_of(measurements)
     against = f"vs {reference.plan}" if reference else "change"
@@ -262,7 +261,7 @@ def shown_tables(measurements: Sequence[Measurement]) -> dict[str, tuple[list[st
 
 
 def quality_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, as text, of how well each plan answers; the last row is the article's claim."""
+    """Headers and rows, as text, of each plan's quality; the last row is the article's claim."""
     reference = reference_of(measurements)
     against = f"Right steps vs {reference.plan}, paired" if reference else "Difference"
     headers = ["Plan", "Click accuracy [95 %]", "Step success [95 %]", "Parsed", "Distance", against]

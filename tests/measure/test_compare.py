@@ -16,7 +16,6 @@ from labkit.common.errors import (
     Interrupted,
     LabError,
     ResultsError,
-    RunFolderError,
     WorkerFailedError,
 )
 from labkit.measure.compare import _measure_all, run_worker
@@ -118,7 +117,7 @@ def test_a_half_answered_plan_continues_after_its_last_answer(tmp_path):
 def test_a_folder_with_another_comparison_is_refused(tmp_path, change, told):
     measure(tmp_path, "fp32")
     before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(RunFolderError, match=told):
+    with pytest.raises(LabError, match=told):
         measure(tmp_path, "fp32", **change)
     assert (tmp_path / "results.json").read_bytes() == before
 
@@ -126,21 +125,21 @@ def test_a_folder_with_another_comparison_is_refused(tmp_path, change, told):
 def test_a_plan_that_changed_is_refused(tmp_path):
     measure(tmp_path, "fp32")
     changed = Job(SETTINGS, "fake", {"fp32": JobPlan({"name": "fp32", "default": "fp16"})}, "fp32", None)
-    with pytest.raises(RunFolderError, match="'fp32' has changed"):
+    with pytest.raises(LabError, match="'fp32' has changed"):
         _measure_all(changed, RunFolder(tmp_path), False, WORKER)
 
 
 def test_results_of_unknown_origin_are_not_overwritten(tmp_path):
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(RunFolderError, match="without its settings"):
+    with pytest.raises(LabError, match="without its settings"):
         measure(tmp_path, "fp32")
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="give a folder"):
+    with pytest.raises(LabError, match="give a folder"):
         RunFolder(tmp_path / "file").check_writable()
-    with pytest.raises(RunFolderError, match="give a folder"):
+    with pytest.raises(LabError, match="give a folder"):
         RunFolder(tmp_path / "file" / "below").check_writable()
 
 

@@ -1,4 +1,4 @@
-"""``python -m labkit.client.launch``: what assets/run_autoglm_server.sh does.
+"""``python -m labkit.client.launch``: the commands of assets/run_autoglm_server.sh.
 
 Exit codes: 0 done, or ready; 1 failed, or unhealthy; 2 wrong arguments; 3 not running.
 """
@@ -19,12 +19,12 @@ COMMANDS = ("start", "stop", "restart", "status", "logs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; ``start`` if none is named."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or (given[0] not in COMMANDS and given[0] not in ("-h", "--help")):
-        given.insert(0, "start")
+    """Run a command; the default is ``start``."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0] not in COMMANDS and words[0] not in ("-h", "--help")):
+        words.insert(0, "start")
     try:
-        options = build_parser().parse_args(given)
+        options = build_parser().parse_args(words)
         return options.run(options)
     except LabError as error:
         print(f"[ERROR] {' '.join(str(error).split())}", file=sys.stderr)
@@ -41,23 +41,23 @@ def build_parser() -> argparse.ArgumentParser:
         description="Start, stop and watch the service; without a command: start.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, run, told in (
+    for name, run, description in (
         ("start", _start, "start it in the background, and wait until it is ready"),
         ("restart", _restart, "stop it, then start it"),
     ):
-        command = commands.add_parser(name, help=told, description=told)
+        command = commands.add_parser(name, help=description, description=description)
         command.add_argument("model", nargs="?", default="pocket", help="as for `labkit serve` (pocket)")
         command.add_argument("--plan", help="a name from `labkit plans`, or a YAML file")
         command.add_argument("--device", help="auto, cpu, cuda or cuda:N (auto)")
         command.add_argument("--threads", help="CPU threads (all cores)")
         add_service_arguments(command)
         command.set_defaults(run=run)
-    for name, run, told in (
+    for name, run, description in (
         ("stop", _stop, "let it finish what runs, then end it"),
         ("status", _status, "say whether it is ready"),
         ("logs", _logs, "print its log"),
     ):
-        command = commands.add_parser(name, help=told, description=told)
+        command = commands.add_parser(name, help=description, description=description)
         command.add_argument(
             "--port", type=int, default=ServiceOptions.port, metavar="N", help="which (8000)"
         )
@@ -71,33 +71,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _start(options: argparse.Namespace) -> int:
-    wanted = options_of(options)
+    settings = options_of(options)
     start(
         options.model,
         options.plan,
         port=options.port,
         arguments=_arguments(options),
-        api_key=wanted.api_key,
+        api_key=settings.api_key,
     )
     print(f"[INFO] Status page: http://127.0.0.1:{options.port}/   API: http://127.0.0.1:{options.port}/v1")
     return 0
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
-    """What differs from the defaults, as `labkit serve` takes it; the key goes by the environment."""
+    """The `labkit serve` flags that differ from the defaults; the API key travels in the environment."""
     probe = argparse.ArgumentParser()
     add_service_arguments(probe)
-    told = []
+    words = []
     for action in probe._actions:
         value = getattr(options, action.dest, None)
         if action.dest in ("help", "port", "api_key") or value == action.default:
             continue
         flag = action.option_strings[0]
-        told.append(flag if value is True else f"{flag}={value}")
+        words.append(flag if value is True else f"{flag}={value}")
     for name in ("device", "threads"):
         if getattr(options, name):
-            told.append(f"--{name}={getattr(options, name)}")
-    return told
+            words.append(f"--{name}={getattr(options, name)}")
+    return words
 
 
 def _stop(options: argparse.Namespace) -> int:

@@ -1,9 +1,6 @@
-"""The service through JupyterLab's own address: ``…/labkit/`` and a tile in the launcher.
+"""The service behind JupyterLab's own address: ``…/labkit/`` and a tile in the launcher.
 
-In a pod only Jupyter's port is open. jupyter-server-proxy finds `setup` by its entry point, shows the tile, and at the
-first visit runs this module, which stands for the service on port 8000: one that runs already, or a new one.
-Services on other ports are at ``…/proxy/PORT/``; `proxied` says so from inside a kernel. Where port 8000 is taken,
-``LABKIT_PORT`` in Jupyter's environment names another, and ``LABKIT_MODEL`` another model than the pocket model.
+Only Jupyter's port is open in a pod, so jupyter-server-proxy calls `setup` and runs this module at the first visit.
 """
 
 from __future__ import annotations
@@ -26,7 +23,11 @@ WATCH_S = 1.0
 
 
 def setup() -> dict[str, Any]:
-    """What jupyter-server-proxy is told."""
+    """The configuration for jupyter-server-proxy, which finds this function by its entry point.
+
+    ``LABKIT_PORT`` and ``LABKIT_MODEL`` in Jupyter's environment replace port 8000 and the pocket model. Services on
+    other ports are at ``…/proxy/PORT/`` (`proxied`).
+    """
     port = int(os.environ.get("LABKIT_PORT") or ServiceOptions.port)
     model = os.environ.get("LABKIT_MODEL") or "pocket"
     return {
@@ -47,19 +48,19 @@ def setup() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start the service unless it runs, and stay as long as it does; one that was started here ends with this."""
+    """Start the service unless it already runs, and stay until it ends; a service started here ends with this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=ServiceOptions.port)
     parser.add_argument("--model", default="pocket")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    found = find(options.port)
-    mine: Service | None = None
+    service = find(options.port)
+    started: Service | None = None
     try:
-        if found is None or found.state.name == "died":
-            found = mine = start(options.model, port=options.port, wait=False)
-            mine.wait(show=print)
-        while found.state.name != "died":
+        if service is None or service.state.name == "died":
+            service = started = start(options.model, port=options.port, wait=False)
+            started.wait(show=print)
+        while service.state.name != "died":
             time.sleep(WATCH_S)
     except LabError as error:
         print(f"[ERROR] {error}", file=sys.stderr)
@@ -67,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN
-        )  # Jupyter says it twice; the service must be ended whole
-        if mine is not None:
-            mine.stop()
+        )  # Jupyter sends SIGTERM twice; nothing may interrupt the stop of the service
+        if started is not None:
+            started.stop()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A service in a process of its own."""
+"""Start a service in its own process, watch it and stop it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SCRIPT = "run_autoglm_server.sh"
 
 
 class Service:
-    """One started service. As a context manager it is stopped at the block's end.
+    """A started service. As a context manager it stops the service when the block ends.
 
     Attributes:
         port, url: where it listens.
-        pid: its process.
-        base_url: what OpenAI's clients are told.
+        pid: its process id.
+        base_url: the base URL for OpenAI clients.
         log: the path of its log.
     """
 
@@ -55,8 +55,8 @@ class Service:
         links = {"status page": f"{self.url}/"}
         if path := proxied(self.port):
             links["through JupyterLab"] = path
-        told = " · ".join(f'<a href="{url}" target="_blank">{name}</a>' for name, url in links.items())
-        return f"<p>{html.escape(self.state.told)}<br>{told}</p>"
+        anchors = " · ".join(f'<a href="{url}" target="_blank">{name}</a>' for name, url in links.items())
+        return f"<p>{html.escape(self.state.told)}<br>{anchors}</p>"
 
     def __enter__(self) -> Service:
         return self
@@ -66,25 +66,25 @@ class Service:
 
     @property
     def state(self) -> State:
-        """What it is doing now."""
+        """The current state of the service."""
         if self._process is not None:
-            self._process.poll()  # collects it, if it has ended
+            self._process.poll()  # reaps the process if it has ended
         if not self._record.is_running:
             return State(
                 "died", f"the service on port {self.port} has ended by itself; {_last_words(self.log)}"
             )
-        status, told = _ask(self.url, "/ready")
+        status, answer = _ask(self.url, "/ready")
         if status == 200:
             return State("ready", f"ready at {self.url}, process {self._record.pid}")
-        if status is None or told.get("code") == "not_ready":
+        if status is None or answer.get("code") == "not_ready":
             return State("starting", f"starting on port {self.port}, process {self._record.pid}")
-        return State("unhealthy", f"unhealthy at {self.url}: {told.get('message', f'status {status}')}")
+        return State("unhealthy", f"unhealthy at {self.url}: {answer.get('message', f'status {status}')}")
 
     def facts(self) -> dict[str, Any]:
-        """What its status page shows: model, plan, bytes, tokens a second.
+        """The facts on its status page: model, plan, bytes, tokens per second.
 
         Raises:
-            LaunchError: it does not answer.
+            LaunchError: the service does not answer.
         """
         status, facts = _ask(self.url, "/status")
         if status != 200:
@@ -92,12 +92,12 @@ class Service:
         return facts
 
     def wait(self, timeout_s: float = START_S, show: Callable[[str], None] | None = None) -> Service:
-        """Wait until it is ready; ``show`` gets each line of its log as it comes.
+        """Wait until the service is ready; ``show`` is called with each new line of its log.
 
         Raises:
-            LaunchError: it failed, or was not ready in time; the message has its last lines.
+            LaunchError: the service failed, or was not ready in time; the message quotes the end of its log.
         """
-        shown, ends = 0, time.monotonic() + timeout_s
+        shown, deadline = 0, time.monotonic() + timeout_s
         while True:
             now = self.state
             lines = self.lines()
@@ -109,12 +109,12 @@ class Service:
                 return self
             if now.name in ("died", "unhealthy"):
                 raise LaunchError(now.told)
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise LaunchError(f"not ready after {timeout_s:g} s; {_last_words(self.log)}")
             time.sleep(0.1)
 
     def stop(self, timeout_s: float = STOP_S) -> None:
-        """Let it finish what runs, then end it and what it has started."""
+        """Let it finish its running requests, then end it and its child processes."""
         import psutil
 
         if self._record.is_running:
@@ -122,16 +122,16 @@ class Service:
             family = [process, *process.children(recursive=True)]
             process.terminate()
             psutil.wait_procs([process], timeout=timeout_s)
-            _, left = psutil.wait_procs(family, timeout=2)
-            for entry in left:
-                entry.kill()
-            psutil.wait_procs(left, timeout=5)
+            _, survivors = psutil.wait_procs(family, timeout=2)
+            for survivor in survivors:
+                survivor.kill()
+            psutil.wait_procs(survivors, timeout=5)
         if self._process is not None:
             self._process.wait()
         state.forget(self.port)
 
     def lines(self, count: int | None = None) -> list[str]:
-        """The last lines of its log, or all."""
+        """The last ``count`` lines of its log, or all lines."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -150,37 +150,39 @@ def start(
     timeout_s: float = START_S,
     show: Callable[[str], None] | None = print,
 ) -> Service:
-    """Start a service, or give the one that runs already with the same arguments.
+    """Start a service, or return the service that already runs with the same arguments.
 
     Args:
         model, plan: as for `labkit.load`.
-        port: where; 0 takes a free one.
-        arguments: further arguments of ``labkit serve``, as ``["--streams", "4"]``.
-        api_key: handed on by the environment, so that no list of processes shows it.
-        wait: until it is ready; ``show`` gets the lines of its log meanwhile (None: nothing).
+        port: the port to listen on; 0 picks a free port.
+        arguments: further arguments of ``labkit serve``, such as ``["--streams", "4"]``.
+        api_key: passed in the environment, so that it does not appear in process listings.
+        wait: wait until the service is ready; meanwhile ``show`` is called with each line of its log (None: no output).
 
     Raises:
-        LaunchError: the port is taken, or the service failed; the message has its last lines.
+        LaunchError: the port is taken, or the service failed; the message quotes the end of its log.
     """
     port = port or _free_port()
-    told = (model, *(("--plan", plan) if plan else ()), "--port", str(port), *arguments)
-    if (known := find(port)) is not None:
-        if known._record.is_running:
-            if known._record.arguments != told:
-                was = " ".join(known._record.arguments)
-                raise LaunchError(f"port {port} serves something else (labkit serve {was}): stop it first")
+    serve_arguments = (model, *(("--plan", plan) if plan else ()), "--port", str(port), *arguments)
+    if (previous := find(port)) is not None:
+        if previous._record.is_running:
+            if previous._record.arguments != serve_arguments:
+                running_arguments = " ".join(previous._record.arguments)
+                raise LaunchError(
+                    f"port {port} serves something else (labkit serve {running_arguments}): stop it first"
+                )
             if show is not None:
-                show(f"[INFO] Already there: {known.state.told}")
-            return known.wait(timeout_s) if wait else known
+                show(f"[INFO] Already there: {previous.state.told}")
+            return previous.wait(timeout_s) if wait else previous
         state.forget(port)
     if _answers(port):
         raise LaunchError(f"port {port} is used by something that was not started here: take another port")
     log = state.log_path(port)
     key = {API_KEY_VARIABLE: api_key} if api_key else {}
     process = start_process(
-        [*module_command("labkit"), "serve", *told], log=log, environment=child_environment(**key)
+        [*module_command("labkit"), "serve", *serve_arguments], log=log, environment=child_environment(**key)
     )
-    record = Record(port, _url(arguments, port), process.pid, _created(process), told, str(log))
+    record = Record(port, _url(arguments, port), process.pid, _created(process), serve_arguments, str(log))
     state.write(record)
     service = Service(record, process)
     try:
@@ -191,13 +193,13 @@ def start(
 
 
 def find(port: int = ServiceOptions.port) -> Service | None:
-    """The service that was started on a port here, alive or not; None if there was none or it was stopped."""
+    """The service that was started on this port, alive or dead; None if there was none or it was stopped."""
     record = state.read(port)
     return None if record is None else Service(record)
 
 
 def state_of(port: int = ServiceOptions.port) -> State:
-    """What is on a port: a service's `State`, ``stopped``, or ``foreign``."""
+    """The state of a port: its service's `State`, ``stopped`` or ``foreign``."""
     if (service := find(port)) is not None:
         return service.state
     if _answers(port):
@@ -206,9 +208,9 @@ def state_of(port: int = ServiceOptions.port) -> State:
 
 
 def script(*words: str) -> str:
-    """What ``sh run_autoglm_server.sh`` with these words prints; run with this interpreter."""
+    """The output of ``sh run_autoglm_server.sh WORDS``, run with this interpreter."""
     path = assets_folder() / SCRIPT
-    done = subprocess.run(
+    completed = subprocess.run(
         ["sh", str(path), *words],
         env=child_environment(LABKIT_PYTHON=sys.executable),
         stdout=subprocess.PIPE,
@@ -216,7 +218,7 @@ def script(*words: str) -> str:
         text=True,
         check=False,
     )
-    return done.stdout
+    return completed.stdout
 
 
 def _url(arguments: Sequence[str], port: int) -> str:
@@ -232,34 +234,34 @@ def _created(process: subprocess.Popen) -> float:
 
     try:
         return psutil.Process(process.pid).create_time()
-    except psutil.Error:  # it has ended already; its log says why
+    except psutil.Error:  # the process has already ended; its log gives the reason
         return time.time()
 
 
 def _ask(url: str, path: str, timeout_s: float = 5.0) -> tuple[int | None, dict[str, Any]]:
-    """Status and JSON of an answer; None if there is none. Goes to this machine, whatever a proxy variable says."""
-    place = urlsplit(url)
-    with closing(http.client.HTTPConnection(place.hostname, place.port, timeout=timeout_s)) as connection:
+    """Status and JSON body of the answer; the status is None without an answer. Ignores proxy variables."""
+    address = urlsplit(url)
+    with closing(http.client.HTTPConnection(address.hostname, address.port, timeout=timeout_s)) as connection:
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            told = json.loads(response.read())
+            answer = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError):
             return None, {}
-    told = told if isinstance(told, dict) else {}
-    return response.status, told.get("error", told)
+    answer = answer if isinstance(answer, dict) else {}
+    return response.status, answer.get("error", answer)
 
 
 def _answers(port: int) -> bool:
-    with socket.socket() as tried:
-        tried.settimeout(2)
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _last_words(log: Path) -> str:

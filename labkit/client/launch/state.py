@@ -1,4 +1,4 @@
-"""What is known of a started service: one small file a port, and whether its process is still the same one."""
+"""The records of started services: one small file per port, and a check that the process is still alive."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Record:
 
     Attributes:
         port, url: where it listens.
-        pid, created: its process, and when that was made; a number alone may be another process's by now.
-        arguments: what `labkit serve` was told, without the key.
+        pid, created: its process id and creation time; the system may reuse an id for another process.
+        arguments: the arguments of `labkit serve`, without the API key.
         log: its log file.
     """
 
@@ -33,7 +33,7 @@ class Record:
 
     @property
     def is_running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process is alive."""
         import psutil
 
         try:
@@ -46,10 +46,10 @@ class Record:
 
 @dataclass(frozen=True)
 class State:
-    """What a service is doing now.
+    """The current state of a service.
 
-    ``name`` is ``ready``, ``starting``, ``unhealthy``, ``died``, ``stopped``, or ``foreign``: the port is used by
-    something else. ``told`` says it in a sentence.
+    ``name`` is ``ready``, ``starting``, ``unhealthy``, ``died``, ``stopped``, or ``foreign``: another program
+    uses the port. ``told`` describes the state in a sentence.
     """
 
     name: str
@@ -57,9 +57,9 @@ class State:
 
 
 def folder() -> Path:
-    """Where records and logs are: ``$LABKIT_STATE``, or where this system keeps such things."""
-    if given := os.environ.get(FOLDER_VARIABLE):
-        return Path(given).expanduser()
+    """The folder of records and logs: ``$LABKIT_STATE``, or the system's folder for application state."""
+    if override := os.environ.get(FOLDER_VARIABLE):
+        return Path(override).expanduser()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "labkit"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "labkit"
@@ -71,22 +71,22 @@ def log_path(port: int) -> Path:
 
 
 def read(port: int) -> Record | None:
-    """The record of a port, or None; one that cannot be read counts as none."""
+    """The record of a port; None if it is missing or unreadable."""
     try:
-        known = json.loads(_path(port).read_text(encoding="utf-8"))
-        return Record(**{**known, "arguments": tuple(known["arguments"])})
+        content = json.loads(_path(port).read_text(encoding="utf-8"))
+        return Record(**{**content, "arguments": tuple(content["arguments"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def write(record: Record) -> None:
-    """Keep a record."""
+    """Store a record."""
     with atomic_path(_path(record.port)) as temporary:
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 
 def forget(port: int) -> None:
-    """Drop a port's record."""
+    """Delete the record of a port."""
     _path(port).unlink(missing_ok=True)
 
 

@@ -23,9 +23,9 @@ __all__ = ["Endpoint", "Reply", "build", "data_url", "stream", "user_message"]
 def build(
     services: Sequence[str | Endpoint] = ("http://127.0.0.1:8000/v1",), language: str | None = None
 ) -> "gradio.Blocks":
-    """The window, to be shown by its ``.launch()``.
+    """Build the window; its ``.launch()`` shows it.
 
-    services: one base URL, or two for A/B; an `Endpoint` says model and key as well. language: ``en`` or ``zh``, can be
+    services: one base URL, or two for A/B; an `Endpoint` sets model and key as well. language: ``en`` or ``zh``, can be
     changed in the window; None: ``zh`` in the course's Chinese edition, else ``en``. Raises LabError for another
     language or number of services.
     """

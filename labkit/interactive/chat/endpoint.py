@@ -1,4 +1,4 @@
-"""Where a service is, and its answer while it comes."""
+"""The address of a service, and its streamed answers."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a service is. ``model`` None: the first that it names."""
+    """The address of a service. ``model`` None: the first model that it lists."""
 
     base_url: str
     model: str | None = None
@@ -35,7 +35,7 @@ class Endpoint:
             return client.models()
 
     def facts(self) -> dict[str, Any]:
-        """What the lab's own service says of itself; see `labkit.client.Client.status`."""
+        """The status of a lab service; see `labkit.client.Client.status`."""
         with self.client(timeout_s=5) as client:
             return client.status()
 
@@ -48,9 +48,9 @@ def stream(
     temperature: float = 0.0,
     max_tokens: int = 512,
 ) -> Iterator[Reply]:
-    """The answer to a conversation, again and again as it grows; the last one is finished, or has an error.
+    """Yield the answer to a conversation as it grows; the last reply is finished, or has an error.
 
-    Leaving early ends the request. Never raises for what the service does.
+    Closing the iterator ends the request. Errors of the service are in ``Reply.error``, never raised.
     """
     reply = Reply()
     options = {"thinking": thinking or None, "temperature": temperature, "max_tokens": max_tokens}

@@ -1,8 +1,6 @@
-"""The window's looks, and the window in a notebook's cell: through Jupyter's own address, for that works in a pod too.
+"""The chat window's theme, and the window in a notebook cell through Jupyter's own address.
 
-There only Jupyter's port is open, and a frame of ``http://127.0.0.1:7860`` stays empty. jupyter-server-proxy reaches the
-window at ``…/proxy/7860/``; Gradio must then name addresses behind that path, whoever asks. `BehindJupyter` tells it, by
-the headers that it reads, for those requests only: the local address works as before.
+In a pod only Jupyter's port is open: jupyter-server-proxy serves the window at ``…/proxy/7860/``.
 """
 
 from __future__ import annotations
@@ -27,24 +25,27 @@ ALLOWED = "autoplay; microphone; clipboard-read; clipboard-write"
 
 
 class ChatBlocks(gr.Blocks):
-    """Blocks that are launched with the chat's looks, and serve several people at a time."""
+    """Blocks with the chat's theme, for several users at a time."""
 
     def launch(self, *, inline: bool | None = None, **options: Any) -> Any:
-        """As `gradio.Blocks.launch`; needs no network. In JupyterLab the cell shows it through Jupyter's address."""
+        """As `gradio.Blocks.launch`; needs no network. In JupyterLab the cell shows the window through Jupyter's address."""
         theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
         self.queue(default_concurrency_limit=8)
         looks = {"theme": theme, "css": CSS, "footer_links": []}
         around = {"app_kwargs": {"middleware": [Middleware(BehindJupyter)]}}
-        wanted = ipython_check() if inline is None else inline
-        path = proxied(1) if wanted else None  # whether there is one: the port is not known yet
-        launched = super().launch(inline=wanted and path is None, **{**looks, **around, **options})
+        in_cell = ipython_check() if inline is None else inline
+        path = proxied(1) if in_cell else None  # only whether a proxy exists: the port is chosen at launch
+        launched = super().launch(inline=in_cell and path is None, **{**looks, **around, **options})
         if path is not None:
             show(proxied(self.server_port), self.width, self.height)
         return launched
 
 
 class BehindJupyter:
-    """ASGI middleware: what jupyter-server-proxy says of the path, in the headers that Gradio reads."""
+    """ASGI middleware: copies the proxy's path into the headers from which Gradio builds its addresses.
+
+    Requests that do not come through jupyter-server-proxy pass unchanged, so the local address works as well.
+    """
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -57,29 +58,29 @@ class BehindJupyter:
 
 
 def _with_path(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    known = {name.lower(): value.decode("latin-1") for name, value in headers}
-    path, host = known.get(b"x-forwarded-prefix", ""), known.get(b"host", "")
+    values = {name.lower(): value.decode("latin-1") for name, value in headers}
+    path, host = values.get(b"x-forwarded-prefix", ""), values.get(b"host", "")
     if not path.startswith("/") or not host:
         return headers
-    # TLS ends before Jupyter: the page that asks knows best how it was reached.
-    referrer = urlsplit(known.get(b"origin") or known.get(b"referer", ""))
-    scheme = referrer.scheme if referrer.netloc == host else known.get(b"x-forwarded-proto", "http")
-    kept = [
+    # TLS ends before Jupyter, so the page's own origin tells the scheme.
+    referrer = urlsplit(values.get(b"origin") or values.get(b"referer", ""))
+    scheme = referrer.scheme if referrer.netloc == host else values.get(b"x-forwarded-proto", "http")
+    others = [
         header for header in headers if header[0].lower() not in (b"x-forwarded-host", b"x-forwarded-proto")
     ]
     place = f"{host}{path.rstrip('/')}"
-    return [*kept, (b"x-forwarded-host", place.encode("latin-1")), (b"x-forwarded-proto", scheme.encode())]
+    return [*others, (b"x-forwarded-host", place.encode("latin-1")), (b"x-forwarded-proto", scheme.encode())]
 
 
 DARK = """(() => {
   if (document.body.dataset.jpThemeLight === "false")
-    for (const one of document.querySelectorAll(`iframe[src="PATH"]`)) one.src += "?__theme=dark";
+    for (const frame of document.querySelectorAll(`iframe[src="PATH"]`)) frame.src += "?__theme=dark";
 })()"""
-"""Gradio's dark looks in JupyterLab's dark theme."""
+"""Switches Gradio to its dark theme where JupyterLab is dark."""
 
 
 def show(path: str, width: Any, height: Any) -> None:
-    """Show what is at a path of Jupyter's address, in the cell that runs; dark where JupyterLab is."""
+    """Show a path of Jupyter's address as a frame in the running cell; dark where JupyterLab is dark."""
     from IPython.display import HTML, display
 
     size = f'width="{html.escape(str(width))}" height="{html.escape(str(height))}"'

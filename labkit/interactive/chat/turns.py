@@ -1,4 +1,4 @@
-"""One turn of a conversation: what was asked, what each service answered, and how that is shown and exported."""
+"""One turn of a conversation: the question and each service's answer, shown in the chat and exported as JSON."""
 
 import json
 import tempfile
@@ -22,15 +22,15 @@ class Turn:
     """A question and its answers.
 
     Attributes:
-        message: the user message as it was sent.
-        text: what was written.
+        message: the user message as sent.
+        text: the typed text.
         picture: the screen that was sent, or None.
-        target: the true target's box in thousandths, where it is known.
-        audio: the file of the recording, or None.
-        replies: the answer of A, and of B.
-        endpoints: who answered.
-        facts: what the services say of themselves.
-        drawn: the files of the taps that are drawn, by service.
+        target: the true target's box in thousandths, or None if unknown.
+        audio: path of the recording, or None.
+        replies: the answers of A and B.
+        endpoints: the services that answered.
+        facts: each service's status.
+        drawn: service index -> path of the picture with its tap.
     """
 
     message: dict[str, Any]
@@ -45,18 +45,18 @@ class Turn:
 
 
 def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...] | None:
-    """The box that a request is about, in thousandths: of a drawn item's own request, or of the one label in it.
+    """The box that a request names, in thousandths: the drawn item's own box, or that of the only label in the text.
 
-    known: the item that was drawn with the screen, or None. None where the target is not known for certain.
+    known: the item that was drawn with the screen, or None. Returns None where the target is uncertain.
     """
     if known is not None and text == known.instruction:
         return known.box
     if screen is None or not text:
         return None
-    said = text.casefold()
-    named = [element for element in screen.elements if element.label and element.label.casefold() in said]
-    longest = max((len(entry.label) for entry in named), default=0)
-    named = [entry for entry in named if len(entry.label) == longest]
+    request = text.casefold()
+    named = [element for element in screen.elements if element.label and element.label.casefold() in request]
+    longest = max((len(element.label) for element in named), default=0)
+    named = [element for element in named if len(element.label) == longest]
     if len(named) != 1:
         return None
     sides = screen.size * 2
@@ -64,7 +64,7 @@ def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...]
 
 
 def shown(turns: Sequence[Turn], which: int, words: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The conversation with service ``which`` (0 or 1) as a chat window takes it."""
+    """The conversation with service ``which`` (0 or 1) as Gradio's chat messages."""
     messages: list[dict[str, Any]] = []
     for turn in turns:
         messages += _asked(turn)
@@ -83,8 +83,8 @@ def history(turns: Sequence[Turn], which: int) -> list[dict[str, Any]]:
 
 
 def export(turns: Sequence[Turn], folder: str | None = None) -> str:
-    """Write the conversation as JSON, pictures and recordings named only; the file's path."""
-    told = [
+    """Write the conversation as JSON, without pictures and recordings; return the file's path."""
+    records = [
         {
             "question": _without_media(turn.message),
             "target": turn.target,
@@ -109,12 +109,12 @@ def export(turns: Sequence[Turn], folder: str | None = None) -> str:
         for turn in turns
     ]
     path = Path(folder or tempfile.mkdtemp(prefix="labkit-chat-")) / "conversation.json"
-    path.write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
     return str(path)
 
 
 def _without_media(message: Mapping[str, Any]) -> str:
-    """A message as text: pictures and recordings are named, not written out."""
+    """A message as text, with placeholders for pictures and recordings."""
     if isinstance(message["content"], str):
         return message["content"]
     names = {"image_url": "[picture]", "input_audio": "[recording]"}
@@ -175,7 +175,7 @@ def _cost(turn: Turn, which: int, words: Mapping[str, str]) -> str:
 
 
 def _in_words(action: Action, words: Mapping[str, str]) -> str:
-    """What an action does: a place in the window's language, anything else in English."""
+    """Describe an action: a point in the window's language, anything else in English."""
     if action.point is None:
         return show.in_words(action)
     x, y = (side / 10 for side in action.point)
@@ -183,12 +183,12 @@ def _in_words(action: Action, words: Mapping[str, str]) -> str:
 
 
 def _has_point(action: Action | None) -> bool:
-    """Is there something to draw?"""
+    """Does the action have a point to draw?"""
     return action is not None and any(name in action.arguments for name in POINTS)
 
 
 def _drawn(turn: Turn, which: int) -> str:
-    """The screen with tap and target, as a file; drawn once, however often the turn is shown."""
+    """Path of the screen with tap and target; drawn once for each service."""
     if which in turn.drawn:
         return turn.drawn[which]
     picture = show.tap(turn.picture, turn.replies[which].text, turn.target)
@@ -199,5 +199,5 @@ def _drawn(turn: Turn, which: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that markdown leaves as it is."""
+    """Escape Markdown."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+-.!|~$" else letter for letter in text)

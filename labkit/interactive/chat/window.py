@@ -1,4 +1,4 @@
-"""The chat's window, in Gradio. What is asked of services is in `endpoint`, how turns look in `turns`."""
+"""The chat window, in Gradio. `endpoint` talks to the services, `turns` renders the conversation."""
 
 import atexit
 import random
@@ -22,7 +22,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 class Window:
-    """The components, by name, and what happens when they are used."""
+    """The window's components by name, and their event handlers."""
 
     def __init__(self, endpoints: Sequence[Endpoint], language: str) -> None:
         self.endpoints, self.language = list(endpoints), language
@@ -34,7 +34,7 @@ class Window:
             self._connect()
         atexit.register(self.stop_services)
 
-    # -- what there is ------------------------------------------------------------------------------------
+    # -- layout ------------------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
         words, parts = self.words, self.parts
@@ -77,9 +77,9 @@ class Window:
                             endpoint.base_url, label=words[f"url_{letter}"], lines=1
                         )
                         with gr.Row():
-                            known = [endpoint.model] if endpoint.model else []
+                            models = [endpoint.model] if endpoint.model else []
                             parts[f"model_{letter}"] = gr.Dropdown(
-                                known, value=endpoint.model, label=words[f"model_{letter}"],
+                                models, value=endpoint.model, label=words[f"model_{letter}"],
                                 allow_custom_value=True, min_width=150,
                             )  # fmt: skip
                             parts[f"key_{letter}"] = gr.Textbox(
@@ -111,7 +111,7 @@ class Window:
             parts["temperature"] = gr.Slider(0, 1.5, 0, step=0.1, label=words["temperature"])
             parts["max_tokens"] = gr.Slider(16, 2048, 512, step=16, label=words["max_tokens"])
 
-    # -- what happens -------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
         p = self.parts
@@ -157,7 +157,7 @@ class Window:
     def answer(
         self, asked: Any, screen: Any, item: Any, turns: list, both: bool, *rest: Any
     ) -> Iterator[tuple]:
-        """Send what is asked to A, then to B, and show the answers as they grow."""
+        """Send the question to A, then to B, and show each answer while it is written."""
         urls, (thinking, keep, temperature, max_tokens, language) = rest[:6], rest[6:]
         words = words_of(LANGUAGES[language])
         text = (asked.get("text") or "").strip()
@@ -182,38 +182,36 @@ class Window:
         seen = (screen, None) if picture is not None else (gr.skip(), gr.skip())
         for which, endpoint in enumerate(endpoints):
             turn.replies.append(Reply())
-            said = [*history(earlier, which), message]
+            conversation = [*history(earlier, which), message]
             for reply in stream(
-                endpoint, said, thinking=thinking, temperature=temperature, max_tokens=int(max_tokens)
+                endpoint, conversation, thinking=thinking, temperature=temperature, max_tokens=int(max_tokens)
             ):
                 turn.replies[which] = reply
                 yield cleared, *seen, turns, shown(turns, 0, words), shown(turns, 1, words)
-                cleared, seen = (
-                    gr.skip(),
-                    (gr.skip(), gr.skip()),
-                )  # once: a picture is not loaded anew, and again
+                # Clear the inputs once: a later update would load the picture again.
+                cleared, seen = gr.skip(), (gr.skip(), gr.skip())
 
     def draw(self) -> tuple:
-        """A new test item: its screen, and its request as a suggestion."""
+        """Draw a new test item: its screen, and its request as a suggestion."""
         split = random.choice(("typed", "hard"))
         item = phonetap.items(split, count=1, seed=random.randrange(1, 1_000_000))[0]
         return item.screen.image, item, {"text": item.instruction, "files": []}
 
     def connect(self, both: bool, *rest: Any) -> tuple:
-        """Ask the services for their models and what they are."""
+        """Ask each service for its models, and for the model it has loaded."""
         urls, language = rest[:6], rest[6]
         words = words_of(LANGUAGES[language])
-        told, models = [], [gr.update(), gr.update()]
+        states, updates = [], [gr.update(), gr.update()]
         for which, letter in enumerate("AB" if both else "A"):
             try:
                 endpoint = _endpoint(*urls[3 * which : 3 * which + 3])
-                found = endpoint.models()
-                chosen = endpoint.model if endpoint.model in found else next(iter(found), None)
-                models[which] = gr.update(choices=found, value=chosen)
-                told.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen, words)}")
+                names = endpoint.models()
+                chosen = endpoint.model if endpoint.model in names else next(iter(names), None)
+                updates[which] = gr.update(choices=names, value=chosen)
+                states.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen, words)}")
             except LabError as error:
-                told.append(f"**{letter}** ⚠️ {error}")
-        return *models, "  \n".join(told)
+                states.append(f"**{letter}** ⚠️ {error}")
+        return *updates, "  \n".join(states)
 
     def start(self, model: str, plan: str, language: str, progress: Any = gr.Progress()) -> tuple:  # noqa: B008
         """Start a service on this machine."""
@@ -222,14 +220,14 @@ class Window:
         try:
             endpoint, service = local.start(model, plan)
             self.services.append(service)
-            found = endpoint.models()
+            names = endpoint.models()
         except LabError as error:
             raise gr.Error(str(error)) from None
-        told = f"{words['connected']}: {_in_words(endpoint, found[0], words)}"
-        return endpoint.base_url, gr.update(choices=found, value=found[0]), told
+        state = f"{words['connected']}: {_in_words(endpoint, names[0], words)}"
+        return endpoint.base_url, gr.update(choices=names, value=names[0]), state
 
     def translate(self, language: str) -> list:
-        """Every label in another language."""
+        """Return every label in another language."""
         words = words_of(LANGUAGES[language])
         changed = []
         for name in self._named:
@@ -243,11 +241,11 @@ class Window:
         return changed
 
     def show_again(self, turns: list[Turn], language: str) -> list:
-        """What was said so far, in another language around it."""
+        """Show the conversation again with its captions in another language."""
         return [shown(turns, which, words_of(LANGUAGES[language])) for which in range(2)]
 
     def stop_services(self) -> None:
-        """End the services that were started here."""
+        """Stop the services that this window started."""
         while self.services:
             self.services.pop().stop()
 
@@ -268,7 +266,7 @@ def _endpoints(urls: Sequence[Any], both: bool) -> list[Endpoint]:
 
 
 def _attached(files: Sequence[Any]) -> tuple[Image.Image | None, Any, str | None]:
-    """The picture, the recording and the recording's file among what was added; the last of each counts."""
+    """The picture, the recording and the recording's path from the attached files; the last of each kind wins."""
     picture = recording = audio = None
     for file in files:
         path = str(file["path"] if isinstance(file, dict) else file)
@@ -280,16 +278,16 @@ def _attached(files: Sequence[Any]) -> tuple[Image.Image | None, Any, str | None
 
 
 def _in_words(endpoint: Endpoint, model: str | None, words: dict[str, str]) -> str:
-    """Model, plan and bytes, as far as the service says."""
+    """Model, plan, bytes and device, as far as the service reports them."""
     from labkit.common.formats import format_bytes
 
     facts = endpoint.facts()
     loaded = facts.get("model") or model
-    told = [model or "–"] if model != loaded or not facts.get("plan") else []
+    parts = [model or "–"] if model != loaded or not facts.get("plan") else []
     if facts.get("plan"):
-        told.append(words["under"].format(model=loaded, plan=facts["plan"]))
+        parts.append(words["under"].format(model=loaded, plan=facts["plan"]))
     if facts.get("weights_bytes"):
-        told.append(format_bytes(facts["weights_bytes"]))
+        parts.append(format_bytes(facts["weights_bytes"]))
     if facts.get("device"):
-        told.append(str(facts["device"]))
-    return ", ".join(dict.fromkeys(told))
+        parts.append(str(facts["device"]))
+    return ", ".join(dict.fromkeys(parts))

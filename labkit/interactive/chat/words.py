@@ -1,4 +1,4 @@
-"""The window's words in English and Chinese: one entry a component, the same names in both."""
+"""The window's labels in English and Chinese, by component."""
 
 from labkit.common.errors import LabError
 
@@ -90,7 +90,7 @@ WORDS = {
 
 
 def words_of(language: str) -> dict[str, str]:
-    """The words of a language. Raises LabError for one that is not there."""
+    """The labels in a language. Raises LabError for an unknown language."""
     if language not in WORDS:
         raise LabError(f"the chat speaks {' and '.join(WORDS)}, not {language!r}")
     return WORDS[language]

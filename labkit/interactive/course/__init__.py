@@ -1,10 +1,7 @@
 """The exercises of the course: check an answer, ask for a hint.
 
-``course.check("02-a", answer)`` says whether it is right and why, or what to look at.
-Answers are checked by computing wherever that is possible: a learner's function is run, a plan is laid over the
-model, a tap is compared with its target. ``course.hint("02-a")`` gives the next hint. One file a notebook.
-
-In the Chinese edition (a folder called ``zh``), or where ``$LABKIT_LANGUAGE`` is ``zh``, it speaks Chinese.
+``course.check("02-a", answer)`` says whether an answer is right and why, ``course.hint("02-a")`` gives the next hint;
+in Chinese where `labkit.interactive.language` says so. Each notebook's exercises have a file of their own.
 """
 
 import dataclasses
@@ -43,14 +40,14 @@ def exercises() -> list[Exercise]:
 
 
 def get_exercise(id: str) -> Exercise:
-    """The exercise with this id; raises LabError that lists what is known."""
+    """The exercise with this id. Raises LabError with a list of the ids for an unknown one."""
     if id not in _EXERCISES:
         raise LabError(f"there is no exercise {id!r}; there are {', '.join(_EXERCISES)}")
     return _EXERCISES[id]
 
 
 def check(id: str, answer: Any = ...) -> Verdict:
-    """Judge an answer. Whatever the answer is, the verdict is a sentence that helps.
+    """Judge an answer; a wrong one gets a hint, never an exception.
 
     Raises LabError for an unknown exercise.
     """
@@ -58,15 +55,15 @@ def check(id: str, answer: Any = ...) -> Verdict:
 
 
 def hint(id: str) -> Verdict:
-    """The next hint for an exercise, each time a plainer one; the last one stays.
+    """The next hint for an exercise, more explicit each time; the last one repeats.
 
     Raises LabError for an unknown exercise.
     """
     exercise = get_exercise(id)
-    given = min(_hints_given.get(id, 0), len(exercise.hints) - 1)
-    _hints_given[id] = given + 1
-    told = f"Hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}"
-    return _spoken(Verdict(id, False, told, answered=False))
+    index = min(_hints_given.get(id, 0), len(exercise.hints) - 1)
+    _hints_given[id] = index + 1
+    message = f"Hint {index + 1} of {len(exercise.hints)}: {exercise.hints[index]}"
+    return _spoken(Verdict(id, False, message, answered=False))
 
 
 def _spoken(verdict: Verdict) -> Verdict:

@@ -31,8 +31,8 @@ def _fits(answer: Any) -> None:
     plans = ("bf16", "int8", "int4", "nf4")
     if answer not in plans:
         raise Hint(f"The candidates are {', '.join(plans)}: give the name of one.")
-    one = big.under(answer)
-    needed = (one.bytes + TOKENS * one.kv_cache_bytes_per_token()) / 1e9
+    anatomy = big.under(answer)
+    needed = (anatomy.bytes + TOKENS * anatomy.kv_cache_bytes_per_token()) / 1e9
     if needed + FREE_GB > BUDGET_GB:
         raise Hint(f"{answer} needs {needed:.1f} GB with a full cache: of {BUDGET_GB} GB too little is left.")
     if answer == "nf4":

@@ -9,7 +9,7 @@ from labkit.interactive.course.exercise import Exercise, Hint, is_near, number
 ROW = (0.31, -0.74, 0.08, 0.52, -0.29, 0.66, -0.11, 0.40)
 """The eight weights of exercise 02-a."""
 TARGET_DB = 20.0
-"""What exercise 02-d wants the lm_head to keep."""
+"""Signal-to-noise ratio that exercise 02-d asks of the lm_head."""
 
 
 def _scale(answer: Any) -> None:
@@ -51,25 +51,25 @@ def _called(function: Callable, row: Any, num_bits: int) -> Any:
     import torch
 
     try:
-        given = function(row, num_bits)
-    except Exception as error:  # whatever a learner's code raises is told, with its kind
+        result = function(row, num_bits)
+    except Exception as error:  # a learner's code may raise anything; the hint names the type
         raise Hint(
             f"round_trip(row, {num_bits}) raises {type(error).__name__}: {error}. "
             "It is given a tensor of 64 weights and a number of bits."
         ) from None
-    if given is None:
+    if result is None:
         raise Hint("The function returns nothing: does it end with return?")
-    if not isinstance(given, torch.Tensor) or given.shape != row.shape:
-        found = f"shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-        raise Hint(f"A tensor of 64 weights should come back; this is {found}.")
-    return given
+    if not isinstance(result, torch.Tensor) or result.shape != row.shape:
+        kind = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        raise Hint(f"A tensor of 64 weights should come back; this is {kind}.")
+    return result
 
 
-def _compare(given: Any, right: Any, row: Any, scale: float, num_bits: int) -> None:
+def _compare(result: Any, right: Any, row: Any, scale: float, num_bits: int) -> None:
     import torch
 
     def same(other: Any) -> bool:
-        return torch.allclose(given.float(), other, atol=scale * 1e-3)
+        return torch.allclose(result.float(), other, atol=scale * 1e-3)
 
     if same(right):
         return
@@ -81,7 +81,7 @@ def _compare(given: Any, right: Any, row: Any, scale: float, num_bits: int) -> N
         raise Hint("The codes are cut off, not rounded: 2.9 should become 3. Use .round(), not .int().")
     if num_bits != 4:
         raise Hint(f"With 4 bits it is right, with {num_bits} it is not: the 7 depends on num_bits.")
-    off = (given.float() - right).abs().max().item() / scale
+    off = (result.float() - right).abs().max().item() / scale
     raise Hint(
         f"Some weight is off by {off:.1f} steps. Three lines: scale = max|w| / (2 ** (num_bits - 1) - 1), "
         "codes = row / scale rounded, and codes times scale."
@@ -117,14 +117,14 @@ def _grid() -> dict[tuple[int, int], tuple[float, float]]:
     """(bits, group size) -> (bits a weight, SQNR in dB) of the lm_head, asymmetric."""
     from labkit.quantization import affine
 
-    head, found = _head(), {}
+    head, grid = _head(), {}
     for num_bits in (2, 3, 4, 8):
         for group_size in (32, 64, 128):
             scale, zero_point = affine.choose_qparams(head, num_bits, group_size)
             codes = affine.quantize(head, scale, zero_point, num_bits)
             after = affine.dequantize(codes, scale, zero_point)
-            found[num_bits, group_size] = (num_bits + 32 / group_size, affine.sqnr_db(head, after))
-    return found
+            grid[num_bits, group_size] = (num_bits + 32 / group_size, affine.sqnr_db(head, after))
+    return grid
 
 
 def _cheapest(answer: Any) -> None:
@@ -141,7 +141,7 @@ def _cheapest(answer: Any) -> None:
             f"{key[0]} bits in groups of {key[1]} keep {decibel:.1f} dB, and {TARGET_DB:.0f} are wanted: "
             "smaller groups, or more bits?"
         )
-    best = min(bits for bits, kept in grid.values() if kept >= TARGET_DB)
+    best = min(bits for bits, sqnr_db in grid.values() if sqnr_db >= TARGET_DB)
     if bits > best:
         raise Hint(
             f"{decibel:.1f} dB: good enough, but it takes {bits:g} bits a weight; {best:g} would do. "

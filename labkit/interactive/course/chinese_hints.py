@@ -1,4 +1,4 @@
-"""What the course says to answers, in Chinese: English sentences, with {} for what changes, and their translations."""
+"""The course's hints in Chinese: English sentence, with {} for the parts that vary -> translation."""
 
 import re
 from functools import cache
@@ -147,10 +147,10 @@ HINTS: dict[str, str] = {
 
 
 def translated(message: str) -> str:
-    """A sentence of the course in Chinese; as it is if it is not known."""
+    """A sentence of the course in Chinese; an unknown sentence stays as it is."""
     for pattern, chinese in _patterns():
-        if found := pattern.fullmatch(message):
-            pieces, rest = iter(found.groups()), chinese
+        if match := pattern.fullmatch(message):
+            pieces, rest = iter(match.groups()), chinese
             return "".join(
                 part if number == 0 else next(pieces) + part for number, part in enumerate(rest.split("{}"))
             )

@@ -1,4 +1,4 @@
-"""What an exercise of the course is, and the verdict on an answer: right and why, or a hint; never just "wrong"."""
+"""An exercise of the course, and the verdict on an answer: right with the reason, or a hint."""
 
 import html
 import numbers
@@ -9,11 +9,11 @@ from typing import Any
 from labkit.common.errors import LabError
 
 RIGHT, NOT_YET, OPEN = "#0072B2", "#D55E00", "#7A7A7A"
-"""Colours of the bar beside a verdict (Okabe and Ito's); its first word says the same."""
+"""Colours of the bar beside a verdict (from Okabe and Ito's palette); the first word carries the same state."""
 
 
 class Hint(Exception):
-    """Raised by a judge: what to look at again. The message is shown to the learner."""
+    """Raised when an answer is wrong; its message tells the learner what to look at again."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Exercise:
 
     Attributes:
         id: notebook and letter, ``02-a``.
-        task: what is asked, in a sentence.
+        task: the question, in a sentence.
         judge: takes the answer; returns if it is right, raises `Hint` if not.
-        because: why the right answer is right.
-        hints: from a nudge to nearly the answer, for `labkit.interactive.course.hint`.
+        because: the reason for the right answer.
+        hints: from vague to nearly the answer, for `labkit.interactive.course.hint`.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `labkit.interactive.course.check` says; true if the answer is right."""
+    """The result of `labkit.interactive.course.check`; true if the answer is right."""
 
     exercise: str
     right: bool
@@ -88,8 +88,8 @@ def number(answer: Any, unit: str = "") -> float:
         except (ValueError, RuntimeError):
             raise Hint("This is many numbers; one is asked for.") from None
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
-        told = f", in {unit}" if unit else ""
-        raise Hint(f"A number is asked for{told}; this is of the type {type(answer).__name__}.")
+        in_unit = f", in {unit}" if unit else ""
+        raise Hint(f"A number is asked for{in_unit}; this is of the type {type(answer).__name__}.")
     return float(answer)
 
 

@@ -17,12 +17,12 @@ def _within(answer: Any) -> None:
     resolved = resolved_answer(answer)
     if resolved is None:
         raise Hint("Give the list of rules, or a plan.")
-    eyes = {part.scheme for part in resolved.parts if part.is_linear and part.role == "vision"}
-    if not all(scheme.startswith(("int8", "llm-int8")) for scheme in eyes):
-        raise Hint(f"The vision encoder gets {', '.join(sorted(eyes))}; it should keep 8 bits.")
+    schemes = {part.scheme for part in resolved.parts if part.is_linear and part.role == "vision"}
+    if not all(scheme.startswith(("int8", "llm-int8")) for scheme in schemes):
+        raise Hint(f"The vision encoder gets {', '.join(sorted(schemes))}; it should keep 8 bits.")
     size = resolved.predicted_bytes / 1e6
     if size > BUDGET_MB:
-        largest = max(resolved.bytes_by_role.items(), key=lambda entry: entry[1])
+        largest = max(resolved.bytes_by_role.items(), key=lambda item: item[1])
         raise Hint(
             f"{size:.1f} MB: too many. The largest part is {largest[0]} with {largest[1] / 1e6:.1f} MB."
         )
@@ -32,14 +32,14 @@ def _knapsack(answer: Any) -> None:
     """The bytes for A, B and C with the smallest loss within `BUDGET`."""
     if not isinstance(answer, tuple | list) or len(answer) != len(CHOICES):
         raise Hint("Give the bytes of A, B and C, as (4, 4, 2).")
-    chosen = tuple(int(number(entry)) for entry in answer)
-    for name, one, known in zip("ABC", chosen, CHOICES):
-        if one not in known:
-            raise Hint(f"{name} takes {' or '.join(map(str, known))} bytes, not {one}.")
+    chosen = tuple(int(number(size)) for size in answer)
+    for name, size, options in zip("ABC", chosen, CHOICES):
+        if size not in options:
+            raise Hint(f"{name} takes {' or '.join(map(str, options))} bytes, not {size}.")
     if sum(chosen) > BUDGET:
         raise Hint(f"That takes {sum(chosen)} bytes; {BUDGET} are there.")
     losses = {
-        sizes: sum(known[size] for known, size in zip(CHOICES, sizes))
+        sizes: sum(options[size] for options, size in zip(CHOICES, sizes))
         for sizes in product(*CHOICES)
         if sum(sizes) <= BUDGET
     }
@@ -54,7 +54,7 @@ EXERCISES = (
         "04-a",
         "Write rules for the pocket model: vision in 8 bits, and at most 24 MB in all.",
         _within,
-        "One part keeps its bits, the rest pays for them. Whether the eye was the right one, measuring tells.",
+        "One part keeps its bits, the rest pays for them. Only measuring tells whether it is the right part.",
         (
             "Everything in int4 takes 21.2 MB: there is room for the vision encoder in 8 bits.",
             'Two rules: {"role": "vision", "scheme": "int8"} and {"match": "re:.*", "scheme": "int4"}.',

@@ -10,7 +10,7 @@ WEIGHTS = (0.4, 0.4, 0.4)
 
 
 def _drowned(answer: Any) -> None:
-    """Below which size activations become zero beside one of `LARGEST`, in symmetric 8 bits."""
+    """The size below which activations become zero beside one of `LARGEST`, in symmetric 8 bits."""
     value, step = number(answer), LARGEST / 127
     if is_near(value, step / 2, 0.001):
         return

@@ -15,7 +15,7 @@ def _dissected(model: str) -> Any:
 
 
 def resolved_answer(answer: Any) -> Any:
-    """A plan, its mapping or the list of its rules, laid over the pocket model; None for anything else."""
+    """Resolve a plan, its mapping or its list of rules for the pocket model; None for anything else."""
     from labkit.plans.plan import QuantizationPlan
 
     if isinstance(answer, list | Mapping):

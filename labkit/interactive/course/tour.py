@@ -32,12 +32,12 @@ def _camera(answer: Any) -> None:
 
     if not isinstance(answer, tuple | list) or len(answer) != 2 or not isinstance(answer[0], Screen):
         raise Hint("Give the screen and the model's answer together, as (mine, answer).")
-    screen, given = answer
+    screen, reply = answer
     labels = [element.label for element in screen.elements]
     if "相机" not in labels:
         some = ", ".join(labels[:4])
         raise Hint(f"There is no 相机 on this screen (but {some} …). must_have takes a list of labels.")
-    action = parse_answer(getattr(given, "text", given)).action
+    action = parse_answer(getattr(reply, "text", reply)).action
     if action is None or action.point is None:
         raise Hint("The answer taps nothing. Does the message hold the picture of this screen and a request?")
     width, height = screen.size

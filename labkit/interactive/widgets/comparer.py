@@ -1,4 +1,4 @@
-"""`labkit.interactive.widgets.compare`: choose plans, run them beside the kernel, and watch table and charts fill."""
+"""`labkit.interactive.widgets.compare`: choose plans, run them in another process, and watch the results come in."""
 
 import html
 import threading
@@ -29,11 +29,11 @@ TABLE_STYLE = (
     " .labkit-results tbody tr:nth-child(odd) {background: rgba(128, 128, 128, .12)}"
     " .labkit-results table {border-collapse: collapse; margin-bottom: 12px}</style>"
 )
-"""A widget's HTML has none of the looks that a notebook gives to the tables of its outputs."""
+"""Notebook CSS styles the tables of cell outputs, but not those inside a widget."""
 
 
 class Compare(ipywidgets.VBox):
-    """See `labkit.interactive.widgets.compare`. ``comparison`` holds what is finished; ``run`` is the process or None."""
+    """See `labkit.interactive.widgets.compare`. ``comparison`` holds the finished results; ``run`` the process or None."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Compare(ipywidgets.VBox):
         self._make_controls(items, output)
         self.plans = ipywidgets.VBox(layout=WIDE)
         chosen = ["fp32", "int4"] if plans is None else plans
-        for plan in [*presets(), *(entry for entry in chosen if entry not in presets())]:
+        for plan in [*presets(), *(plan for plan in chosen if plan not in presets())]:
             self.add_plan(plan, chosen=plan in chosen)
         self.progress, self.status = ipywidgets.HTML(layout=WIDE), ipywidgets.HTML(layout=WIDE)
         self.results = ipywidgets.Tab(layout=ipywidgets.Layout(width="calc(100% - 8px)", display="none"))
@@ -103,21 +103,21 @@ class Compare(ipywidgets.VBox):
     def add_plan(self, plan: str | QuantizationPlan, chosen: bool = True) -> None:
         """Offer another plan: a preset's name, a YAML file, or a plan (from `plan_editor`, say)."""
         source = plan if isinstance(plan, QuantizationPlan) else str(plan)
-        told, possible, name, described = "", True, str(plan), ""
+        note, possible, name, described = "", True, str(plan), ""
         try:
             loaded = plan if isinstance(plan, QuantizationPlan) else QuantizationPlan.from_yaml(plan)
             name, described = loaded.name, loaded.description
-            told = format_bytes(self._anatomy.under(loaded).bytes)
+            note = format_bytes(self._anatomy.under(loaded).bytes)
         except LabError as error:
-            told, possible = str(error), False
+            note, possible = str(error), False
         box = ipywidgets.Checkbox(
             value=chosen and possible, description=name, disabled=not possible, indent=False,
             layout=ipywidgets.Layout(width="190px"), tooltip=described,
         )  # fmt: skip
-        line = ipywidgets.HBox([box, ipywidgets.HTML(f"<span>{html.escape(told)}</span>")])
-        kept = [child for child in self.plans.children if child.children[0].description != name]
+        line = ipywidgets.HBox([box, ipywidgets.HTML(f"<span>{html.escape(note)}</span>")])
+        others = [other for other in self.plans.children if other.children[0].description != name]
         self._sources[name] = source
-        self.plans.children = [*kept, line]
+        self.plans.children = [*others, line]
 
     @property
     def chosen(self) -> list[str]:
@@ -139,7 +139,7 @@ class Compare(ipywidgets.VBox):
     # -- running ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start, or continue, the comparison that is chosen."""
+        """Start or continue the chosen comparison."""
         if self.run is not None and self.run.is_running:
             return
         if not self.chosen:
@@ -161,13 +161,13 @@ class Compare(ipywidgets.VBox):
         threading.Thread(target=self._follow, daemon=True).start()
 
     def stop(self) -> None:
-        """Stop; what is measured is kept, and Run continues."""
+        """Stop; measured results are kept, and Run continues."""
         if self.run is not None and self.run.is_running:
             self.status.value = message("stopping …")
             self.run.stop()
 
     def load(self) -> None:
-        """Show the results that are in the folder."""
+        """Show the results in the folder."""
         try:
             self._show(Comparison.load(self.output.value))
         except LabError as error:
@@ -180,13 +180,13 @@ class Compare(ipywidgets.VBox):
         return write_plan(source, output / "given") if isinstance(source, QuantizationPlan) else source
 
     def _follow(self) -> None:
-        """Until the process ends: show how far it is, and what is finished."""
+        """Show progress and finished results until the process ends."""
         while True:
             running = self.run.is_running
             self._show_progress(self.run.progress())
-            found = self.run.comparison()
-            if found is not None and len(found.measurements) != self._shown:
-                self._show(found)
+            comparison = self.run.comparison()
+            if comparison is not None and len(comparison.measurements) != self._shown:
+                self._show(comparison)
             if not running:
                 break
             time.sleep(POLL_S)
@@ -209,31 +209,31 @@ class Compare(ipywidgets.VBox):
     def _show_progress(self, plans: list[PlanProgress]) -> None:
         self.progress.value = f"<table style='width:100%'>{''.join(map(self._progress_row, plans))}</table>"
 
-    def _progress_row(self, one: PlanProgress) -> str:
-        share = one.answers / max(1, self.run.items)
-        told = {
+    def _progress_row(self, progress: PlanProgress) -> str:
+        share = progress.answers / max(1, self.run.items)
+        state = {
             "waiting": "waiting",
             "measuring": "loading, quantizing, measuring its speed",
-            "answering": f"{one.answers} of {self.run.items} answers, {one.right} right",
+            "answering": f"{progress.answers} of {self.run.items} answers, {progress.right} right",
             "finished": "finished",
             "failed": "failed",
-        }[one.state]
+        }[progress.state]
         bar = (
             f"<div style='background:rgba(128,128,128,.25);border-radius:4px;height:10px'><div style='width:"
-            f"{share:.0%};height:10px;border-radius:4px;background:{plan_colour(one.plan)}'></div></div>"
+            f"{share:.0%};height:10px;border-radius:4px;background:{plan_colour(progress.plan)}'></div></div>"
         )
         return (
-            f"<tr style='background:transparent'><td style='text-align:left'>{html.escape(one.plan)}</td>"
-            f"<td style='width:45%'>{bar}</td><td style='text-align:left'>{html.escape(told)}</td></tr>"
+            f"<tr style='background:transparent'><td style='text-align:left'>{html.escape(progress.plan)}</td>"
+            f"<td style='width:45%'>{bar}</td><td style='text-align:left'>{html.escape(state)}</td></tr>"
         )
 
     def _show(self, comparison: Comparison) -> None:
-        """Table, conclusions and charts of what is finished."""
+        """Show table, conclusions and charts of the finished plans."""
         self.comparison, self._shown = comparison, len(comparison.measurements)
         table = ipywidgets.HTML(TABLE_STYLE + comparison._repr_html_(), layout=WIDE)
         table.add_class("labkit-results")
-        said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in comparison.conclusions())
-        pages = {"Table": table, "Conclusions": ipywidgets.HTML(f"<ul>{said}</ul>", layout=WIDE)}
+        sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in comparison.conclusions())
+        pages = {"Table": table, "Conclusions": ipywidgets.HTML(f"<ul>{sentences}</ul>", layout=WIDE)}
         pages |= {title: ipywidgets.VBox(layout=WIDE) for title in CHARTS}
         selected = self.results.selected_index
         self.results.children = list(pages.values())
@@ -243,7 +243,7 @@ class Compare(ipywidgets.VBox):
         self._page_opened()
 
     def _page_opened(self, _: Any = None) -> None:
-        """Draw a chart when its page is opened, not all of them each time that a plan is finished."""
+        """Draw a chart only when its page is opened."""
         if self.comparison is None or self.results.selected_index is None:
             return
         kinds = [None, None, *CHARTS.values()]

@@ -20,7 +20,7 @@ DEFAULT = "the default"
 
 
 class PlanEditor(ipywidgets.VBox):
-    """See `labkit.interactive.widgets.plan_editor`. ``plan`` is the plan as it stands, None while the YAML is wrong."""
+    """See `labkit.interactive.widgets.plan_editor`. ``plan`` is the current plan, None while the YAML is wrong."""
 
     def __init__(self, model: str = "pocket", plan: str | QuantizationPlan = "int4") -> None:
         self._anatomy = dissect(model)
@@ -82,7 +82,7 @@ class PlanEditor(ipywidgets.VBox):
         self._accept(plan)
 
     def save(self) -> None:
-        """Write the plan to the file that is named; it can be used wherever a plan's name can."""
+        """Write the plan to the named file; its path works wherever a plan's name does."""
         try:
             if self.plan is None:
                 raise LabError("this is no plan yet: see above")
@@ -93,24 +93,26 @@ class PlanEditor(ipywidgets.VBox):
         self.status.value = message(f"saved: labkit.load(…, plan={self.path.value!r})")
 
     def _rules_changed(self, _: Any = None) -> None:
-        """From the controls: one rule a part."""
+        """Make the plan from the controls: one rule for each part."""
         if self._quiet:
             return
-        kept = [] if self.plan is None else [rule.to_dict() for rule in self.plan.rules if _is_special(rule)]
+        special = (
+            [] if self.plan is None else [rule.to_dict() for rule in self.plan.rules if _is_special(rule)]
+        )
         fallbacks = {} if self.plan is None else {rule.on_unsupported for rule in self.plan.rules} - {None}
         rest = {"on_unsupported": next(iter(fallbacks)).name} if fallbacks else {}
         if self.stored.value:
-            kept += _store_rules(self.plan)
-        rules = [*kept, *({**rule.definition(), **rest} for rule in self.rules.values() if rule.is_set)]
+            special += _store_rules(self.plan)
+        rules = [*special, *({**rule.definition(), **rest} for rule in self.rules.values() if rule.is_set)]
         written = {} if self.plan is None else self.plan.to_dict()
-        told = {name: written[name] for name in ("description", "runtime") if name in written}
+        extras = {name: written[name] for name in ("description", "runtime") if name in written}
         name = self.name.value or "mine"
-        if name in presets():  # what a preset is called stays the preset
-            name, told["description"] = f"{name}-mine", ""
-        self._try({"name": name, "rules": rules, "default": self.default.value, **told}, True)
+        if name in presets():  # a preset's name stays with the preset
+            name, extras["description"] = f"{name}-mine", ""
+        self._try({"name": name, "rules": rules, "default": self.default.value, **extras}, True)
 
     def _yaml_changed(self, _: Any) -> None:
-        """From the text: whatever a plan may say, by pattern as well."""
+        """Make the plan from the YAML, which may also hold rules by pattern."""
         if self._quiet:
             return
         try:
@@ -186,12 +188,12 @@ class _RoleRule(ipywidgets.VBox):
         return {"role": self.role, "scheme": self.scheme.value, **options}
 
     def show(self, schemes: set[Any]) -> None:
-        """Show the scheme that the part's Linears have; several are said, and left to the YAML."""
-        found = [scheme for scheme in schemes if scheme is not None]
+        """Show the scheme of the part's Linears; for several, point to the YAML."""
+        present = [scheme for scheme in schemes if scheme is not None]
         self._keep = True
-        one = found[0] if found else None
-        self.scheme.value = one.name if one else DEFAULT
-        self._show_options(one)
+        scheme = present[0] if present else None
+        self.scheme.value = scheme.name if scheme else DEFAULT
+        self._show_options(scheme)
         self._keep = False
         several = len(schemes) > 1
         self.mixed.value = message("several schemes in this part; see the YAML") if several else ""
@@ -210,13 +212,13 @@ class _RoleRule(ipywidgets.VBox):
 
 
 def _is_special(rule: Rule) -> bool:
-    """Is it about some Linears by name or depth? Such rules have no control of their own, and stay."""
+    """Does it select Linears by name or depth? Such rules have no control, and are kept as they are."""
     narrow = bool(rule.linears) or rule.depth is not None
     return not _is_stored(rule) and (narrow or (rule.match is not None and rule.match not in ("*", "re:.*")))
 
 
 def _is_stored(rule: Rule) -> bool:
-    """Is it about what is stored, not multiplied: embeddings and convolutions?"""
+    """Is it about embeddings and convolutions, which are stored and not multiplied?"""
     return "linear" not in rule.modules
 
 

@@ -18,7 +18,7 @@ from labkit.results.charts import weights
 
 ONE, ALL = "this Linear", "the whole part"
 SAMPLED = 400_000
-"""Weights of a histogram at most; of larger matrices every n-th is taken."""
+"""Most weights in a histogram; larger matrices are sampled at every n-th weight."""
 
 
 def explorable_schemes(engine: Engine) -> list[str]:
@@ -28,7 +28,7 @@ def explorable_schemes(engine: Engine) -> list[str]:
 
 
 class Explore(ipywidgets.VBox):
-    """See `labkit.interactive.widgets.explore`. ``result`` is what is shown."""
+    """See `labkit.interactive.widgets.explore`. ``result`` is the trial on show."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class Explore(ipywidgets.VBox):
         self.update()
 
     def _make_controls(self, part: str, linear: str | None, scheme: str) -> None:
-        def common(name: str, told: str) -> dict[str, Any]:
-            return {"description": name, "tooltip": told, "style": STYLE, "layout": WIDE}
+        def common(name: str, help_text: str) -> dict[str, Any]:
+            return {"description": name, "tooltip": help_text, "style": STYLE, "layout": WIDE}
 
         self.part = ipywidgets.Dropdown(
             options=list(self.parts), value=part, **common("part", "a part of the model")
@@ -95,8 +95,8 @@ class Explore(ipywidgets.VBox):
         self.options.show(self.scheme.value)
         self.part.observe(self._part_changed, names="value")
         self.scheme.observe(self._scheme_changed, names="value")
-        for entry in (self.linear, self.scope):
-            entry.observe(lambda _: self.update(), names="value")
+        for control in (self.linear, self.scope):
+            control.observe(lambda _: self.update(), names="value")
         self.screen.observe(lambda _: self.show_tap(), names="value")
 
     def _make_results(self) -> None:
@@ -119,7 +119,7 @@ class Explore(ipywidgets.VBox):
         self.update()
 
     def update(self) -> None:
-        """Quantize what is chosen and draw it anew; what is refused is said, and the last state stays."""
+        """Quantize the choice and draw it. An error is shown as status, and the last charts stay."""
         if self._quiet:
             return
         self.status.value = message("working …")
@@ -136,7 +136,7 @@ class Explore(ipywidgets.VBox):
         self.show_tap()
 
     def show_tap(self) -> None:
-        """Let the model answer with the unquantized weights and with these, and draw both taps."""
+        """Let the model answer with unquantized and with quantized weights, and draw both taps."""
         if self.result is None:
             return
         number = self.screen.value
@@ -158,8 +158,8 @@ class Explore(ipywidgets.VBox):
             f"unquantized: {_verdict(item, self._before[number])}",
             f"{scheme}: {_verdict(item, after)}",
         ]
-        asked = f"<div><b>{html.escape(item.instruction)}</b><br>box: the target, ring: the tap</div>"
-        self.taps.value = asked + show.row(*pictures, captions=captions, height=320).data
+        request = f"<div><b>{html.escape(item.instruction)}</b><br>box: the target, ring: the tap</div>"
+        self.taps.value = request + show.row(*pictures, captions=captions, height=320).data
         self.status.value = message(f"{kind} {scheme}")
 
     def _quantized(self, names: list[str], scheme: Any) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Explore(ipywidgets.VBox):
         }
 
     def _statistics_for(self, scheme: Any, names: list[str]) -> dict[str, Any]:
-        """What a scheme that calibrates must know of the Linears' inputs; kept, since it is the model's."""
+        """Input statistics for a scheme that calibrates, cached for each Linear."""
         missing = [name for name in names if name not in self._statistics]
         if scheme.requires_calibration and missing:
             screens = f"{trial.CALIBRATION_ITEMS} calibration screens"

@@ -1,4 +1,4 @@
-"""Controls for the options of a scheme, made from its dataclass fields: one label and one help text everywhere."""
+"""Controls for a scheme's options, made from its dataclass fields with their help texts."""
 
 import html
 from collections.abc import Callable, Mapping
@@ -26,10 +26,10 @@ def label(field: Field) -> str:
 def control(field: Field, value: Any = None) -> ipywidgets.Widget:
     """A slider for a few numbers, a checkbox for yes or no, a list for words; its tooltip is the help text."""
     value = field.default if value is None else value
-    choices, told = field.metadata.get("choices"), field.metadata.get("help", "")
+    choices, help_text = field.metadata.get("choices"), field.metadata.get("help", "")
     if choices is None and value in USUAL.get(field.name, ()):
         choices = USUAL[field.name]
-    common = {"description": label(field), "tooltip": told, "style": STYLE, "layout": WIDE}
+    common = {"description": label(field), "tooltip": help_text, "style": STYLE, "layout": WIDE}
     if isinstance(field.default, bool):
         return ipywidgets.Checkbox(value=value, indent=False, **{**common, "description": label(field)})
     if choices and all(isinstance(choice, int) for choice in choices):
@@ -89,7 +89,7 @@ class SchemeOptions(ipywidgets.VBox):
 
 
 class Chart(ipywidgets.VBox):
-    """A chart as wide as the place it is in, also where that is known only later: in a tab, in a window made wider.
+    """A chart as wide as its container, even if the width changes later (a tab opens, a window grows).
 
     height: in pixels. `figure` is plotly's ``FigureWidget``: its marks can be changed.
     """
@@ -101,10 +101,10 @@ class Chart(ipywidgets.VBox):
 
 
 class _Ruler(anywidget.AnyWidget):
-    """Makes a page's charts look at their places again until the one in the same box fills it, whenever that changes.
+    """Sends resize events until the chart beside it fills its box, whenever the box changes.
 
-    Plotly looks once, often before the chart is on the page, and then only when the window changes; it begins to heed
-    that some moments after it has drawn.
+    Plotly measures its container once, often before the chart is on the page, and then only on resize events; it
+    starts to listen for them shortly after it has drawn.
     """
 
     _esm = """
@@ -125,7 +125,7 @@ class _Ruler(anywidget.AnyWidget):
 
 
 def message(text: str, is_error: bool = False) -> str:
-    """A line of state; an error says so in words, besides its colour."""
+    """A status line; an error is marked in words as well as in colour."""
     if not text:
         return ""
     word = "<b>Not possible:</b> " if is_error else ""

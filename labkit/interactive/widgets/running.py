@@ -1,6 +1,6 @@
-"""A comparison in a process of its own: started, followed by what it writes, and stopped so that it can continue.
+"""Runs ``labkit compare`` in a process of its own, reads its progress from its folder, and stops it resumably.
 
-The kernel holds no model and is never blocked: ``labkit compare`` runs beside it, and its folder tells how far it is.
+The notebook's kernel holds no model and is never blocked.
 """
 
 import json
@@ -35,7 +35,7 @@ class PlanProgress:
 
 
 class ComparisonRun:
-    """``labkit compare`` with these arguments, and what is known of it. Nothing runs before `start`."""
+    """``labkit compare`` with these arguments, and its progress. Nothing runs before `start`."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ComparisonRun:
 
     @property
     def log(self) -> Path:
-        """What the process printed."""
+        """File with the process's output."""
         return self.folder.path / "compare.log"
 
     @property
@@ -68,7 +68,7 @@ class ComparisonRun:
 
     @property
     def code(self) -> int | None:
-        """Its exit code; None before its end. 130: stopped."""
+        """Exit code; None while it runs, 130 if it was stopped."""
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
@@ -84,7 +84,7 @@ class ComparisonRun:
         )
 
     def stop(self, timeout_s: float = 20.0) -> None:
-        """Interrupt it, as Ctrl-C does: what is measured is kept, and `start` continues. Waits for its end."""
+        """Interrupt it, as Ctrl-C does, and wait for its end. Measured results are kept, and `start` continues."""
         if not self.is_running:
             return
         self._process.send_signal(signal.SIGINT)
@@ -95,7 +95,7 @@ class ComparisonRun:
             self._process.wait()
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for its end; its exit code."""
+        """Wait for its end; return its exit code."""
         return self._process.wait(timeout_s)
 
     def progress(self) -> list[PlanProgress]:
@@ -103,21 +103,21 @@ class ComparisonRun:
         return [self._progress(plan) for plan in self.plans]
 
     def comparison(self) -> Comparison | None:
-        """What is finished so far; None before the first plan is."""
+        """The finished plans; None before the first."""
         try:
             return Comparison.load(self.folder.path)
         except ResultsError:
             return None
 
     def last_words(self) -> str:
-        """The last line of the log that is no progress bar: why it failed."""
+        """The last line of the log that is no progress bar, which says why it failed."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
         lines = [line.rsplit("\r", 1)[-1].strip() for line in text.splitlines()]
-        told = [line for line in lines if line.startswith("labkit: ")] or [line for line in lines if line]
-        return told[-1].removeprefix("labkit: ") if told else ""
+        messages = [line for line in lines if line.startswith("labkit: ")] or [line for line in lines if line]
+        return messages[-1].removeprefix("labkit: ") if messages else ""
 
     def _progress(self, plan: str) -> PlanProgress:
         name = Path(plan).stem if plan.endswith((".yaml", ".yml")) else plan
@@ -126,9 +126,9 @@ class ComparisonRun:
         path = self.folder.partial_path(name)
         if not path.is_file():
             return PlanProgress(name, "waiting" if self.code in (None, 130) else "failed")
-        kinds = list(_entries(path))
-        records = [entry["record"] for entry in kinds if entry.get("kind") == "record"]
-        state = "answering" if any(entry.get("kind") == "cost" for entry in kinds) else "measuring"
+        entries = list(_entries(path))
+        records = [entry["record"] for entry in entries if entry.get("kind") == "record"]
+        state = "answering" if any(entry.get("kind") == "cost" for entry in entries) else "measuring"
         return PlanProgress(name, state, len(records), sum(bool(record.get("success")) for record in records))
 
 
@@ -140,7 +140,7 @@ def write_plan(plan: Any, folder: Path) -> str:
 
 
 def _entries(path: Path) -> Any:
-    """The whole lines of a file that is being written."""
+    """The complete JSON lines of a file that is still being written."""
     for line in path.read_bytes().splitlines():
         try:
             yield json.loads(line)

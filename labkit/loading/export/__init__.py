@@ -2,12 +2,12 @@
 
 | file | what |
 |---|---|
-| `integers.py` | a quantized Linear as codes, scales and zero points; what is none is refused |
-| `packing.py` | codes of 2, 3, 4 or 8 bits as a stream of bits in 32-bit words |
-| `compressed_tensors.py` | for transformers and vLLM: each Linear its own width, groups and symmetry |
-| `gptq.py` | AutoGPTQ's layout and ``quantize_config.json``, for engines that only read that |
+| `integers.py` | a quantized Linear as codes, scales and zero points; refuses other weights |
+| `packing.py` | codes of 2, 3, 4 or 8 bits as a bit stream in 32-bit words |
+| `compressed_tensors.py` | for transformers and vLLM: width, groups and symmetry per Linear |
+| `gptq.py` | AutoGPTQ's layout and ``quantize_config.json``, for engines that read only that |
 | `write.py` | the folder: tensors, configuration, tokenizer |
-| `readme.py` | what its readers must know, and the folder's ``README.md`` |
+| `readme.py` | notes for its readers, and the folder's ``README.md`` |
 """
 
 from labkit.loading.export.write import Exported, export

@@ -6,11 +6,8 @@ int32 along the input (``weight_packed [N, K * bits / 32]``), ``weight_scale [N,
 ``weight_zero_point`` packed along the output. W8A8 is ``int-quantized``: ``weight [N, K]`` int8,
 ``weight_scale [N, 1]``, inputs quantized token by token.
 
-vLLM multiplies some neighbours as one and looks for them under another name; those names stand among the targets
-too, where other readers find nothing that is called so.
-
-The integers are the lab's own. An asymmetric zero point is an integer here, where the lab multiplies by its
-product with the scale, rounded to bf16: logits then differ by that rounding.
+Integers are unchanged. The format stores an asymmetric zero point as an integer, whereas the lab multiplies by its
+product with the scale, rounded to bf16: logits differ by that rounding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,11 +29,13 @@ NEAREST = {
 }
 BITS = (2, 4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-VLLM_NAMES = {"attn.qkv": "attn.qkv_proj", "gate_proj": "gate_up_proj"}  # of Glm4v's vision encoder
+# vLLM fuses some neighbours of Glm4v's vision encoder and looks them up under other names; these are targets too, and
+# match nothing in other readers.
+VLLM_NAMES = {"attn.qkv": "attn.qkv_proj", "gate_proj": "gate_up_proj"}
 
 
 def cannot_hold(kind: Kind, in_features: int, out_features: int) -> Refusal | None:
-    """Why the format does not hold weights of this kind; None if it does."""
+    """Why the format cannot store weights of this kind; None if it can."""
     if kind.num_bits not in BITS:
         return Refusal(f"the format's versions pack {kind.num_bits} bits differently", "int4 with num_bits 4")
     return None
@@ -60,7 +59,7 @@ def tensors_of(integers: Integers) -> dict[str, Tensor]:
 
 
 def configuration(kinds: Mapping[str, Kind], ignore: list[str]) -> dict[str, Any]:
-    """``quantization_config`` of ``config.json``: one group a kind, in the order of first use."""
+    """``quantization_config`` of ``config.json``: one group per kind, in order of first use."""
     groups: dict[Kind, list[str]] = {}
     for name, kind in kinds.items():
         groups.setdefault(kind, []).append(name)
@@ -84,41 +83,37 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
-    """What the whole checkpoint decides for each tensor: nothing."""
+    """Format options that depend on the whole checkpoint: none."""
     return {}
 
 
 def notes(kinds: Mapping[str, Kind]) -> list[str]:
-    """What a reader of this export must know, in sentences."""
-    told = []
+    """Notes for the readers of this export, in sentences."""
+    sentences = []
     if asymmetric := [name for name, kind in kinds.items() if not kind.symmetric]:
         one_format = len({_format(kind) for kind in kinds.values()}) == 1
         how = "does only with CompressedTensorsConfig(dequantize=True)" if one_format else "does not"
-        told.append(
+        sentences.append(
             f"{len(asymmetric)} Linears are asymmetric: vLLM loads them; transformers 5.23 {how}. "
             "Quantize with symmetric: true for both."
         )
     if few := sorted({kind.num_bits for kind in kinds.values() if kind.num_bits < 4}):
-        told.append(f"Few engines have kernels for {few[0]} bits; transformers dequantizes them.")
-    told += [
+        sentences.append(f"Few engines have kernels for {few[0]} bits; transformers dequantizes them.")
+    sentences += [
         f"vLLM joins {' and '.join(names)}, and wants one scheme for all; transformers loads them as they are."
         for names in mixed_siblings(kinds)
     ]
-    return told
+    return sentences
 
 
 def mixed_siblings(kinds: Mapping[str, Kind]) -> list[list[str]]:
-    """Linears that engines multiply as one, but that are of different kinds (or only some quantized)."""
+    """Linears that engines fuse although their kinds differ (or only some are quantized)."""
     mixed = []
     for name in kinds:
         parent, _, leaf = name.rpartition(".")
         for family in FUSED:
-            siblings = [f"{parent}.{entry}" for entry in family]
-            if (
-                leaf in family
-                and len({kinds.get(sibling) for sibling in siblings}) > 1
-                and siblings not in mixed
-            ):
+            siblings = [f"{parent}.{sibling}" for sibling in family]
+            if leaf in family and len(set(map(kinds.get, siblings))) > 1 and siblings not in mixed:
                 mixed.append(siblings)
     return mixed
 

@@ -1,4 +1,4 @@
-"""AutoGPTQ's layout: for engines that read nothing else.
+"""AutoGPTQ's layout, for engines that read only this.
 
 ``qweight [K * bits / 32, N]`` int32, codes along the input; ``qzeros [K/G, N * bits / 32]`` along the output;
 ``scales [K/G, N]`` fp16; ``g_idx [K]``, the group of each input. The format's first version stores each zero
@@ -30,12 +30,12 @@ NEAREST = {
 }
 SPLIT = {
     "gate_up_proj": ("gate_proj", "up_proj")
-}  # what vLLM takes a joined Linear apart into, to look it up
-SCALE_ERROR = 2**-8  # of a scale in fp16, relative; as large as bf16's own rounding
+}  # the names into which vLLM splits a fused Linear for its lookup
+SCALE_ERROR = 2**-8  # relative error of a scale in fp16, as large as bf16's rounding
 
 
 def cannot_hold(kind: Kind, in_features: int, out_features: int) -> Refusal | None:
-    """Why the format does not hold weights of this kind; None if it does."""
+    """Why the format cannot store weights of this kind; None if it can."""
     if kind.dynamic:
         return Refusal("the format quantizes weights only", NEAREST["int8-dynamic"])
     step = 32 if kind.num_bits == 3 else 32 // kind.num_bits
@@ -99,25 +99,25 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
-    """What the whole checkpoint decides for each tensor: the first version if all zero points are the middle."""
+    """Format options that depend on the whole checkpoint: version 1 if every kind is symmetric, else version 2."""
     return {"second_version": not all(kind.symmetric for kind in kinds)}
 
 
 def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:
-    """What a reader of this export must know, in sentences."""
-    told = []
+    """Notes for the readers of this export, in sentences."""
+    sentences = []
     if asymmetric := [name for name, kind in kinds.items() if not kind.symmetric]:
-        told.append(
+        sentences.append(
             f"{len(asymmetric)} Linears are asymmetric, so this is gptq_v2, the format's second version: GPTQModel "
             "loads it, vLLM does not. Quantize with symmetric: true for both."
         )
     if len(set(kinds.values())) > 1:
-        told.append(
+        sentences.append(
             "Linears of several kinds stand in `dynamic` by their own names: GPTQModel reads that, "
             "transformers does not, and vLLM looks there for the names of the Linears that it joins. All three "
             "understand --format compressed-tensors."
         )
-    return told
+    return sentences
 
 
 def _parts_of(names: Iterable[str]) -> list[str]:

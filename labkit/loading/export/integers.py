@@ -1,4 +1,4 @@
-"""A quantized Linear as integers: what formats of other engines can hold, and what they cannot."""
+"""A quantized Linear as integers for other engines' formats, or the reason why it has none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.int8_dynamic import Int8DynamicLinear
 from labkit.quantization.linear import ScaledInput
 
-# Classes whose weight is ``(code - zero_point) * scale``, and the buffers that say so.
+# Classes whose weight is ``(code - zero_point) * scale``, and the buffers that hold it.
 AFFINE = {
     Int4Linear: {"packed", "scale_zero"},
     Int8Linear: {"weight_int8", "scale"},
@@ -23,7 +23,7 @@ AFFINE = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What Linears have in common that can stand in one group of a configuration.
+    """The properties that Linears in one group of a configuration share.
 
     Attributes:
         num_bits: bits a code.
@@ -57,7 +57,7 @@ class Integers:
 
 
 def cannot_be_integers(module: nn.Module) -> str | None:
-    """Why a quantized module is no affine integer weight, in words; None if it is one."""
+    """Why a quantized module has no affine integer weight, in words; None if it has."""
     buffers = next((AFFINE[cls] for cls in type(module).__mro__ if cls in AFFINE), None)
     if buffers is None:
         return "its weight is no integer times a scale"
@@ -82,7 +82,7 @@ def kind_of(module: QuantizedLinear) -> Kind:
 
 
 def integers_of(module: QuantizedLinear) -> Integers:
-    """The module's weight as integers; it must be one (`cannot_be_integers`)."""
+    """The module's weight as integers; requires that `cannot_be_integers` is None."""
     kind = kind_of(module)
     if isinstance(module, Int4Linear):
         return Integers(kind, module.codes, module.scale.contiguous(), module.zero_point.to(torch.uint8))
@@ -93,26 +93,25 @@ def integers_of(module: QuantizedLinear) -> Integers:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a format cannot hold a quantized Linear, and the nearest scheme that it can."""
+    """Why a format cannot store a quantized Linear, and the nearest scheme that it can store."""
 
     reason: str
     nearest: str
 
 
 def refuse(format: str, refused: Mapping[str, tuple[Scheme, Refusal]]) -> None:
-    """Raise `LabError` for the Linears that ``format`` cannot express, those of one scheme and reason in
-    one phrase; do nothing if there are none."""
+    """Raise `LabError` if there are Linears that ``format`` cannot express, grouped by scheme and reason."""
     if not refused:
         return
     grouped: dict[tuple[str, Refusal], list[str]] = {}
     for name, (scheme, refusal) in refused.items():
         grouped.setdefault((scheme.name, refusal), []).append(name)
-    told = []
+    phrases = []
     for (scheme, refusal), names in grouped.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        told.append(f"{scheme} of {names[0]}{more}: {refusal.reason}; nearest: {refusal.nearest}")
+        phrases.append(f"{scheme} of {names[0]}{more}: {refusal.reason}; nearest: {refusal.nearest}")
     raise LabError(
-        f"{format} cannot express {'. Nor '.join(told)}. Quantize with the nearest, or write these parts "
+        f"{format} cannot express {'. Nor '.join(phrases)}. Quantize with the nearest, or write these parts "
         "unquantized with --dequantize PART,…"
     )
 

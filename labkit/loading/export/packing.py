@@ -11,7 +11,7 @@ from labkit.quantization.kernels.reference import row_slices
 
 
 def pack_words(codes: Tensor, num_bits: int) -> Tensor:
-    """codes [R, L] uint8 below 2**num_bits -> [R, ceil(L * num_bits / 32)] int32; the last word is filled up
+    """codes [R, L] uint8 below 2**num_bits -> [R, ceil(L * num_bits / 32)] int32; the last word is padded
     with zeros."""
     rows, length = codes.shape
     words = -(-length * num_bits // 32)
@@ -25,7 +25,7 @@ def pack_words(codes: Tensor, num_bits: int) -> Tensor:
 
 
 def _pack_bytes(values: Tensor, num_bits: int, count: int) -> Tensor:
-    """values [R, L] of a width that divides 8 -> [R, count] uint8, filled up with zeros."""
+    """values [R, L] of a width that divides 8 -> [R, count] uint8, padded with zeros."""
     each = 8 // num_bits
     values = torch.nn.functional.pad(values, (0, count * each - values.shape[1])).unflatten(1, (count, each))
     packed = values[..., 0].clone()

@@ -1,4 +1,4 @@
-"""What the readers of an export must know: notes for the user, and the folder's ``README.md``."""
+"""Notes for the users of an export, and the folder's ``README.md``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,38 +13,38 @@ from labkit.plans.resolved import ResolvedPlan
 def notes(
     source: Checkpoint, resolved: ResolvedPlan, kinds: Mapping[str, Kind], unquantized: set[str]
 ) -> list[str]:
-    """What every reader of the export must know, in sentences."""
-    told = []
+    """Notes that concern every reader of the export, in sentences."""
+    sentences = []
     if source.family.name == "pocket":
-        told.append(
+        sentences.append(
             "No other engine has the pocket model's architecture: only labkit's own class loads this."
         )
     if get_checkpoint_conversion_mapping(source.model_type):
-        told.append(
+        sentences.append(
             f"Tensors are called as transformers 5 calls the modules of {source.model_type}; engines that look for "
             "the original's names will not find them."
         )
     if unquantized:
         count = len(unquantized)
         what = "1 Linear is" if count == 1 else f"{count} Linears are"
-        told.append(f"{what} written unquantized in {resolved.plan.default}.")
+        sentences.append(f"{what} written unquantized in {resolved.plan.default}.")
     other = {
         scheme.name
         for name, scheme in resolved.schemes.items()
         if name not in kinds and name not in unquantized and scheme.name != resolved.plan.default
     }
     if other:
-        told.append(
+        sentences.append(
             f"Linears in {', '.join(sorted(other))} are written so; engines load them in "
             f"{resolved.plan.default}, as all else that is not quantized."
         )
-    return told
+    return sentences
 
 
 def text(
     name: str, format: str, manifest: Manifest, kinds: Mapping[str, Kind], notes: Sequence[str], record: str
 ) -> str:
-    """The card of the export ``name``; ``record`` is the file that has everything else."""
+    """The model card of the export ``name``; ``record`` names the file with all other facts."""
     counts: dict[str, int] = {}
     for kind in kinds.values():
         counts[str(kind)] = counts.get(str(kind), 0) + 1

@@ -1,4 +1,4 @@
-"""The folder of an export: tensors in the format's layout, configuration, tokenizer, card."""
+"""Writes the folder of an export: tensors in the format's layout, configuration, tokenizer, model card."""
 
 import json
 import os
@@ -34,7 +34,7 @@ RECORD = "labkit-export.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote: the folder, how many Linears are quantized in it, and what its readers must know."""
+    """The result of `export`: the folder, its number of quantized Linears, and notes for its readers."""
 
     folder: Path
     quantized: int
@@ -54,16 +54,16 @@ def export(
     """Write a quantized checkpoint in a format that other engines load: the same integers and scales.
 
     Args:
-        folder: what ``labkit quantize`` or `labkit.save` wrote.
-        output: the folder to make (default: ``<folder>-<format>``); it appears whole or not at all.
+        folder: a folder from ``labkit quantize`` or `labkit.save`.
+        output: the folder to write (default: ``<folder>-<format>``); it appears whole or not at all.
         format: ``compressed-tensors`` or ``gptq``.
-        dequantize: roles (``vision``) or names of Linears that are written unquantized, as they multiply.
-        force: replace what the lab wrote there before.
-        shard_bytes: about the largest size of a file of tensors.
+        dequantize: roles (``vision``) or names of Linears to write dequantized.
+        force: replace an earlier output of the lab.
+        shard_bytes: the approximate largest size of a tensor file.
         progress: show progress bars.
 
     Raises:
-        LabError: a scheme that the format cannot express, with the nearest that can; an unknown part.
+        LabError: a scheme that the format cannot express, with the nearest scheme that it can; an unknown part.
         CheckpointError: the checkpoint is damaged, or the output cannot be written.
     """
     if format not in FORMATS:
@@ -71,8 +71,8 @@ def export(
     rules = FORMATS[format]
     spec = get_spec(folder)
     manifest = Manifest.read(spec.folder or folder)
-    named = Path(folder) if Path(folder).name else spec.folder
-    output = Path(output).expanduser() if output is not None else named.with_name(f"{named.name}-{format}")
+    base = Path(folder) if Path(folder).name else spec.folder
+    output = Path(output).expanduser() if output is not None else base.with_name(f"{base.name}-{format}")
     check_target(output, force)
     if manifest.base["model_type"] == "qwen2_5_omni":
         raise LabError(
@@ -114,23 +114,23 @@ def export(
 
 
 def _named_parts(parts: Sequence[str], resolved: ResolvedPlan, roles: Mapping[str, str]) -> set[str]:
-    """Names of the quantized Linears that ``parts`` (roles or names) mean."""
+    """Names of the quantized Linears in ``parts`` (roles or names)."""
     chosen: set[str] = set()
-    there = sorted({roles[name] for name in resolved.schemes if name in roles})
+    available = sorted({roles[name] for name in resolved.schemes if name in roles})
     for part in parts:
-        found = {name for name in resolved.schemes if part in (name, roles.get(name))}
-        if not found:
+        matches = {name for name in resolved.schemes if part in (name, roles.get(name))}
+        if not matches:
             raise LabError(
-                f"nothing quantized is called {part!r}; parts with quantized Linears are {', '.join(there)}"
+                f"nothing quantized is called {part!r}; parts with quantized Linears are {', '.join(available)}"
             )
-        chosen |= found
+        chosen |= matches
     return chosen
 
 
 def _kinds(
     model: nn.Module, resolved: ResolvedPlan, unquantized: set[str], format: str, rules: ModuleType
 ) -> dict[str, Kind]:
-    """Kind of every Linear that is written quantized; refuses what the format cannot express."""
+    """The kind of every Linear that is written quantized; refuses schemes that the format cannot express."""
     kinds, refused = {}, {}
     for name, scheme in resolved.schemes.items():
         module = model.get_submodule(name)
@@ -168,12 +168,12 @@ def _parts(
     rules: ModuleType,
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Tensor]]:
-    """The export's tensors, module by module, in the order of the model; shared ones once."""
+    """The export's tensors, module by module, in model order; a shared tensor comes once."""
     entries, _ = tensor_entries(model)
-    wanted: dict[str, set[str]] = {}
+    attributes_by_prefix: dict[str, set[str]] = {}
     for entry in entries:
-        wanted.setdefault(entry.prefix, set()).add(entry.attribute)
-    for prefix, attributes in wanted.items():
+        attributes_by_prefix.setdefault(entry.prefix, set()).add(entry.attribute)
+    for prefix, attributes in attributes_by_prefix.items():
         name = prefix.removesuffix(".")
         module = model.get_submodule(name)
         if isinstance(module, QuantizedLinear):
@@ -198,14 +198,14 @@ def _parts(
 
 
 def _write_shards(parts: Iterator[dict[str, Tensor]], folder: Path, shard_bytes: int, progress: bool) -> None:
-    """Write tensors as they come into files of about ``shard_bytes``, and the index if there are several."""
+    """Write tensors as they come into files of about ``shard_bytes``, and an index for several files."""
     shard: dict[str, Tensor] = {}
-    written: list[list[str]] = []
+    shard_keys: list[list[str]] = []
     total = size = 0
 
     def close() -> None:
-        save_file(shard, folder / f"part-{len(written)}.safetensors", metadata={"format": "pt"})
-        written.append(list(shard))
+        save_file(shard, folder / f"part-{len(shard_keys)}.safetensors", metadata={"format": "pt"})
+        shard_keys.append(list(shard))
         shard.clear()
 
     for tensors in tqdm(parts, desc="Writing", unit="module", disable=not progress):
@@ -216,11 +216,11 @@ def _write_shards(parts: Iterator[dict[str, Tensor]], folder: Path, shard_bytes:
         shard |= tensors
         size, total = size + needed, total + needed
     close()
-    names = shard_names(len(written), "model")
+    names = shard_names(len(shard_keys), "model")
     for number, name in enumerate(names):
         (folder / f"part-{number}.safetensors").rename(folder / name)
     if len(names) > 1:
-        index = {key: name for name, keys in zip(names, written) for key in keys}
+        index = {key: name for name, keys in zip(names, shard_keys) for key in keys}
         body = {"metadata": {"total_size": total}, "weight_map": index}
         _write_json(folder / "model.safetensors.index.json", body)
 
@@ -228,7 +228,7 @@ def _write_shards(parts: Iterator[dict[str, Tensor]], folder: Path, shard_bytes:
 def _write_config(
     path: Path, config: dict, resolved: ResolvedPlan, kinds: Mapping[str, Kind], unquantized: set[str]
 ) -> None:
-    """The model's configuration with the format's, the dtype of what is not quantized, and no tie that was cut."""
+    """Write the model's configuration with the format's, the dtype of unquantized tensors, and no broken tie."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     facts["quantization_config"] = config
     for part in (facts, *(value for value in facts.values() if isinstance(value, dict))):

@@ -1,12 +1,4 @@
-"""Which scheme for which Linears: the least predicted loss within a number of bytes, as an integer program.
-
-A unit is a set of Linears that get the same scheme: those of one part, of kinds that belong together (q, k and v
-share their input, gate and up too: engines multiply them as one, and many want one scheme for them), at one depth.
-Losses of units add up: KL divergences of single changes are small, and small changes hardly meet.
-
-The program has one 0/1 variable for each unit and choice, one choice a unit, and the bytes as a limit; scipy's
-HiGHS solves it exactly.
-"""
+"""Chooses a scheme for each Linear: an integer program for the least predicted loss within a number of bytes."""
 
 from __future__ import annotations
 
@@ -22,8 +14,8 @@ TOGETHER = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )
-"""Kinds of Linears that engines multiply as one and that therefore get one scheme."""
-TIE_BREAK = 1e-6  # of the largest loss, for all bytes: of plans as good as each other, the smallest
+"""Kinds of Linears that share their input: engines multiply them as one, and many require one scheme for them."""
+TIE_BREAK = 1e-6  # share of the largest loss that all bytes cost: among equally good plans the smallest wins
 
 
 @dataclass(frozen=True)
@@ -37,11 +29,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Unit:
-    """Linears that get the same scheme.
+    """Linears that get the same scheme: those of one part and one depth whose kinds belong together.
 
     Attributes:
         role: the part, or None.
-        kinds: own names of its Linears.
+        kinds: of its Linears, as `labkit.plans.rule.kind_of` names them.
         depth: relative depth, None outside a stack of layers.
         module: ``linear``, or the kind of the part's embeddings or convolutions, which form one unit.
         parameters: values in its Linears.
@@ -62,7 +54,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A choice for every unit, in their order, and what it makes."""
+    """One choice for each unit, in the order of the units, and the total bytes and loss."""
 
     choices: tuple[Option, ...]
     bytes: int
@@ -77,9 +69,9 @@ def units_of(
 ) -> list[Unit]:
     """Units and their options from records of `labkit.measure.search.sensitivity`.
 
-    Leaving a unit as it is (``unquantized``, of ``itemsize`` bytes a value) is always one of them. A scheme that a
-    Linear of a unit cannot take is none.
-    ``together`` are the kinds that form one unit."""
+    The first option leaves the unit unquantized (``unquantized``, with ``itemsize`` bytes a value). A scheme that
+    some Linear of the unit does not support is no option.
+    ``together`` lists the kinds that form one unit."""
     groups: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
     for record in records:
         module = record.get("module", "linear")
@@ -92,16 +84,16 @@ def units_of(
         groups.setdefault(key, {}).setdefault(record["linear"], []).append(record)
     units = []
     for (role, _, depth, module), linears in groups.items():
-        kinds = tuple(dict.fromkeys(found[0]["kind"] for found in linears.values()))
-        parameters = sum(found[0]["parameters"] for found in linears.values())
+        kinds = tuple(dict.fromkeys(entries[0]["kind"] for entries in linears.values()))
+        parameters = sum(entries[0]["parameters"] for entries in linears.values())
         options = [Option(unquantized, parameters * itemsize, 0.0)]
-        for scheme in dict.fromkeys(record["scheme"] for found in linears.values() for record in found):
-            taken = [record for found in linears.values() for record in found if record["scheme"] == scheme]
-            if len(taken) == len(linears) and all("kl" in entry for entry in taken):
-                size, loss = (
-                    sum(record["bytes"] for record in taken),
-                    sum(max(record["kl"], 0.0) for record in taken),
-                )
+        for scheme in dict.fromkeys(record["scheme"] for entries in linears.values() for record in entries):
+            taken = [
+                record for entries in linears.values() for record in entries if record["scheme"] == scheme
+            ]
+            if len(taken) == len(linears) and all("kl" in record for record in taken):
+                size = sum(record["bytes"] for record in taken)
+                loss = sum(max(record["kl"], 0.0) for record in taken)
                 options.append(Option(scheme, size, loss))
         units.append(Unit(role, kinds, depth, parameters, tuple(options), module))
     return units
@@ -116,11 +108,13 @@ def allocate(
 ) -> Allocation:
     """The choices with the least predicted loss whose bytes are at most ``budget``.
 
-    ``weights`` multiply the losses of a part under a scheme, (role, scheme) -> factor: what measuring found
-    predictions to be wrong by. The choices differ from each of ``avoid`` in at least ``apart`` units.
+    One 0/1 variable for each unit and option, exactly one option a unit; scipy's HiGHS solves the program exactly.
+    ``weights``, (role, scheme) -> factor, correct the losses of a part under a scheme by what was measured. The
+    choices differ from each of ``avoid`` in at least ``apart`` units.
 
     Raises:
-        AllocationError: even the smallest choices take more, with that number; or nothing so different fits.
+        AllocationError: even the smallest choices exceed the budget (the message gives their size), or no other
+            choice that differs enough fits.
     """
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -133,6 +127,7 @@ def allocate(
             "allow more bytes, or schemes with fewer bits"
         )
     options = [(index, option) for index, unit in enumerate(units) for option in unit.options]
+    # losses of units add up: single changes diverge little, and small changes hardly interact
     losses = np.array([_loss(units[index], option, weights) for index, option in options])
     sizes = np.array([option.bytes for _, option in options], dtype=float)
     scale = losses.max() or 1.0
@@ -165,16 +160,16 @@ def allocate(
 def front(
     units: Sequence[Unit], points: int = 25, weights: Mapping[tuple[str | None, str], float] | None = None
 ) -> list[Allocation]:
-    """The best allocations for budgets from the smallest to where nothing is lost any more."""
+    """The best allocations for ``points`` budgets, from the smallest possible to one that loses nothing."""
     smallest = sum(min(option.bytes for option in unit.options) for unit in units)
     largest = sum(max(option.bytes for option in unit.options) for unit in units)
     budgets = [smallest * (largest / smallest) ** (step / (points - 1)) for step in range(points)]
     budgets[0], budgets[-1] = smallest, largest
-    found = {}
+    by_bytes = {}
     for budget in budgets:
         allocation = allocate(units, budget, weights)
-        found[allocation.bytes] = allocation
-    return [found[size] for size in sorted(found)]
+        by_bytes[allocation.bytes] = allocation
+    return [by_bytes[size] for size in sorted(by_bytes)]
 
 
 def _kinds(kind: str, together: Sequence[Sequence[str]]) -> tuple[str, ...]:

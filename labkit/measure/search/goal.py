@@ -1,4 +1,4 @@
-"""What a search is for: so many bytes, so many bits a value, or so little loss."""
+"""The goal of a search: a number of bytes, of bits a value, or a largest loss."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Goal:
 
     @classmethod
     def of(cls, memory: str | int | None, bits: float | None, max_loss: float | None) -> Goal:
-        """The goal that is given.
+        """The goal from the one argument that is not None.
 
         Raises:
-            LabError: none or several are, or its number makes no sense.
+            LabError: none or several are set, or the number is out of range.
         """
-        given = [part for part in (memory, bits, max_loss) if part is not None]
-        if len(given) != 1:
+        goals = [value for value in (memory, bits, max_loss) if value is not None]
+        if len(goals) != 1:
             raise LabError("give one goal: memory (60MB), bits (4.5) or max-loss (0.5)")
         if memory is not None:
             return cls(memory=bytes_of(memory))
@@ -49,12 +49,12 @@ class Goal:
 
 
 ROUNDS = 8
-"""Plans that a search measures at most before it keeps the best of them."""
+"""Most plans that a search measures before it keeps the best of them."""
 
 
 KEPT_DTYPES = ("bf16", "fp16")
-"""What is not quantized may be kept in: fp16 rounds finer, bf16 holds larger values and is faster on many CPUs."""
+"""Types for what is not quantized: fp16 rounds finer, bf16 holds larger values and is faster on many CPUs."""
 
 
 AGAINST = ("int4", "gptq", "int8")
-"""Uniform plans with which a searched one is compared."""
+"""Uniform plans that the searched plan is compared with."""

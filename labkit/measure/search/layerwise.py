@@ -1,6 +1,6 @@
-"""Layer by layer: each Linear is replaced alone, and the model's answers are compared.
+"""Layerwise sensitivity: replaces one Linear at a time and compares the model's output distributions.
 
-Embeddings and convolutions, where a candidate stores them otherwise, are treated alike.
+The same for embeddings and convolutions, for candidates that quantize them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from labkit.quantization import Scheme, SchemeError
 from labkit.quantization.int8_storage import KINDS, module_kind
 from labkit.quantization.statistics import InputStatistics
 
-SAMPLED_ROWS = 8  # input rows of a batch on which a layer's output is compared
-STATISTICS_BYTES = 2 * 2**30  # what second moments may take at a time
+SAMPLED_ROWS = 8  # input rows a batch for the comparison of a layer's outputs
+STATISTICS_BYTES = 2 * 2**30  # limit for the second moments held at a time
 
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """What comes to a Linear.
+    """The inputs of a Linear.
 
     Attributes:
         statistics: second moments.
@@ -46,9 +46,9 @@ class LayerwiseEvaluator:
     Args:
         model: in evaluation mode.
         roles: module name -> role.
-        probe: what its answers are compared on.
-        calibration: batches for schemes that look at activations.
-        linears: names of the modules that will be measured (default: all Linears that can be).
+        probe: the batches on which its distributions are compared.
+        calibration: batches for schemes that calibrate.
+        linears: names of the modules to measure (default: all Linears that a plan can replace).
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class LayerwiseEvaluator:
     def measure(
         self, candidates: Mapping[str, Scheme], done: Iterable[tuple[str, str]] = ()
     ) -> Iterator[dict]:
-        """One record for each Linear and candidate that is not ``done``, as they are found.
+        """Yields one record for each Linear and candidate that is not ``done``, as soon as it is measured.
 
         A record holds ``linear, module, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db,
         measure_s``, or ``unsupported`` with the reason in place of the last five. ``module`` is its kind
-        (`labkit.quantization.int8_storage.KINDS`); others than Linears have no depth, only candidates that can store them,
-        and the signal-to-noise ratio of their weight.
+        (`labkit.quantization.int8_storage.KINDS`). Modules other than Linears have no depth; only candidates that
+        can store them are measured, and ``sqnr_db`` is that of their weight.
         """
         done = set(done)
         for name in self.linears:
@@ -130,8 +130,8 @@ class LayerwiseEvaluator:
         return {**record, "kl": divergence.kl, "agreement": divergence.agreement, "measure_s": seconds}
 
     def _divergence(self, name: str, is_linear: bool) -> Divergence:
-        """Of the model as it is now. Models may use the weight of an embedding or convolution without calling it,
-        so that all of the model runs then."""
+        """The divergence of the model as it is now."""
+        # a model may use the weight of an embedding or convolution without calling the module: run all of it
         if not is_linear:
             return divergence_of(self.probe, lambda index: self.probe.log_probs_of(self.model, index))
         with self._replay.before(name):
@@ -141,11 +141,11 @@ class LayerwiseEvaluator:
         return isinstance(self.model.get_submodule(name), nn.Linear)
 
     def _log_probs(self, name: str, index: int) -> Tensor | None:
-        """None where the batch does not come to the Linear: nothing has changed."""
+        """None where the batch does not reach the Linear: its output has not changed."""
         return self._replay.run(index) if self._replay.comes_to(name, index) else None
 
     def _gather(self, names: Sequence[str]) -> dict[str, LinearInputs]:
-        """The inputs of some Linears, with the model as it is."""
+        """Name -> inputs of the Linears on the calibration batches, in the unquantized model."""
         device = next(self.model.parameters()).device
         widths = {name: self.model.get_submodule(name).in_features for name in names}
         gathered = {
@@ -170,19 +170,19 @@ def measurable_linears(model: nn.Module) -> list[str]:
 
 
 def measurable_others(model: nn.Module) -> list[str]:
-    """Names of the embeddings and convolutions whose weight can be stored otherwise, and is nobody else's."""
+    """Names of the embeddings and convolutions that a scheme can replace and whose weight no other module shares."""
     others = replaceable_others(model, KINDS)
     tied = tied_linears(model, others)
     return [name for name in others if name not in tied]
 
 
 def can_store(scheme: Scheme, module: nn.Module) -> bool:
-    """Whether the scheme replaces modules of this kind."""
+    """Whether the scheme supports modules of this kind."""
     return module_kind(module) in scheme.module_kinds
 
 
 def _chunks(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of names whose second moments fit `STATISTICS_BYTES`, at least one each."""
+    """Splits names into runs whose second moments fit in `STATISTICS_BYTES`; each run has at least one name."""
     chunk: list[str] = []
     size = 0
     for name in names:

@@ -1,4 +1,4 @@
-"""An allocation as a plan file: rules by part, kind and relative depth, so that it fits models of any height."""
+"""Writes an allocation as a plan: rules by part, kind and relative depth, for models with any number of layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from labkit.quantization import DTYPES, Scheme, get_scheme
 from labkit.quantization.shorthand import parse_candidate
 
 FALLBACK = "int8"
-"""What a Linear of another model gets that the chosen scheme cannot take."""
+"""The scheme for a Linear of another model that does not support the chosen one."""
 
 
 def plan_of(
@@ -19,8 +19,8 @@ def plan_of(
 ) -> QuantizationPlan:
     """The plan that gives every unit its choice.
 
-    For each part the scheme of most of its values is the last rule and names no Linear, so that it also covers
-    what only another model has; the exceptions stand before it, neighbouring layers in one rule.
+    For each part the last rule has the scheme of most of its values and names no Linear, so it also covers Linears
+    that only another model has. The exceptions come before it; neighbouring layers share a rule.
     """
     rules: list[Rule] = []
     for role in dict.fromkeys(unit.role for unit in units):
@@ -42,19 +42,19 @@ def plan_of(
 
 
 def _is_stored(unit: Unit, scheme: str) -> bool:
-    """Whether the unit is embeddings or convolutions that do not stay as they are."""
+    """Whether the unit holds embeddings or convolutions that are quantized."""
     return unit.module != "linear" and scheme not in DTYPES
 
 
 def _exceptions(role: str | None, units: Sequence[tuple[Unit, str]], usual: str) -> list[Rule]:
-    """Rules for what does not get the part's usual scheme; kinds with the same layers share theirs."""
+    """Rules for the units that do not get the part's usual scheme; kinds with the same layers share a rule."""
     kinds: dict[tuple[str, ...], list[tuple[float | None, str]]] = {}
     for unit, scheme in units:
         kinds.setdefault(unit.kinds, []).append((unit.depth, scheme))
     rules: dict[tuple[str, tuple[float, float] | None], list[str]] = {}
     for names, layers in kinds.items():
         runs = _bands(layers)
-        # a rule without depth also matches layers: where one is needed, all layers of its kinds are told before
+        # a rule without depth also matches layers: where it is needed, rules for all layers of its kinds precede it
         bare = any(depth is None and scheme != usual for scheme, depth in runs)
         for scheme, depth in runs:
             if scheme != usual or (bare and depth is not None):
@@ -64,9 +64,9 @@ def _exceptions(role: str | None, units: Sequence[tuple[Unit, str]], usual: str)
 
 
 def _bands(layers: Sequence[tuple[float | None, str]]) -> list[tuple[str, tuple[float, float] | None]]:
-    """(depth, scheme) of one kind's layers -> (scheme, from and to) of runs of layers with the same scheme.
+    """(depth, scheme) of one kind's layers -> (scheme, (from, to)) for each run of layers with the same scheme.
 
-    One run over all layers has no depth, unless the kind also stands outside the stack.
+    A single run over all layers has no depth, unless the kind also occurs outside the stack of layers.
     """
     outside = [(scheme, None) for depth, scheme in layers if depth is None]
     inside = sorted((depth, scheme) for depth, scheme in layers if depth is not None)

@@ -1,10 +1,4 @@
-"""What lies before a changed layer need not be computed again: recorded outputs are given back.
-
-One pass of each batch records what the model's blocks (the members of its lists of layers, and the parts that
-hold such lists) answer, and when. While one Linear is changed, every block that had answered before that Linear
-was first called answers from the record; the rest is computed. The result is the same, at about half the cost
-on average.
-"""
+"""Recorded outputs of the layers before a changed one, which therefore need not be computed again."""
 
 from __future__ import annotations
 
@@ -19,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass
 class _Call:
-    """One call of a block: when it began and ended, in ticks of its pass, and what it gave."""
+    """One call of a block: when it began and ended, in ticks of its pass, and its output."""
 
     began: int
     ended: int = 0
@@ -29,11 +23,16 @@ class _Call:
 class Replay:
     """The recorded passes of several batches.
 
+    One pass of each batch records the outputs of the model's blocks (the members of its lists of layers, and the
+    parts that hold such lists) and their times. While one Linear is changed, each block that ended before the first
+    call of that Linear returns its recorded output; the rest is computed. The result is the same, at about half the
+    cost on average.
+
     Args:
         model: in evaluation mode; its passes must be the same each time.
-        run: called with a batch's number, runs it through the model.
+        run: runs the batch with the given number through the model.
         count: number of batches.
-        targets: names of the Linears that will be changed.
+        targets: names of the Linears to change.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Replay:
             self._record(index)
 
     def run(self, batch: int) -> Any:
-        """Run a batch through the model and return what ``run`` returns; inside `before`, the rest of it."""
+        """Run a batch through the model and return what ``run`` returns; inside `before`, compute only the rest."""
         self._batch, self._now = batch, 0
         return self._run(batch)
 
@@ -58,7 +57,7 @@ class Replay:
 
     @contextmanager
     def before(self, target: str) -> Iterator[None]:
-        """While this lasts, what ended before ``target`` was first called is given back from the record."""
+        """Within this context, blocks that ended before the first call of ``target`` return their recorded outputs."""
         patched = [
             (name, block)
             for name, block in self._blocks.items()
@@ -75,7 +74,9 @@ class Replay:
     def _answering(self, name: str, original: Callable, target: str) -> Callable:
         def forward(*arguments: Any, **options: Any) -> Any:
             start = self._first[self._batch].get(target)
-            call = next((call for call in self._calls[self._batch][name] if call.began >= self._now), None)
+            call = next(
+                (recorded for recorded in self._calls[self._batch][name] if recorded.began >= self._now), None
+            )
             if call is None or start is None:
                 return original(*arguments, **options)
             if call.ended < start:
@@ -130,10 +131,10 @@ class Replay:
 
 
 def blocks_of(model: nn.Module, targets: Collection[str]) -> list[str]:
-    """Names of the modules whose answers are worth recording.
+    """Names of the modules whose outputs are worth recording.
 
-    They are the members of lists of layers that hold a target, and the parts in which such a list stands (but
-    not the part in which all of them do: nothing comes after it).
+    These are the members of lists of layers that hold a target, and the parts that contain such a list, except a
+    part that contains all of them: nothing comes after it.
     """
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
     lists = [name for name in lists if any(target.startswith(f"{name}.") for target in targets)]
@@ -144,7 +145,7 @@ def blocks_of(model: nn.Module, targets: Collection[str]) -> list[str]:
 
 
 def _copy(value: Any) -> Any:
-    """Tensors cloned, in tuples, lists, mappings and the outputs of transformers' models."""
+    """A copy with cloned tensors, inside tuples, lists, mappings and the outputs of transformers' models too."""
     if isinstance(value, Tensor):
         return value.clone()
     if type(value) is dict:

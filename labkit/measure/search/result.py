@@ -1,4 +1,4 @@
-"""What a search found: the plan with its evidence, what was measured on the way, and what that says."""
+"""The result of a search: the plan with its evidence, all that was measured, and conclusions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Search(Record):
 
     Attributes:
         path: the plan's file.
-        found: the record of the plan (see `labkit.measure.evaluator.PlanEvaluator.measure`).
-        reference: that of the unquantized model.
-        others: those of the uniform plans.
+        found: the record of that plan (see `labkit.measure.evaluator.PlanEvaluator.measure`).
+        reference: the record of the unquantized model.
+        others: the records of the uniform plans.
         front: ``bytes, kl`` of the predicted best plan of each size.
-        test: rows of the comparison on test items, empty if there was none.
-        rounds: ``round, bytes, predicted_kl, kl`` of each plan that was tried; the best of them is the one found.
+        test: rows of the comparison on test items; empty if there was none.
+        rounds: ``round, bytes, predicted_kl, kl`` of each plan that was tried; the best of them is kept.
     """
 
     FILE: ClassVar[str] = "search.json"
@@ -54,10 +54,10 @@ class Search(Record):
         return QuantizationPlan.from_yaml(self.path)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One entry a measured plan: the unquantized model, the uniform plans, the one found."""
+        """One entry for each measured plan: the unquantized model, the uniform plans, the searched plan."""
         return [
-            {name: other.get(name) for name in SHOWN if name in other}
-            for other in (self.reference, *self.others, self.found)
+            {name: record.get(name) for name in SHOWN if name in record}
+            for record in (self.reference, *self.others, self.found)
         ]
 
     def table(self) -> pandas.DataFrame:
@@ -73,22 +73,22 @@ class Search(Record):
         return pareto_front(self.front, [*self.others, self.found])
 
     def conclusions(self) -> list[str]:
-        """What the measurements say of the plan beside each uniform one, in sentences."""
-        found = self.found
+        """Sentences that compare the plan with each uniform one, as measured."""
+        record = self.found
         sentences = [
-            f"{found['plan']}: {format_bytes(found['bytes'])} of weights, divergence {found['kl']:.3g} nats a "
-            f"token (predicted {found['predicted_kl']:.3g}){_loss_text(found, self.reference)}."
+            f"{record['plan']}: {format_bytes(record['bytes'])} of weights, divergence {record['kl']:.3g} nats a "
+            f"token (predicted {record['predicted_kl']:.3g}){_loss_text(record, self.reference)}."
         ]
-        for other in sorted(self.others, key=lambda record: record["bytes"]):
-            size = "smaller than" if other["bytes"] < found["bytes"] else "at least as large as"
+        for other in sorted(self.others, key=lambda row: row["bytes"]):
+            size = "smaller than" if other["bytes"] < record["bytes"] else "at least as large as"
             sentences.append(
                 f"{other['plan']} ({format_bytes(other['bytes'])}, {size} it): divergence {other['kl']:.3g}"
-                f"{_against(found, other)}."
+                f"{_against(record, other)}."
             )
         return sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """It names the plan's file alone, which lies beside it, so that the folder can be moved."""
+        """``path`` is the name of the plan's file, without its folder, so that the folder can be moved."""
         return {**super().to_dict(), "path": Path(self.path).name}
 
     @classmethod
@@ -108,7 +108,7 @@ def finish(
     threads: int | None,
     progress: bool,
 ) -> Search:
-    """Write the plan with its evidence, try it on test items, and put the result together."""
+    """Write the plan with its evidence, measure it on test items, and return the result."""
     folder = evaluator.folder.path
     plan = QuantizationPlan.from_dict(found["definition"], found["plan"])
     path = folder / f"{plan.name}.yaml"
@@ -123,10 +123,10 @@ def finish(
         "bytes": found["bytes"],
         "predicted_kl": found["predicted_kl"],
         "measured": [
-            {name: _rounded(other[name]) for name in SHOWN if other.get(name) is not None}
-            for other in (reference, *others, found)
+            {name: _rounded(record[name]) for name in SHOWN if record.get(name) is not None}
+            for record in (reference, *others, found)
         ],
-        "rounds": [{name: _rounded(value) for name, value in step.items()} for step in rounds],
+        "rounds": [{name: _rounded(value) for name, value in record.items()} for record in rounds],
     }
     replace(plan, evidence=evidence).to_yaml(path)
     environments = evaluator.folder.environments()
@@ -156,21 +156,23 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _loss_text(found: dict[str, Any], reference: dict[str, Any]) -> str:
-    if "perplexity" in found:
-        change = found["perplexity"] / reference["perplexity"] - 1
-        return f", perplexity {found['perplexity']:.2f} ({change:+.1%} against the unquantized model's)"
-    if "step_success_rate" in found:
-        rates = format_rate(found["step_success_rate"]), format_rate(reference["step_success_rate"])
+def _loss_text(record: dict[str, Any], reference: dict[str, Any]) -> str:
+    if "perplexity" in record:
+        change = record["perplexity"] / reference["perplexity"] - 1
+        return f", perplexity {record['perplexity']:.2f} ({change:+.1%} against the unquantized model's)"
+    if "step_success_rate" in record:
+        rates = format_rate(record["step_success_rate"]), format_rate(reference["step_success_rate"])
         return f", {rates[0]} right steps on validation items (unquantized: {rates[1]})"
     return ""
 
 
-def _against(found: dict[str, Any], other: dict[str, Any]) -> str:
+def _against(record: dict[str, Any], other: dict[str, Any]) -> str:
     if "perplexity" in other:
         return f", perplexity {other['perplexity']:.2f}"
     if "right" not in other:
         return ""
-    ids = [entry for entry in found["right"] if entry in other["right"]]
-    difference = paired_difference([found["right"][id_] for id_ in ids], [other["right"][id_] for id_ in ids])
+    ids = [item for item in record["right"] if item in other["right"]]
+    difference = paired_difference(
+        [record["right"][item] for item in ids], [other["right"][item] for item in ids]
+    )
     return f"; right steps of the plan found, against it: {format_difference(*difference)} points"

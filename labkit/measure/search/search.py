@@ -1,13 +1,4 @@
-"""The search for a plan: the least loss within a number of bytes, found by prediction and settled by measuring.
-
-``labkit.search_plan("pocket", memory="20MB")`` measures sensitivities (or takes those that are there), chooses a
-scheme for each Linear by an integer program, and **measures** the plan that comes out. Where its divergence is not
-what was predicted, each part of it is measured alone, predictions are corrected by what that finds, and the program
-is solved again. Then plans near by are measured, each the best by prediction that differs enough from all before,
-for errors of layers add up or cancel in ways that no prediction knows; the best **measured** plan is kept. It is
-compared with uniform plans on items that neither calibrated nor chose it, and in the end on test items, in fresh
-processes. Everything measured is kept; the same call continues.
-"""
+"""Searches a plan: the least loss within a number of bytes, predicted from sensitivities and then measured."""
 
 from __future__ import annotations
 
@@ -53,30 +44,38 @@ def search_plan(
 ) -> Search:
     """Find the plan that loses least within a budget, or the smallest that loses no more than ``max_loss``.
 
+    The search measures sensitivities (or reads those in their folder), chooses a scheme for each Linear by an integer
+    program, and measures the resulting plan. Where its divergence differs from the prediction, the search measures
+    each part alone, corrects the predictions and solves again (`labkit.measure.search.solver`). It keeps the best
+    measured plan, and compares it with uniform plans on validation items, which neither calibrated nor chose it, and
+    finally on test items, in fresh processes. All measurements are stored; the same call continues.
+
     Args:
         model: a name from ``labkit models``, a checkpoint folder, or a hub id.
         memory: bytes of all the model's weights: a number, or a text such as ``"60MB"``.
-        bits: or bits a value of the Linears, on average, scales and zero points included (embeddings and convolutions stay).
-        max_loss: or the largest loss: points of right steps; of a model without eyes per cent of perplexity.
+        bits: or bits a value of the Linears, on average, with scales and zero points; embeddings and convolutions
+            are not quantized.
+        max_loss: or the largest loss: points of right steps, or percent of perplexity for a model that takes no
+            images.
         schemes: candidates for each Linear, as `labkit.quantization.shorthand` reads them.
         against: uniform plans to compare it with, names or files.
         datasets: how many items, or which text (`labkit.loading.datasets`).
-        test_items: how many test items the plan is reported on (0: none).
+        test_items: number of test items for the final comparison (0: none).
         name: the plan's name (default: from the goal).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         jobs, threads: as for `labkit.measure_sensitivity`.
         sensitivities: the folder of sensitivities (default: ``results/sensitivity-MODEL``).
-        parts: measure whole parts too before choosing; without, the first choice is a poorer guess, sooner made.
-        apart: let q, k and v differ, and gate and up, for engines that do not multiply them as one (vLLM requires
-            one scheme for them).
-        rounds: plans measured at most before the best of them is kept.
-        dtype: what is not quantized is kept and computed in, ``bf16`` or ``fp16``; ``auto``: fp16 where it diverges
-            much less, as measured, else bf16 (which is faster on many CPUs).
+        parts: measure whole parts too before choosing; False is faster, and the first choice is a poorer guess.
+        apart: allow different schemes for q, k and v, and for gate and up, for engines that do not multiply them as
+            one (vLLM requires one scheme for them).
+        rounds: most plans to measure before the best of them is kept.
+        dtype: for what is not quantized, and for computing: ``bf16`` or ``fp16``; ``auto``: fp16 where it measurably
+            diverges much less, else bf16 (which is faster on many CPUs).
         output: the folder of the search (default: ``results/search-MODEL-GOAL``).
-        progress: say on standard error what is being done.
+        progress: report each step on standard error.
 
     Raises:
-        LabError: whatever cannot work, before anything is measured.
+        LabError: an argument is wrong, before anything is measured.
         Interrupted: Ctrl-C; the same call again continues.
     """
     goal = Goal.of(memory, bits, max_loss)
@@ -89,29 +88,31 @@ def search_plan(
         raise LabError(f"dtype must be auto, {' or '.join(KEPT_DTYPES)}, not {dtype!r}")
     if test_items:
         check_count("test items", test_items)
-    others = [QuantizationPlan.from_yaml(entry) for entry in against]
+    others = [QuantizationPlan.from_yaml(source) for source in against]
     sensitivities = Path(sensitivities or Path("results") / f"sensitivity-{short}")
     output = Path(output or Path("results") / f"search-{short}-{goal.label}")
     say = _say if progress else lambda text: None
     try:
-        found = measure_sensitivity(
+        sensitivity = measure_sensitivity(
             model, schemes, datasets=datasets, parts=parts, device=device, jobs=jobs, threads=threads,
             output=sensitivities, progress=progress,
         )  # fmt: skip
         folder = RecordFolder(output, "a search")
         settings = {
-            **found.settings,
+            **sensitivity.settings,
             "version": lab_version(),
             "goal": goal.settings(),
-            "against": [other.to_dict() for other in others],
+            "against": [plan.to_dict() for plan in others],
             "name": name,
             "kept_dtype": dtype,
             "apart": apart,
         }
         folder.open(settings)
         probe = str(sensitivities / "probe.safetensors")
-        evaluator = PlanEvaluator(spec, datasets, probe, device, folder, found.settings["dtype"])
-        solver = Solver(evaluator, found, name, say, rounds, linears_only=goal.bits is not None, apart=apart)
+        evaluator = PlanEvaluator(spec, datasets, probe, device, folder, sensitivity.settings["dtype"])
+        solver = Solver(
+            evaluator, sensitivity, name, say, rounds, linears_only=goal.bits is not None, apart=apart
+        )
         room = solver.room(goal)
         say("measuring the unquantized model")
         evaluator.reference()
@@ -125,8 +126,8 @@ def search_plan(
             test_items, threads=threads, progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt as interruption:
-        told = str(interruption) or "interrupted; run the same again to continue"
-        raise Interrupted(told) from None
+        message = str(interruption) or "interrupted; run the same again to continue"
+        raise Interrupted(message) from None
 
 
 def _say(text: str) -> None:

@@ -1,9 +1,4 @@
-"""Sensitivity: what each Linear, and each part, costs when it alone is quantized.
-
-``labkit.measure_sensitivity("pocket")`` replaces every Linear alone by every candidate scheme and takes down the
-KL divergence of the model's answers from the unquantized model's, and the signal-to-noise ratio of the layer's
-output; then every part as a whole, with its taps. Resumable: each record is kept as soon as it exists.
-"""
+"""Sensitivity: the divergence that each Linear, and each part, causes when it alone is quantized."""
 
 from __future__ import annotations
 
@@ -37,12 +32,12 @@ FP32_PARAMETERS = 2e9
 
 @dataclass
 class Sensitivity(Record):
-    """What was measured, in plain records.
+    """What `labkit.measure_sensitivity` returns: plain records.
 
     Attributes:
         linears: ``linear, role, kind, depth, scheme, parameters, bytes, kl, agreement, sqnr_db, measure_s`` each, or
             ``unsupported`` in place of the last five.
-        parts: ``part, scheme, bytes, kl, agreement`` each, and taps for models that see.
+        parts: ``part, scheme, bytes, kl, agreement`` each, and scores on validation items where there are any.
     """
 
     FILE: ClassVar[str] = "sensitivity.json"
@@ -86,20 +81,23 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Measure every Linear under every candidate scheme alone, then every part.
 
+    The KL divergence is that of the model's distributions from the unquantized model's; the signal-to-noise ratio is
+    that of the layer's output. Each record is stored as soon as it exists, so the same call continues.
+
     Args:
         model: a name from ``labkit models``, a checkpoint folder, or a hub id.
         schemes: candidates, as `labkit.quantization.shorthand` reads them.
         datasets: how many items, or which text (`labkit.loading.datasets`).
-        parts: measure whole parts too, with their taps.
+        parts: measure whole parts too, with their scores on validation items.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         jobs: processes side by side (default: one for every two cores; one on a GPU).
-        threads: CPU threads of each (default: the cores, shared out).
-        output: a folder; what is measured there already with the same settings is kept, and further candidates
-            are added to it. Default: ``results/sensitivity-MODEL``.
+        threads: CPU threads of each (default: an equal share of the cores).
+        output: a folder; measurements in it with the same settings are kept, and further candidates are added.
+            Default: ``results/sensitivity-MODEL``.
         progress: show a progress bar.
 
     Raises:
-        LabError: whatever cannot work, before anything is measured.
+        LabError: an argument is wrong, before anything is measured.
         Interrupted: Ctrl-C; the same call again continues.
     """
     from labkit.loading.prepare import Prepared, choose_device
@@ -119,17 +117,17 @@ def measure_sensitivity(
     records = [record for record in folder.records() if record["scheme"] in tasks.settings["schemes"]]
     order = {(name, label): i for i, (name, label) in enumerate(tasks.linears)}
     linears = sorted(
-        (record for record in records if "linear" in record), key=lambda entry: order[_key(entry)]
+        (record for record in records if "linear" in record), key=lambda record: order[_key(record)]
     )
     parts_found = [record for record in records if "part" in record]
-    found = Sensitivity(tasks.settings, linears, parts_found, environments=folder.environments())
-    found.save(output)
-    return found
+    result = Sensitivity(tasks.settings, linears, parts_found, environments=folder.environments())
+    result.save(output)
+    return result
 
 
 @dataclass(frozen=True)
 class _Tasks:
-    """What a checked measurement consists of: (Linear, scheme) and (part, scheme), under these settings."""
+    """The measurements to make, after all checks: (Linear, scheme) and (part, scheme), under these settings."""
 
     settings: dict[str, Any]
     linears: list[tuple[str, str]]
@@ -137,7 +135,7 @@ class _Tasks:
 
 
 def _tasks(prepared: Prepared, candidates: Mapping[str, Scheme], datasets: Datasets, parts: bool) -> _Tasks:
-    """Check model, candidates and datasets, and list what is to be measured."""
+    """Check model, candidates and datasets, and list the measurements to make."""
     from labkit.measure.search.layerwise import can_store, measurable_linears, measurable_others
     from labkit.models.checkpoint import folder_fingerprint
 
@@ -164,17 +162,17 @@ def _tasks(prepared: Prepared, candidates: Mapping[str, Scheme], datasets: Datas
         for label, scheme in candidates.items()
         if can_store(scheme, skeleton.get_submodule(name))
     ]
-    wanted = dict.fromkeys(role for name in linears if (role := roles.get(name))) if parts else {}
+    part_roles = dict.fromkeys(role for name in linears if (role := roles.get(name))) if parts else {}
     return _Tasks(
         settings,
         [(name, label) for name in linears for label in candidates] + stored,
-        [(role, label) for role in wanted for label in candidates],
+        [(role, label) for role in part_roles for label in candidates],
     )
 
 
 def _measure_missing(
     prepared: Prepared,
-    wanted: _Tasks,
+    all_tasks: _Tasks,
     datasets: Datasets,
     folder: RecordFolder,
     jobs: int,
@@ -185,15 +183,14 @@ def _measure_missing(
 
     from labkit.loading.load import load
 
-    spec, device, settings = prepared.spec, str(prepared.devices[0]), wanted.settings
+    spec, device, settings = prepared.spec, str(prepared.devices[0]), all_tasks.settings
     records = folder.records()
     done = {_key(record) for record in records if "linear" in record}
-    tasks = [task for task in wanted.linears if task not in done]
-    done_parts = {
-        _key(record) for record in records if "part" in record
-    }  # the part lm_head is the Linear of that name
-    parts = [task for task in wanted.parts if task not in done_parts]
-    total = len(wanted.linears) + len(wanted.parts)
+    tasks = [task for task in all_tasks.linears if task not in done]
+    # apart from `done`: the part lm_head has the name of its Linear
+    done_parts = {_key(record) for record in records if "part" in record}
+    parts = [task for task in all_tasks.parts if task not in done_parts]
+    total = len(all_tasks.linears) + len(all_tasks.parts)
     probe = folder.path / "probe.safetensors"  # records may have come from elsewhere, without it
     if not tasks and not parts and probe.is_file():
         return
@@ -237,9 +234,9 @@ def _measure_missing(
                 threads=threads,
             )
         except KeyboardInterrupt:
-            kept = len(folder.records())
+            measured = len(folder.records())
             raise Interrupted(
-                f"interrupted: {kept} of {total} are measured; run the same again to continue"
+                f"interrupted: {measured} of {total} are measured; run the same again to continue"
             ) from None
 
 

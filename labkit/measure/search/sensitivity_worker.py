@@ -1,9 +1,9 @@
 """Measures sensitivities in a process of its own: ``python -m labkit.measure.search.sensitivity_worker``.
 
-A request (one JSON object) comes in on standard input: ``folder, stream, model_source, device, threads, dtype,
-candidates, datasets, linears, parts``. Records go to the folder one by one (`labkit.results.folders`), and an event
-``{"event": "record"}`` for each to standard output; then ``{"event": "finished"}``, or ``{"event": "error",
-"message": str, "known": bool}``. Records that are there already are not made again.
+Standard input has the request, one JSON object: ``folder, stream, model_source, device, threads, dtype, candidates,
+material, linears, parts, done``. Each record is appended to the folder (`labkit.results.folders`), and an event
+``{"event": "record"}`` goes to standard output; the last event is ``{"event": "finished"}``, or ``{"event": "error",
+"message": str, "known": bool}``. What is in ``done`` is not measured again.
 """
 
 import sys
@@ -49,8 +49,8 @@ def run_tasks(request: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]
 def measure_part(
     request: Mapping[str, Any], role: str, label: str, scheme: Any, datasets: Any, probe: Any
 ) -> dict[str, Any]:
-    """A record of one whole part under one scheme: ``role, scheme, bytes, kl, agreement`` and, for models that
-    see, ``items, click_accuracy, step_success_rate, parse_rate``."""
+    """A record of one whole part under one scheme: ``part, scheme, bytes, kl, agreement`` and, with validation items,
+    ``items, click_accuracy, step_success_rate, parse_rate``."""
     from labkit.loading.load import load
     from labkit.measure.probe import divergence
     from labkit.measure.quality import evaluate
@@ -66,9 +66,9 @@ def measure_part(
 
         calibration = Prepared.of(request["model_source"]).calibration_batches(datasets)
     engine = load(request["model_source"], plan, request["device"], calibration=calibration, progress=False)
-    found = divergence(engine.model, probe)
+    result = divergence(engine.model, probe)
     size = sum(part.bytes for part in engine.resolved.parts if part.role == role and part.is_linear)
-    record = {"part": role, "scheme": label, "bytes": size, "kl": found.kl, "agreement": found.agreement}
+    record = {"part": role, "scheme": label, "bytes": size, "kl": result.kl, "agreement": result.agreement}
     if datasets.text is None and datasets.validation:
         records = evaluate(engine, datasets.items("validation", engine.modalities))
         summary = summarize(records)
@@ -78,7 +78,7 @@ def measure_part(
 
 
 def main() -> int:
-    """Measure what is asked for on standard input."""
+    """Measure what the request on standard input names."""
     return serve_request(_run)
 
 

@@ -1,9 +1,4 @@
-"""Chooses plans by prediction, measures them, and learns from what they measure; the best measured one is kept.
-
-Predictions add up what single layers diverge. Errors of layers also add up or cancel in ways that no prediction
-knows: so plans near the predicted best are measured too, each the best by prediction that differs enough from all
-before. All that is chosen follows from what was measured: a search that was interrupted goes the same way again.
-"""
+"""Chooses plans by prediction, measures them, and corrects the predictions; the best measured plan is kept."""
 
 from __future__ import annotations
 
@@ -24,24 +19,29 @@ from labkit.plans.plan import QuantizationPlan
 from labkit.quantization.int8_storage import KINDS
 
 FINER = 0.5
-"""fp16 is taken where it alone diverges less than this share of what bf16 does."""
+"""fp16 is chosen where it alone diverges less than this share of the divergence of bf16."""
 AGREEMENT = 1.25
-"""Predictions are corrected where a plan diverges this many times more, or less, than predicted."""
+"""Predictions are corrected where a plan diverges by this factor more, or less, than predicted."""
 CORRECTIONS = 2
-"""Times that predictions are corrected: each measures every part of a plan alone."""
+"""Most corrections of the predictions: each one measures every part of a plan alone."""
 PATIENCE = 3
-"""Plans measured in a row, none of them better than the best before, after which no more are."""
+"""Plans measured in a row without a better one, after which the search stops."""
 APART = 1 / 10
-"""A further plan differs from each measured one in this share of its units."""
+"""A further plan differs from each measured plan in at least this share of its units."""
 BISECTIONS = 6
 BISECTION_ROUNDS = 2
-"""Plans measured at most for each size tried."""
+"""Most plans measured for each size."""
 LARGEST_CORRECTION = 4.0
-"""No prediction is divided by more: differences of small divergences are uncertain."""
+"""A correction divides a prediction by no more: differences of small divergences are uncertain."""
 
 
 class Solver:
-    """Chooses plans by prediction, and learns from what they measure."""
+    """Chooses plans by prediction, and corrects the predictions by measurements.
+
+    A prediction is the sum of the divergences of single layers. Their errors also add up or cancel in ways that it
+    does not cover, so plans near the predicted best are measured too: each is the predicted best that differs enough
+    from all before. Every choice follows from measurements, so an interrupted search repeats the same path.
+    """
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Solver:
         self.evaluator, self.name, self.say, self.rounds = evaluator, name, say, rounds
         self.together = () if apart else TOGETHER
         modules = ("linear",) if linears_only else ("linear", *KINDS)
-        self.records = [linear for linear in sensitivity.linears if linear.get("module", "linear") in modules]
+        self.records = [record for record in sensitivity.linears if record.get("module", "linear") in modules]
         self.weights = _weights_of_parts(sensitivity)
         self.measured: list[dict[str, Any]] = []  # of each plan tried: round, bytes, predicted_kl, kl
         self._take(KEPT_DTYPES[0])
@@ -65,8 +65,8 @@ class Solver:
         self.fixed = whole - sum(unit.options[0].bytes for unit in self.units)
 
     def settle_dtype(self, wanted: str) -> None:
-        """Take ``wanted`` as the dtype of what is not quantized, or of `KEPT_DTYPES` the one that measures better, and
-        note what it alone diverges: sensitivities do not hold that."""
+        """Choose ``wanted`` as the dtype of what is not quantized, or for ``auto`` the better one of `KEPT_DTYPES` as
+        measured; set ``dtype_kl`` to the divergence of that dtype alone, which sensitivities do not include."""
         if wanted != "auto":
             self._take(wanted)
             self.dtype_kl = self.evaluator.measure(_nothing(wanted), validated=False)["kl"]
@@ -108,18 +108,18 @@ class Solver:
 
     def front(self) -> list[dict[str, Any]]:
         """The predicted best plans of all sizes."""
-        found = allocate.front(self.units, weights=self.weights)
-        return [{"bytes": entry.bytes + self.fixed, "kl": entry.loss} for entry in found]
+        allocations = allocate.front(self.units, weights=self.weights)
+        return [{"bytes": allocation.bytes + self.fixed, "kl": allocation.loss} for allocation in allocations]
 
     def best(self, room: float, rounds: int | None = None) -> dict[str, Any]:
-        """Choose, measure, and choose again while that finds better plans; the record of the best one, validated."""
+        """Choose and measure plans while they get better; returns the record of the best one, validated."""
         apart = max(round(APART * len(self.units)), 1)
         tried: list[Allocation] = []
         best: tuple[float, float, QuantizationPlan] | None = None
         corrections = fruitless = 0
         for number in range(1, (rounds or self.rounds) + 1):
             try:
-                avoid = [entry.choices for entry in tried]
+                avoid = [allocation.choices for allocation in tried]
                 chosen = allocate.allocate(self.units, room, self.weights, avoid, apart)
             except AllocationError:
                 if best is None:
@@ -153,9 +153,9 @@ class Solver:
         """The smallest plan whose measured loss is at most ``max_loss``, by halving the range of sizes.
 
         Raises:
-            LabError: not even the largest plan tried loses so little.
+            LabError: even the largest plan that was tried loses more.
         """
-        sizes = [entry.bytes for entry in allocate.front(self.units, weights=self.weights)]
+        sizes = [allocation.bytes for allocation in allocate.front(self.units, weights=self.weights)]
         low, high, best = sizes[0], sizes[-1], None
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
@@ -175,8 +175,8 @@ class Solver:
         return best
 
     def _learn(self, plan: QuantizationPlan, chosen: Allocation) -> None:
-        """Measure each part of the plan alone, and weigh its schemes' predictions by what comes out, less what the
-        default dtype alone does."""
+        """Measure each part of the plan alone, and correct the predictions of its schemes by the result, less the
+        divergence of the default dtype alone."""
         for role in dict.fromkeys(unit.role for unit in self.units):
             mine = [
                 (unit, option)
@@ -201,13 +201,13 @@ def _nothing(dtype: str) -> QuantizationPlan:
 
 
 def _weights_of_parts(sensitivity: Sensitivity) -> dict[tuple[str | None, str], float]:
-    """What whole parts diverged, as a multiple of the sum over their Linears."""
+    """(role, scheme) -> divergence of the whole part, as a multiple of the sum over its Linears."""
     weights: dict[tuple[str | None, str], float] = {}
     for part in sensitivity.parts:
         total = sum(
-            linear.get("kl", 0.0)
-            for linear in sensitivity.linears
-            if (linear["role"], linear["scheme"], linear.get("module", "linear"))
+            record.get("kl", 0.0)
+            for record in sensitivity.linears
+            if (record["role"], record["scheme"], record.get("module", "linear"))
             == (part["part"], part["scheme"], "linear")
         )
         if total > 0 and part["kl"] > 0:

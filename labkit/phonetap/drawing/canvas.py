@@ -3,8 +3,8 @@
 A screen is 196 units wide whatever its pixels; `Canvas` multiplies by `scale` and rounds to whole pixels, so
 every edge but curves and text is sharp. Curves come from small masks drawn at four times their size, cached.
 Boxes that methods take are in units, boxes that they return are in pixels: (x0, y0, x1, y1), right and bottom
-exclusive. With `dry=True` nothing is drawn and the same boxes are returned: so a screen's elements are known
-without its image.
+exclusive. With `dry=True` it draws nothing and returns the same boxes, which gives a screen's elements without
+its image.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def luminance(colour: Colour) -> float:
 
 
 def union(*boxes: Box | None) -> Box:
-    """The box round all boxes that are not None."""
-    known = [b for b in boxes if b is not None]
+    """The smallest box around all boxes that are not None."""
+    present = [b for b in boxes if b is not None]
     return (
-        min(b[0] for b in known),
-        min(b[1] for b in known),
-        max(b[2] for b in known),
-        max(b[3] for b in known),
+        min(b[0] for b in present),
+        min(b[1] for b in present),
+        max(b[2] for b in present),
+        max(b[3] for b in present),
     )
 
 

@@ -41,7 +41,7 @@ FAMILIES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
 
 
 def fonts_folder() -> Path:
-    """Where the fonts are."""
+    """The folder of the fonts."""
     return assets_folder() / "fonts"
 
 
@@ -74,16 +74,16 @@ class Face:
 
     def glyph(self, character: str) -> Glyph:
         """The picture of one character."""
-        found = self._glyphs.get(character)
-        if found is None:
+        glyph = self._glyphs.get(character)
+        if glyph is None:
             left, top, right, bottom = (int(edge) for edge in self.font.getbbox(character))
             mask = None
             if right > left and bottom > top:
                 mask = Image.new("L", (right - left, bottom - top))
                 ImageDraw.Draw(mask).text((-left, -top), character, 255, self.font)
-            found = Glyph(mask, left, top, right, bottom, self.font.getlength(character))
-            self._glyphs[character] = found
-        return found
+            glyph = Glyph(mask, left, top, right, bottom, self.font.getlength(character))
+            self._glyphs[character] = glyph
+        return glyph
 
     def width(self, text: str) -> float:
         """Advance width of `text` in pixels."""

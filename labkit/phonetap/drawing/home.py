@@ -51,8 +51,8 @@ def home(scene: Scene) -> None:
     text_height = scene.size * (1.12 * lines + 0.35)
     least = side + text_height + 4
     rows = max(1, int((dock_top - 8 - top) / least))
-    wanted = min(rows * columns, max(len(scene.must), scene.count(5, 11, 26)))
-    labels = scene.labels("app", wanted, width=pitch_x - 2, lines=lines)
+    count = min(rows * columns, max(len(scene.must), scene.count(5, 11, 26)))
+    labels = scene.labels("app", count, width=pitch_x - 2, lines=lines)
     used_rows = min(rows, max(-(-len(labels) // columns), rng.randint(1, rows)))
     pitch_y = min((dock_top - 8 - top) / used_rows, least * rng.uniform(1.0, 1.35))
     if rng.random() < 0.3:

@@ -67,11 +67,11 @@ def row_settings(scene: Scene, variant: str, y: float) -> None:
     tall = max(theme.row, scene.size * (2.9 if twofold else 1.9))
     space = scene.bottom - y
     room = int(space / tall)
-    wanted = min(room, max(len(scene.must), scene.count(5, 9, 16)))
+    count = min(room, max(len(scene.must), scene.count(5, 9, 16)))
     if scene.hard:
         tall = max(scene.size * (2.6 if twofold else 1.85), min(tall, space / rng.randint(17, 23)))
-        wanted = min(int(space / tall), max(len(scene.must), rng.randint(16, 24)))
-    labels = scene.labels("setting", wanted, width=118)
+        count = min(int(space / tall), max(len(scene.must), rng.randint(16, 24)))
+    labels = scene.labels("setting", count, width=118)
     pictures = rng.choice(("none", "none", "tile", "bare"))
     trail = rng.choice(("chevron", "mixed", "mixed", "toggle", "none"))
     groups = rng.random() < 0.6 and variant != "plain"
@@ -175,7 +175,7 @@ def person_rows(scene: Scene, tall: float, draw_row) -> None:
 
 
 def floating_button(scene: Scene) -> None:
-    """A round button over the page's lower right corner; what lies below it is no target any more."""
+    """A round button over the page's lower right corner; elements below it are no targets any more."""
     canvas, theme = scene.canvas, scene.theme
     x, y = scene.width - 24, scene.bottom - 24
     box = canvas.pixels((x - 15, y - 15, x + 15, y + 15))

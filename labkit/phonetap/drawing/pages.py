@@ -69,9 +69,9 @@ def entry_grid(scene: Scene, variant: str) -> None:
     tall = max(side + 8, scene.size * 2.6) if beside else side + scene.size * (1.12 * lines + 0.7) + 5
     space = scene.bottom - scene.top - 4
     rows = max(1, int(space / tall))
-    wanted = min(rows * columns, max(len(scene.must), scene.count(4, 9, 22)))
+    count = min(rows * columns, max(len(scene.must), scene.count(4, 9, 22)))
     width = pitch - side - 12 if beside else pitch - 3
-    labels = scene.labels("menu", wanted, width=width, lines=2 if beside and scene.lang == "en" else lines)
+    labels = scene.labels("menu", count, width=width, lines=2 if beside and scene.lang == "en" else lines)
     used = -(-len(labels) // columns)
     pitch_y = min(tall * rng.uniform(1.0, 1.25), space / max(1, used))
     y0 = scene.top + 3

@@ -182,7 +182,7 @@ def sheet_flow(scene: Scene) -> None:
 
 
 def toast(scene: Scene) -> None:
-    """A note that floats over the page: what lies below it is covered, the rest can still be tapped."""
+    """A note that floats over the page and covers part of it; the rest can still be tapped."""
     rng, canvas, theme = scene.rng, scene.canvas, scene.theme
     height, edge = rng.uniform(24, 44), rng.uniform(6, 22)
     top = rng.choice((16.0, rng.uniform(60, canvas.height - 110), canvas.height - height - 40))

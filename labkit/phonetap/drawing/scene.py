@@ -1,4 +1,4 @@
-"""One screen in the making: what is on it, which words are taken, and the pieces that all layouts share."""
+"""A screen while it is laid out: its elements, the words already used, and helpers for all layouts."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Scene:
     def labels(
         self, kind: str, count: int, width: float | None = None, lines: int = 1, size: float | None = None
     ) -> list[str]:
-        """Up to `count` new labels of a kind that fit; those that must be there come first."""
+        """Up to `count` new labels of a kind that fit; required labels come first."""
         rng = self.rng
         first = [label for label in self.must if self.fits(label, width, lines, size)][:count]
         self.must = [label for label in self.must if label not in first]
@@ -127,7 +127,7 @@ class Scene:
                     chosen.append(other)
 
     def filler(self, length: int) -> str:
-        """Running text that contains no label of this screen; "" when none is found quickly."""
+        """Running text that contains no label of this screen; "" if no attempt succeeds."""
         for _ in range(3):
             text = self.words.filler(self.rng, self.lang, length)
             folded = text.casefold()
@@ -185,7 +185,7 @@ class Scene:
         return True
 
     def decoration(self, label: str) -> str | None:
-        """A glyph to go with a label: a suitable one or any, never one that is a target of its own."""
+        """A glyph beside a label: a suitable one or any, never a glyph that is a target itself."""
         name = SUITABLE.get(label)
         if name is None or self.rng.random() < 0.25:
             name = self.rng.choice(ICON_NAMES)

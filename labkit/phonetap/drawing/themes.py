@@ -1,7 +1,7 @@
 """What a screen may look like: colours, shapes, sizes, layout variants, apart for styles "train" and "test".
 
 `OPTIONS["test"]` shares no wallpaper, palette, accent hue, icon shape, row height, margin or layout variant
-with `OPTIONS["train"]` (nor a font: see fonts.FAMILIES), so a model is measured on designs it never saw.
+with `OPTIONS["train"]` (nor a font: see fonts.FAMILIES), so a model is measured on unseen designs.
 """
 
 from __future__ import annotations

@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit.common.formats import format_bytes
-from labkit.results.charts import marks as traces
+from labkit.results.charts import marks as chart_marks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 GPU_GB = (8, 12, 16, 24)
-"""Sizes of GPUs that people ask about."""
+"""Common memory sizes of GPUs."""
 ROLE_NAMES = {"cross_modal": "cross-modal attention", "lm_head": "lm_head", "speech": "speech encoder",
               "vision": "vision encoder", "projector": "projectors"}  # fmt: skip
 _BLOCK = re.compile(r"(?:.*\.)?((?:conv_)?(?:layers|blocks))\.(\d+)\.(.+)")
 
 
 def role_name(role: str) -> str:
-    """A role in words."""
+    """The display name of a role."""
     return ROLE_NAMES.get(role, role)
 
 
@@ -58,7 +58,7 @@ def treemap(parts: Sequence[Any], title: str, value: str) -> "go.Figure":
             pathbar={"visible": True},
         )
     )
-    return traces.styled(chart, height=520)
+    return chart_marks.styled(chart, height=520)
 
 
 def _node(label: str, parent: str, role: str | None) -> dict[str, Any]:
@@ -67,18 +67,18 @@ def _node(label: str, parent: str, role: str | None) -> dict[str, Any]:
 
 def _path(module: str, role: str) -> tuple[str, ...]:
     """The labels from the part down to the module; a part of one module has no level of its own."""
-    found = _BLOCK.fullmatch(module)
+    match = _BLOCK.fullmatch(module)
     if role in ("embedding", "lm_head") or not module:
         return (role_name(role),)
-    if found:
-        stack, number, rest = found.groups()
+    if match:
+        stack, number, rest = match.groups()
         stack = "filter" if stack == "conv_layers" else stack.removesuffix("s")
         return role_name(role), f"{stack} {number}", rest
     return role_name(role), ".".join(module.split(".")[-2:])
 
 
 def _colour(role: str | None) -> str:
-    return "rgba(128,128,128,0.2)" if role is None else traces.ROLE_COLOURS.get(role, "#BDBDBD")
+    return "rgba(128,128,128,0.2)" if role is None else chart_marks.ROLE_COLOURS.get(role, "#BDBDBD")
 
 
 def _amount(amount: float, value: str) -> str:
@@ -91,7 +91,7 @@ def skyline(linears: Sequence[Any]) -> "go.Figure":
     """One bar a Linear, in the model's order; colour is the part, height the number of parameters."""
     import plotly.graph_objects as go
 
-    chart = traces.subplots(1, 1, [""])
+    chart = chart_marks.subplots(1, 1, [""])
     for role in dict.fromkeys(part.role for part in linears):
         mine = [(number, part) for number, part in enumerate(linears, 1) if part.role == role]
         chart.add_trace(
@@ -107,27 +107,29 @@ def skyline(linears: Sequence[Any]) -> "go.Figure":
         )
     chart.update_xaxes(title="Linears, in the order of the model's modules", showgrid=False)
     chart.update_yaxes(title="parameters")
-    return traces.styled(chart, height=380, legend=True)
+    return chart_marks.styled(chart, height=380, legend=True)
 
 
 def bars(
     columns: Mapping[str, Mapping[str, float]], value: str, marks: Mapping[str, float] | None = None
 ) -> "go.Figure":
-    """Stacked bars, one an entry of ``columns`` (name -> role -> amount); value: ``bytes`` or ``share``.
+    """Stacked bars, one for each entry of ``columns`` (name -> role -> amount); value: ``bytes`` or ``share``.
 
-    marks: words -> bytes, drawn as dashed lines.
+    marks: label -> bytes, drawn as dashed lines.
     """
     import plotly.graph_objects as go
 
     totals = {name: sum(amounts.values()) for name, amounts in columns.items()}
     scale, unit = (1e9, "GB") if max(totals.values()) >= 1e9 else (1e6, "MB")
-    chart = traces.subplots(1, 1, [""])
-    for role in traces.ROLE_COLOURS:
+    chart = chart_marks.subplots(1, 1, [""])
+    for role in chart_marks.ROLE_COLOURS:
         amounts = {name: column.get(role, 0) for name, column in columns.items()}
         if not any(amount / totals[name] > 1e-3 for name, amount in amounts.items()):
             continue
         shares = [amount / totals[name] for name, amount in amounts.items()]
-        told = [_amount(amount, "bytes" if value == "bytes" else "parameters") for amount in amounts.values()]
+        texts = [
+            _amount(amount, "bytes" if value == "bytes" else "parameters") for amount in amounts.values()
+        ]
         chart.add_trace(
             go.Bar(
                 y=list(amounts),
@@ -137,7 +139,7 @@ def bars(
                 name=role_name(role),
                 orientation="h",
                 marker={"color": _colour(role), "line": {"width": 0}},
-                customdata=[[text, f"{share:.1%}"] for text, share in zip(told, shares)],
+                customdata=[[text, f"{share:.1%}"] for text, share in zip(texts, shares)],
                 hovertemplate=f"<b>%{{y}}</b>, {role_name(role)}<br>"
                 "%{customdata[0]}, %{customdata[1]}<extra></extra>",
             )
@@ -154,24 +156,24 @@ def bars(
         chart.update_xaxes(title="share of the parameters", ticksuffix=" %", range=[0, 100.5])
     chart.update_yaxes(autorange="reversed", showgrid=False)
     chart.update_layout(barmode="stack")
-    traces.styled(chart, height=170 + 42 * len(columns), legend=True)
+    chart_marks.styled(chart, height=170 + 42 * len(columns), legend=True)
     for words, amount in (marks or {}).items():
-        chart.add_vline(x=amount / scale, line={"color": traces.TEXT, "width": 2, "dash": "dash"})
+        chart.add_vline(x=amount / scale, line={"color": chart_marks.TEXT, "width": 2, "dash": "dash"})
         chart.add_annotation(
             x=amount / scale, y=1, yref="paper", yanchor="bottom", text=words, showarrow=False
         )
-    return chart.update_annotations(font={"color": traces.TEXT, "size": 13})
+    return chart.update_annotations(font={"color": chart_marks.TEXT, "size": 13})
 
 
 def memory(lines: Mapping[str, tuple[int, int, int | None]], tokens: int) -> "go.Figure":
     """Weights and KV cache against the tokens of a conversation.
 
-    lines: plan -> (bytes of the weights, bytes of the KV cache a token, the most tokens it keeps or None). GPU
+    lines: plan -> (bytes of the weights, bytes of the KV cache a token, its limit of tokens or None). GPU
     sizes are dashed lines.
     """
     import plotly.graph_objects as go
 
-    chart = traces.subplots(1, 1, [""])
+    chart = chart_marks.subplots(1, 1, [""])
     largest = (
         max(weights + min(tokens, most or tokens) * each for weights, each, most in lines.values()) / 1e9
     )
@@ -184,7 +186,7 @@ def memory(lines: Mapping[str, tuple[int, int, int | None]], tokens: int) -> "go
                 y=[size / 1e9 for size in sizes],
                 name=plan,
                 mode="lines",
-                line={"color": traces.plan_colour(plan), "width": 3},
+                line={"color": chart_marks.plan_colour(plan), "width": 3},
                 customdata=[[format_bytes(size), format_bytes(each)] for size in sizes],
                 hovertemplate=f"<b>{plan}</b><br>%{{x:,}} tokens: %{{customdata[0]}}<br>"
                 "%{customdata[1]} of KV cache a token<extra></extra>",
@@ -192,10 +194,10 @@ def memory(lines: Mapping[str, tuple[int, int, int | None]], tokens: int) -> "go
         )
     for size in GPU_GB:
         if size < largest * 1.5:
-            chart.add_hline(y=size, line={"color": traces.TEXT, "width": 1, "dash": "dash"})
+            chart.add_hline(y=size, line={"color": chart_marks.TEXT, "width": 1, "dash": "dash"})
             chart.add_annotation(
                 x=0, y=size, text=f"{size} GB GPU", showarrow=False, xanchor="left", yshift=8
             )
     chart.update_xaxes(title="tokens in the conversation, images included", range=[0, tokens])
     chart.update_yaxes(title="GB of weights and KV cache", rangemode="tozero")
-    return traces.styled(chart, height=460, legend=True)
+    return chart_marks.styled(chart, height=460, legend=True)

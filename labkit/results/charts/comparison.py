@@ -1,8 +1,7 @@
 """Charts of measurements: plotly figures, without torch.
 
-A plan has the same colour in every chart. The colours are Okabe and Ito's (told apart by readers with any
-colour vision), darkened where they would vanish on white; text and grid are grey on no background, so a
-figure reads on a white and on a dark page. Every mark's hover text has the raw numbers behind it.
+A plan has the same colour in every chart; text and grid are grey on a transparent background, for light and dark
+pages. The hover text of every mark has its raw numbers.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ KINDS = ("overview", "bytes", "latency", "accuracy", "paired", "drift")
 
 
 def figure(measurements: Sequence[Measurement], kind: str = "overview") -> "go.Figure":
-    """One chart of `measurements`: a kind from `KINDS`. Raises `LabError` for another one, or for no rows."""
+    """One chart of `measurements`: a kind from `KINDS`. Raises `LabError` for other kinds, or without measurements."""
     builders = {
         "overview": overview,
         "bytes": bytes_by_role,
@@ -98,7 +97,7 @@ def paired_differences(measurements: Sequence[Measurement]) -> "go.Figure":
 
 
 def drift(measurements: Sequence[Measurement]) -> "go.Figure":
-    """Signed mean error of the taps in x and y, in per cent of the screen's side, with 95 % intervals."""
+    """Signed mean error of the taps in x and y, in percent of the screen's side, with 95 % intervals."""
     import plotly.graph_objects as go
 
     chart = marks.subplots(1, 1, [""])

@@ -1,4 +1,4 @@
-"""Charts of one layer while it is quantized: its input channels, how they go together, the solve step by step.
+"""Charts of one layer while it is quantized: sizes and correlations of its input channels, the steps of the solve.
 
 Plain numbers in, plotly figures out; no torch.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 DIVERGING = "RdBu"
 FRAMES = 25
-"""Steps of a solve that are drawn: the first ones one by one, then fewer and fewer."""
+"""Most steps of a solve that are drawn: each of the first ones, then fewer and fewer."""
 
 
 def channel_sizes(sizes: Mapping[str, Sequence[float]], threshold: float | None = None) -> go.Figure:
-    """Input channels by size, the largest on the left: one line for each measure, sizes by powers of ten.
+    """Input channels by size, the largest on the left: one line for each measure, on a logarithmic axis.
 
     sizes: label -> a size for each channel, ordered by the first. threshold: a dashed line.
     """
@@ -105,7 +105,7 @@ def correlation_map(matrix: numpy.ndarray, title: str = "") -> go.Figure:
 def solve_slider(
     weight: numpy.ndarray, values: Sequence[numpy.ndarray], order: Sequence[int], title: str = ""
 ) -> go.Figure:
-    """The solve of some rows of a weight, with a slider for the step: what has become of each weight.
+    """The solve of some rows of a weight, with a slider for the step: the change of each weight.
 
     weight [N, K]: before. values: [N, K] after each step. order: the column of each step. Columns stand in that
     order, so that the line between what is rounded and what is not moves to the right.

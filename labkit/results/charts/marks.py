@@ -1,4 +1,4 @@
-"""The marks of every chart: what `labkit.results.charts.comparison` puts into its panels."""
+"""The marks of every chart, for the panels of `labkit.results.charts.comparison`."""
 
 import hashlib
 import math
@@ -13,6 +13,7 @@ from labkit.results.tables import change, reference_of
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+# Okabe and Ito's colours, which all readers can distinguish, darkened where they would vanish on white
 PLAN_COLOURS = {
     "fp32": "#7F7F7F",
     "bf16": "#A6761D",
@@ -60,22 +61,22 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
     import plotly.graph_objects as go
 
     roles = [role for role in ROLE_COLOURS if role != "other"]
-    known = [m for m in measurements if m.weights_bytes is not None]
+    sized = [m for m in measurements if m.weights_bytes is not None]
     reference = reference_of(measurements)
     base = reference.weights_bytes if reference else None
     for role in [*roles, "other"]:
-        sizes = [_role_bytes(m, role, roles) for m in known]
+        sizes = [_role_bytes(m, role, roles) for m in sized]
         if not any(sizes):
             continue
         chart.add_trace(
             go.Bar(
-                y=[m.label for m in known],
+                y=[m.label for m in sized],
                 x=[size / 1e6 for size in sizes],
                 name=role.replace("_", "-"),
                 orientation="h",
                 marker={"color": ROLE_COLOURS[role], "line": {"width": 0}},
                 customdata=[
-                    [format_bytes(size), format_bytes(m.weights_bytes)] for size, m in zip(sizes, known)
+                    [format_bytes(size), format_bytes(m.weights_bytes)] for size, m in zip(sizes, sized)
                 ],
                 hovertemplate=(
                     f"<b>%{{y}}</b> {role}<br>%{{customdata[0]}} of %{{customdata[1]}}<extra></extra>"
@@ -84,7 +85,7 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
             row=row,
             col=col,
         )
-    for m in known:
+    for m in sized:
         cut = "" if m is reference else f"  {format_change(change(m.weights_bytes, base))}"
         chart.add_annotation(
             x=m.weights_bytes / 1e6,
@@ -96,14 +97,14 @@ def add_bytes(chart: Any, measurements: Sequence[Measurement], row: int, col: in
             row=row,
             col=col,
         )
-    largest = max((m.weights_bytes for m in known), default=0) / 1e6
+    largest = max((m.weights_bytes for m in sized), default=0) / 1e6
     chart.update_xaxes(title="MB (1 MB = 10⁶ bytes)", range=[0, largest * 1.32], row=row, col=col)
     chart.update_yaxes(autorange="reversed", showgrid=False, row=row, col=col)
     chart.update_layout(barmode="stack")
 
 
 def _role_bytes(m: Measurement, role: str, roles: Sequence[str]) -> int:
-    """What no known role accounts for is ``other``, so that a bar always adds up to the weights."""
+    """Bytes of a role; ``other`` is the rest, so that a bar always adds up to the weights."""
     if role != "other":
         return m.bytes_by_role.get(role, 0)
     return max(0, m.weights_bytes - sum(m.bytes_by_role.get(r, 0) for r in roles))
@@ -113,16 +114,16 @@ def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: i
     import plotly.graph_objects as go
 
     scale, unit = (1, "tokens a second") if name == "decode_tokens_per_s" else (1000, "ms")
-    known = [m for m in measurements if getattr(m, name) is not None]
-    spread = [_quartiles(m.samples.get(name)) or (getattr(m, name),) * 2 for m in known]
-    values = [getattr(m, name) for m in known]
+    timed = [m for m in measurements if getattr(m, name) is not None]
+    spread = [_quartiles(m.samples.get(name)) or (getattr(m, name),) * 2 for m in timed]
+    values = [getattr(m, name) for m in timed]
     chart.add_trace(
         go.Bar(
-            y=[m.label for m in known],
+            y=[m.label for m in timed],
             x=[value * scale for value in values],
             orientation="h",
             showlegend=False,
-            marker={"color": [plan_colour(m.plan) for m in known], "line": {"width": 0}},
+            marker={"color": [plan_colour(m.plan) for m in timed], "line": {"width": 0}},
             error_x={
                 "type": "data",
                 "array": [max(0.0, high - v) * scale for v, (_, high) in zip(values, spread)],
@@ -130,7 +131,7 @@ def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: i
                 "color": TEXT,
                 "thickness": 1.5,
             },
-            customdata=[_time_told(m, name) for m in known],
+            customdata=[_time_text(m, name) for m in timed],
             hovertemplate="<b>%{y}</b><br>%{customdata}<extra></extra>",
         ),
         row=row,
@@ -140,11 +141,11 @@ def add_times(chart: Any, measurements: Sequence[Measurement], name: str, row: i
     chart.update_yaxes(autorange="reversed", showgrid=False, row=row, col=col)
 
 
-def _time_told(m: Measurement, name: str) -> str:
+def _time_text(m: Measurement, name: str) -> str:
     value, samples = getattr(m, name), m.samples.get(name) or []
-    told = f"{value:.1f} tokens/s" if name == "decode_tokens_per_s" else format_seconds(value)
+    text = f"{value:.1f} tokens/s" if name == "decode_tokens_per_s" else format_seconds(value)
     raw = ", ".join(f"{s:.4g}" for s in samples[:8]) + (" …" if len(samples) > 8 else "")
-    return f"median {told}<br>{len(samples)} samples: {raw}" if samples else f"median {told}"
+    return f"median {text}<br>{len(samples)} samples: {raw}" if samples else f"median {text}"
 
 
 def _quartiles(samples: Any) -> tuple[float, float] | None:
@@ -249,7 +250,7 @@ def marker(m: Measurement, index: int) -> dict[str, Any]:
 
 
 def error(value: float, low: float | None, high: float | None, plan: str) -> dict[str, Any] | None:
-    """Error bar in per cent from the ends of an interval."""
+    """Error bar in percent from the ends of an interval."""
     if low is None or high is None:
         return None
     return {
@@ -270,7 +271,7 @@ def subplots(rows: int, columns: int, titles: Sequence[str], **options: Any) -> 
 
 
 def log_axis(title: str) -> dict[str, Any]:
-    """An axis by powers of ten, with labels at 1, 2 and 5: at every digit they would run into each other."""
+    """A logarithmic axis with labels at 1, 2 and 5: labels at every digit would overlap."""
     return {"type": "log", "dtick": "D2", "title": f"{title} (logarithmic)"}
 
 

@@ -1,4 +1,4 @@
-"""Charts of how plans are found: errors while columns are solved, sensitivities, the best plan for each size.
+"""Charts of the search for plans: errors while columns are solved, sensitivities, the best plan for each size.
 
 Plain data in, plotly figures out; no torch.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 SMALLEST_KL = 1e-8
-"""Divergences below this are drawn as this: they are rounding."""
+"""Smaller divergences, which are rounding, are drawn at this value."""
 
 
 def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.Figure:
-    """Errors summed up while columns are solved: one line for each way of solving.
+    """Cumulative errors while columns are solved: one line for each method.
 
     curves: label -> error of each column in the order of the steps (`labkit.quantization.gptq.Solution` gives
     errors and steps by column: ``errors[order]``).
@@ -48,10 +48,10 @@ def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.
 
 
 def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl") -> go.Figure:
-    """Kinds of Linears (rows) by layers (columns), coloured by what one alone costs; a button for each scheme.
+    """Kinds of Linears (rows) by layers (columns), coloured by the cost of each Linear alone; a button for each scheme.
 
-    records: those of `labkit.measure.search.sensitivity.Sensitivity.linears`. value: ``kl`` (colours by powers of ten) or
-    ``sqnr_db``. Linears outside a stack of layers stand in the first column.
+    records: those of `labkit.measure.search.sensitivity.Sensitivity.linears`. value: ``kl`` (logarithmic colours) or
+    ``sqnr_db``. Linears outside a stack of layers are in the first column.
     """
     import plotly.graph_objects as go
 
@@ -64,17 +64,17 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
     chart = go.Figure()
     for scheme in schemes:
         cells: list[list[float | None]] = [[None] * layers for _ in rows]
-        told = [[""] * layers for _ in rows]
+        texts = [[""] * layers for _ in rows]
         for record in measured:
             if record["scheme"] == scheme:
                 row = rows.index((record["role"] or "other", row_of(record)))
                 cells[row][layer_of(record)] = _shade(record[value], value)
-                told[row][layer_of(record)] = _tell(record)
+                texts[row][layer_of(record)] = _tell(record)
         chart.add_heatmap(
             z=cells,
             x=list(range(layers)),
             y=[f"{role} · {kind}" for role, kind in rows],
-            text=told,
+            text=texts,
             hovertemplate="%{text}<extra></extra>",
             colorscale="Viridis" if value == "kl" else "Viridis_r",
             colorbar=_colour_bar(value, **limits),
@@ -91,7 +91,7 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
             {
                 "label": scheme,
                 "method": "update",
-                "args": [{"visible": [entry == scheme for entry in schemes]}],
+                "args": [{"visible": [other == scheme for other in schemes]}],
             }
             for scheme in schemes
         ]
@@ -112,26 +112,26 @@ def pareto_front(
 ) -> go.Figure:
     """Bytes against divergence: the predicted best for each size as a line, measured plans as marks.
 
-    front: ``bytes, kl`` each; measured: ``plan, bytes, kl`` each, ``searched`` where the search made it, and
-    ``step_success_rate`` where taps were judged.
+    front: ``bytes, kl`` each; measured: ``plan, bytes, kl`` each, ``searched`` for plans of the search, and
+    ``step_success_rate`` where it was measured.
     """
     import plotly.graph_objects as go
 
     chart = go.Figure()
-    ordered = sorted(front, key=lambda record: record["bytes"])
+    ordered = sorted(front, key=lambda point: point["bytes"])
     chart.add_scatter(
-        x=[record["bytes"] / 1e6 for record in ordered],
-        y=[max(record["kl"], SMALLEST_KL) for record in ordered],
+        x=[point["bytes"] / 1e6 for point in ordered],
+        y=[max(point["kl"], SMALLEST_KL) for point in ordered],
         mode="lines",
         name="predicted, best plan of each size",
         line={"color": "#7F7F7F", "dash": "dot"},
-        text=[format_bytes(record["bytes"]) for record in ordered],
+        text=[format_bytes(point["bytes"]) for point in ordered],
         hovertemplate="%{text}<br>predicted %{y:.3g} nats a token<extra></extra>",
     )
     sides = label_sides(measured)
     for record in measured:
         rate = record.get("step_success_rate")
-        told = f"{record['plan']}<br>{format_bytes(record['bytes'])}<br>{record['kl']:.3g} nats a token"
+        hover = f"{record['plan']}<br>{format_bytes(record['bytes'])}<br>{record['kl']:.3g} nats a token"
         chart.add_scatter(
             x=[record["bytes"] / 1e6],
             y=[max(record["kl"], SMALLEST_KL)],
@@ -144,7 +144,7 @@ def pareto_front(
                 "symbol": "star" if record.get("searched") else "circle",
                 "color": marks.plan_colour(record["plan"]),
             },
-            hovertemplate=told
+            hovertemplate=hover
             + (f"<br>{rate:.1%} right steps" if rate is not None else "")
             + "<extra></extra>",
             showlegend=False,
@@ -155,8 +155,8 @@ def pareto_front(
 
 
 def label_sides(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Where each plan's name stands, by plotly's names: below what the search made, else beside the mark; of two marks
-    so near that their names would meet, on the other side of the second."""
+    """Plotly's position for each plan's name: below plans of the search, right of other marks, and left of a mark whose
+    name would overlap the one before."""
     sides: dict[str, str] = {}
     before: tuple[float, float, str] | None = None
     for record in sorted(measured, key=lambda record: record["kl"]):
@@ -169,16 +169,16 @@ def label_sides(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def row_of(record: Mapping[str, Any]) -> str:
-    """The kind, with the Linear's whole name where it stands in no stack."""
+    """The kind, or the Linear's whole name outside a stack of layers."""
     return record["kind"] if record["depth"] is not None else record["linear"].removeprefix("model.")
 
 
 def layer_of(record: Mapping[str, Any]) -> int:
-    """The layer's number, 0 for a Linear that stands in no stack."""
+    """The layer's number, 0 for a Linear outside a stack of layers."""
     import re
 
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", record["linear"]) if record["depth"] is not None else None
-    return int(found[1]) if found else 0
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", record["linear"]) if record["depth"] is not None else None
+    return int(match[1]) if match else 0
 
 
 def _shade(value: float, kind: str) -> float:
@@ -220,32 +220,32 @@ def styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
 
 
 BITS = (2, 16)
-"""Ends of the colours: bits that a weight takes, scales included."""
+"""Ends of the colour scale: bits a weight, with scales."""
 
 
 def plan_map(linears: Sequence[Mapping[str, Any]], title: str = "") -> go.Figure:
-    """Kinds of Linears (rows) by layers (columns), coloured by the bits that a weight takes; darker is less.
+    """Kinds of Linears (rows) by layers (columns), coloured by bits a weight; darker is fewer.
 
-    linears: ``linear, role, kind, depth, scheme, parameters, bytes`` each, such as `ResolvedPlan.linears` gives.
-    Linears outside a stack of layers stand in the first column.
+    linears: ``linear, role, kind, depth, scheme, parameters, bytes`` each, such as `ResolvedPlan.linears` returns.
+    Linears outside a stack of layers are in the first column.
     """
     import plotly.graph_objects as go
 
-    rows = list(dict.fromkeys((linear["role"] or "other", row_of(linear)) for linear in linears))
-    layers = max((layer_of(linear) for linear in linears), default=0) + 1
+    rows = list(dict.fromkeys((record["role"] or "other", row_of(record)) for record in linears))
+    layers = max((layer_of(record) for record in linears), default=0) + 1
     cells: list[list[float | None]] = [[None] * layers for _ in rows]
-    told = [[""] * layers for _ in rows]
-    for linear in linears:
-        row, layer = rows.index((linear["role"] or "other", row_of(linear))), layer_of(linear)
-        bits = 8 * linear["bytes"] / linear["parameters"]
+    texts = [[""] * layers for _ in rows]
+    for record in linears:
+        row, layer = rows.index((record["role"] or "other", row_of(record))), layer_of(record)
+        bits = 8 * record["bytes"] / record["parameters"]
         cells[row][layer] = bits
-        told[row][layer] = f"<b>{linear['linear']}</b><br>{linear['scheme']}<br>{bits:.2f} bits a weight"
+        texts[row][layer] = f"<b>{record['linear']}</b><br>{record['scheme']}<br>{bits:.2f} bits a weight"
     chart = go.Figure()
     chart.add_heatmap(
         z=cells,
         x=list(range(layers)),
         y=[f"{role} · {kind}" for role, kind in rows],
-        text=told,
+        text=texts,
         hovertemplate="%{text}<extra></extra>",
         colorscale="Cividis",
         zmin=BITS[0],

@@ -1,7 +1,7 @@
-"""The roofline: how fast a product can be at best, by what it computes and what it must read. Charts; no torch.
+"""The roofline: the highest speed of a product, by its operations and the bytes it must read. Charts; no torch.
 
 A Linear [N, K] with r rows of input does 2 r N K operations and reads its weights once: its *intensity* is operations
-over bytes. Below the ridge, peak operations over bandwidth, memory sets the pace; above it, arithmetic does.
+over bytes. Below the ridge, peak operations over bandwidth, memory limits the speed; above it, arithmetic does.
 
 Source: Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Model" (2009).
 """
@@ -27,7 +27,7 @@ def intensity(rows: int, bits: float) -> float:
 
 
 def floor_s(weights_bytes: float, bandwidth: float, cache_bytes: float = 0.0) -> float:
-    """Seconds a token takes at least: every weight, and the KV cache, is read once. bandwidth: bytes a second."""
+    """The least seconds a token takes: it reads all weights and the KV cache once. bandwidth: bytes a second."""
     if bandwidth <= 0:
         raise LabError(f"the bandwidth must be positive, not {bandwidth}")
     return (weights_bytes + cache_bytes) / bandwidth
@@ -40,10 +40,10 @@ def chart(
     rows: Sequence[int] = ROWS,
     measured: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> "go.Figure":
-    """The roof of a machine, and where Linears of some widths stand below it.
+    """The roof of a machine, with Linears of some bit widths below it.
 
-    bandwidth: bytes a second. flops: operations a second. bits: name -> bits a weight; each gets a mark for every
-    number of rows, on the roof (what could be). measured: name -> (intensity, operations a second), as crosses.
+    bandwidth: bytes a second. flops: operations a second. bits: name -> bits a weight; each has a mark for every
+    number of rows, on the roof (the upper bound). measured: name -> (intensity, operations a second), as crosses.
     """
     import plotly.graph_objects as go
 
@@ -63,7 +63,7 @@ def chart(
         mark = {"color": marks.plan_colour(name), "symbol": marks.SYMBOLS[number], "size": 11}
         figure.add_trace(
             go.Scatter(
-                x=x, y=[min(flops, entry * bandwidth) / 1e9 for entry in x], mode="markers", name=name, marker=mark,
+                x=x, y=[min(flops, value * bandwidth) / 1e9 for value in x], mode="markers", name=name, marker=mark,
                 customdata=list(rows),
                 hovertemplate=f"<b>{name}</b>, %{{customdata}} rows<br>%{{x:.3g}} operations a byte<br>"
                 "at most %{y:.4g} GFLOP/s<extra></extra>",
@@ -84,30 +84,34 @@ def chart(
 
 
 def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 1024) -> "go.Figure":
-    """Milliseconds a decoding step takes on a GPU, plan by plan: through the model's own modules, captured, and at least.
+    """Milliseconds of a decoding step on a GPU, plan by plan: the model's own modules, the captured step, and the floor.
 
     records: of `labkit bench-gpu`. Plans that were not measured with this batch and context are left out.
     """
     import plotly.graph_objects as go
 
-    known = [record for record in records if record.decoded(batch, context) is not None]
-    if not known:
+    measured = [record for record in records if record.decoded(batch, context) is not None]
+    if not measured:
         raise LabError(f"no plan was measured with {batch} x {context} tokens")
-    captured = [entry.decoded(batch, context) for entry in known]
-    modules = [entry.decoded(batch, context, MODULES) for entry in known]
-    names = [entry.plan for entry in known]
+    captured = [record.decoded(batch, context) for record in measured]
+    modules = [record.decoded(batch, context, MODULES) for record in measured]
+    names = [record.plan for record in measured]
     lines = (
         (
             "the floor: its bytes at a copy's speed",
             "circle-open",
-            [r.floor_s(d) for r, d in zip(known, captured)],
+            [r.floor_s(d) for r, d in zip(measured, captured)],
         ),
-        (f"{CAPTURED}: one CUDA graph", "circle", [entry.step_s for entry in captured]),
-        ("the model's own modules, one after another", "x", [module and module.step_s for module in modules]),
+        (f"{CAPTURED}: one CUDA graph", "circle", [decoding.step_s for decoding in captured]),
+        (
+            "the model's own modules, one after another",
+            "x",
+            [decoding and decoding.step_s for decoding in modules],
+        ),
     )
     figure = marks.subplots(1, 1, [""])
     for title, symbol, seconds in lines:
-        places = [index for index, one in enumerate(seconds) if one is not None]
+        places = [index for index, value in enumerate(seconds) if value is not None]
         figure.add_trace(
             go.Scatter(
                 x=[1e3 * seconds[index] for index in places], y=[names[index] for index in places],
@@ -125,4 +129,4 @@ def steps_chart(records: Sequence[GpuRecord], batch: int = 1, context: int = 102
         )  # fmt: skip
     figure.update_xaxes(**marks.log_axis("milliseconds a step"))
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
-    return marks.styled(figure, height=130 + 60 * len(known), legend=True)
+    return marks.styled(figure, height=130 + 60 * len(measured), legend=True)

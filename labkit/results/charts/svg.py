@@ -1,8 +1,6 @@
 """A comparison as one SVG picture, for a README or a slide: ``labkit plot``. No torch, no browser, no plotly.
 
-Three panels, a line for each plan: bytes of the weights, time of a whole answer, right steps with their 95 %
-interval. The same measurements always give the same bytes of SVG, so a committed picture can be checked.
-Text and lines are grey on no background: it reads on a white and on a dark page.
+The same measurements always give the same bytes of SVG, so that tests can check a committed picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +18,12 @@ WIDTH, NAMES, GAP = 960, 104, 26
 TOP, LINE, BOTTOM = 62, 30, 34
 BAR = 14
 LABEL_SHARE = 0.47
-"""The part of a bar panel that is kept for the number behind the longest bar."""
+"""The share of a bar panel that is reserved for the number after the longest bar."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Where a panel lies, and what it shows of a measurement."""
+    """The position of a panel, and its value of a measurement."""
 
     title: str
     left: float
@@ -34,7 +32,11 @@ class Panel:
 
 
 def comparison_svg(measurements: Sequence[Measurement], caption: str = "") -> str:
-    """The picture of `measurements` as SVG text, `caption` below it. Raises `LabError` if there are none."""
+    """The picture of `measurements` as SVG text, with `caption` below it. Raises `LabError` if there are none.
+
+    Three panels with a line for each plan: bytes of the weights, time of a whole answer, right steps with their 95 %
+    interval. Text and lines are grey on a transparent background, for light and dark pages.
+    """
     if not measurements:
         raise LabError("there is nothing to draw: no measurement is finished")
     width = (WIDTH - NAMES - 3 * GAP) / 3
@@ -149,10 +151,10 @@ def _text(
 
 
 def _spoken(measurements: Sequence[Measurement]) -> str:
-    """The picture in words, for those who do not see it."""
-    told = [
+    """The picture in words, for screen readers."""
+    sentences = [
         f"{m.label}: {format_bytes(m.weights_bytes)} of weights, {format_seconds(m.answer_s)} an answer, "
         f"{format_rate(m.step_success_rate)} of the steps right"
         for m in measurements
     ]
-    return "; ".join(told)
+    return "; ".join(sentences)

@@ -1,7 +1,6 @@
-"""Charts of weights and of what rounding does to them: plotly figures of numpy arrays, without torch.
+"""Charts of weights before and after rounding: plotly figures of numpy arrays, without torch.
 
-Before is grey or blue and drawn as bars or an area, after is orange and drawn as a line or dots: shape tells
-them apart where colour does not.
+Values before are blue bars or areas, values after are orange lines or dots: shapes differ as well as colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "#0072B2", "#D55E00"
 SYMBOLS = marks.SYMBOLS
 LARGEST_MAP = 192
-"""Rows and columns of a heat map at most; larger matrices are averaged down."""
+"""Most rows and columns of a heat map; larger matrices are averaged down."""
 BINS = 121
 
 
 def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
-    """A few weights as bars, what became of them as dots, and the levels they may take as thin lines."""
+    """A few weights as bars, their rounded values as dots, and the levels of rounding as thin lines."""
     import plotly.graph_objects as go
 
     before = _array(before)
@@ -44,7 +43,7 @@ def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
 def histogram(before: Any, after: Any = None, what: str = "weight") -> "go.Figure":
     """How often each value occurs: an area before, an orange line after; hover for the counts.
 
-    ``what`` are the values of, for the axes: ``weight``, ``scale``.
+    ``what`` names the values on the axes: ``weight``, ``scale``.
     """
     chart = marks.subplots(1, 1, [""])
     for trace in histogram_traces(before, after):
@@ -62,7 +61,7 @@ def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
     limit = float(np.abs(before).max()) or 1.0
     edges = np.linspace(0.0 if before.min() >= 0 else -limit, limit, BINS + 1)
     middles = (edges[:-1] + edges[1:]) / 2
-    found = [
+    traces = [
         go.Scatter(
             x=middles, y=_shares(before, edges), name="before", fill="tozeroy", mode="lines",
             line={"color": BEFORE, "width": 1, "shape": "hvh"},
@@ -70,16 +69,16 @@ def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
     ]  # fmt: skip
     if after is not None:
         line = {"color": AFTER, "width": 1.5, "shape": "hvh"}
-        found.append(
+        traces.append(
             go.Scatter(x=middles, y=_shares(_array(after), edges), name="after", mode="lines", line=line)
         )
-    return found
+    return traces
 
 
 def heat(matrix: Any, name: str = "value", columns: str = "input features") -> "go.Figure":
-    """A matrix [N, K] as colours (Cividis, which all readers see alike), large ones averaged down.
+    """A matrix [N, K] as colours (Cividis, which all readers see alike); large ones are averaged down.
 
-    ``name`` is what the colours are, ``columns`` what the columns are.
+    ``name`` labels the colours, ``columns`` the columns.
     """
     import plotly.graph_objects as go
 
@@ -111,8 +110,8 @@ def lines(
 ) -> "go.Figure":
     """Points joined by lines, one line an entry: ``{"groups of 64": [(4.5, 19.3), …]}``.
 
-    x, y: the axes' titles. names: words for the points of every line. level: a dashed line and its word. log: both
-    axes by powers of ten, with the points' own x below.
+    x, y: the axes' titles. names: labels for the points of every line. level: a dashed line and its label. log: both
+    axes are logarithmic, with ticks at the points' own x.
     """
     import plotly.graph_objects as go
 
@@ -144,7 +143,7 @@ def lines(
 
 
 def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
-    """Each codebook's values as a row of marks below the histogram of what they must express."""
+    """Each codebook's values as a row of marks below the histogram of the weights."""
     import plotly.graph_objects as go
 
     chart = histogram(weights)
