@@ -29,21 +29,21 @@ COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*",
 """Files of a checkpoint beside its weights: configuration, tokenizer, processor, licence."""
 NO_COMPANIONS = ("*.index.json", "labkit*.json", "quantize_config.json")
 HASHED_BYTES = 1_000_000_000
-"""Checkpoints up to this size are recognized by their content, larger ones by sizes and times of change."""
+"""The fingerprint covers the content of checkpoints up to this size, and file sizes and times above it."""
 
 
 class Checkpoint:
     """A transformers checkpoint, in a folder or on the hub: its configuration, processor and weights.
 
-    Where the hub is out of reach, a spec's published configuration serves for the skeleton; weights and
+    Where the hub cannot be reached, the skeleton is built from the spec's published configuration; weights and
     processor then raise.
 
     Args:
         spec: which model.
-        ask_hub: False takes what is in the folder or the hub's local cache, or was published, without asking.
+        ask_hub: False uses only the folder, the hub's local cache and the published configuration.
 
     Raises:
-        LoadError: no readable configuration, or an architecture that transformers does not have.
+        LoadError: there is no readable configuration, or transformers lacks the architecture.
     """
 
     def __init__(self, spec: ModelSpec, ask_hub: bool = True):
@@ -116,10 +116,10 @@ class Checkpoint:
             ) from None
 
     def check_weights(self) -> None:
-        """Look at a local folder's safetensors headers: all shards there, none cut off.
+        """Check a local folder's safetensors headers: every shard exists and none is truncated.
 
         Raises:
-            LoadError: naming the file; or that the hub is out of reach.
+            LoadError: a shard is missing or damaged (the message names it), or the hub cannot be reached.
         """
         if self._unreachable is not None:
             raise self._unreachable
@@ -130,7 +130,7 @@ class Checkpoint:
         for name in names:
             path = folder / name
             if not path.is_file():
-                others = sorted(path.name for path in folder.glob("*.bin"))
+                others = sorted(file.name for file in folder.glob("*.bin"))
                 hint = f" ({others[0]} is a pickle, which is never loaded: convert it)" if others else ""
                 raise LoadError(f"{folder} has no {name}{hint}: weights are read from safetensors only")
             from safetensors import SafetensorError, safe_open
@@ -142,7 +142,7 @@ class Checkpoint:
                 raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
 
     def _weight_names(self) -> list[str]:
-        """The files that hold the weights, as the index says where there is one."""
+        """Names of the files that hold the weights, from the index if there is one."""
         index = "model.safetensors.index.json"
         try:
             return sorted(set(self._read_json(index).get("weight_map", {}).values()))
@@ -152,10 +152,10 @@ class Checkpoint:
             return ["model.safetensors"]  # a single file
 
     def tensors(self, skeleton: torch.nn.Module) -> ShardedSource:
-        """The weights, tensor by tensor; those of a model on the hub are downloaded now, if they are not here.
+        """The weights, tensor by tensor; a hub model's weights are downloaded first unless they are cached.
 
         Raises:
-            LoadError: weights missing from the files or of other shapes than the configuration says.
+            LoadError: weights are missing from the files, or their shapes differ from the configuration's.
         """
         if self._unreachable is not None:
             raise self._unreachable
@@ -166,7 +166,7 @@ class Checkpoint:
         return ShardedSource(skeleton, files, self.spec.name)
 
     def stored_bytes(self, skeleton: torch.nn.Module) -> int:
-        """Bytes of the weights as stored: of the files, or on the hub by the configuration's dtype."""
+        """Bytes of the weights as stored: from the files, or on the hub from the configuration's dtype."""
         if self.spec.folder is not None:
             return sum(path.stat().st_size for path in self.spec.folder.glob("*.safetensors"))
         itemsize = getattr(self.config.dtype, "itemsize", 2)
@@ -183,7 +183,7 @@ class Checkpoint:
         """The model with its weights, in the dtype they are stored in.
 
         Raises:
-            LoadError: weights missing from the files or of other shapes than the configuration says.
+            LoadError: weights are missing from the files, or their shapes differ from the configuration's.
         """
         with quiet_transformers(progress):
             try:
@@ -221,7 +221,7 @@ class Checkpoint:
             ) from error
 
     def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The processor; where there is none to be had, one whose prompts are token ids."""
+        """The processor; where none is available, one whose prompts are token ids."""
         if self._unreachable is None:
             try:
                 return self.processor(dtype)
@@ -230,13 +230,13 @@ class Checkpoint:
         return IdProcessor(self.config)
 
     def companions(self) -> list[Path]:
-        """Configuration, tokenizer, processor and licence files: in the folder, or downloaded before."""
+        """Configuration, tokenizer, processor and licence files: in the folder, or in the hub's cache."""
         folder = self.spec.folder or _from_hub(self.spec.source, "config.json").parent
-        found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
-        return sorted(path for path in found if not any(path.match(pattern) for pattern in NO_COMPANIONS))
+        files = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
+        return sorted(path for path in files if not any(path.match(pattern) for pattern in NO_COMPANIONS))
 
     def add_generation_config(self, model: torch.nn.Module) -> None:
-        """Give a model that was not made by `weights` its settings of generation, as that does."""
+        """Set the generation config of a model whose weights the lab loaded; transformers' own loading does so."""
         from transformers import GenerationConfig
 
         if self._unreachable is not None:
@@ -248,10 +248,9 @@ class Checkpoint:
         model.generation_config = GenerationConfig.from_dict(facts)
 
     def facts(self) -> dict[str, Any]:
-        """Which model this is, for the record of what is made of it: ``name, source, on_hub, commit,
-        fingerprint, model_type``."""
+        """What identifies this model in a record: ``name, source, on_hub, commit, fingerprint, model_type``."""
         spec = self.spec
-        registered = any(model.source == spec.source for model in list_models())
+        registered = any(listed.source == spec.source for listed in list_models())
         on_hub = spec.folder is None
         snapshot = _from_hub(spec.source, "config.json").parent.name if on_hub else None
         return {
@@ -303,7 +302,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 @contextmanager
 def quiet_transformers(progress: bool = False):
-    """Keep transformers' advice to itself, and its progress bars unless they are wanted."""
+    """Silence transformers' warnings, and its progress bars unless they are enabled."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

@@ -1,9 +1,7 @@
-"""Which part of a model does a module belong to?  One table of name patterns per architecture family.
+"""The roles of a model's modules (``decoder``, ``vision``, ...): a table of name patterns per architecture family.
 
-A plan speaks of roles (``decoder``, ``vision``, ...), a checkpoint of module names.  This file is the
-dictionary between the two.  Each family lists ``pattern -> role`` in order, the first match wins, and every
-``Linear``, ``Embedding`` and convolution of a known architecture must match: a module that silently had no
-role would silently stay unquantized.
+Each family lists ``pattern -> role`` in order and the first match wins. Every ``Linear``, ``Embedding`` and
+convolution of a known architecture must match: a module without a role would silently stay unquantized.
 
 Names as in transformers 5.23 (``named_modules()`` of the real classes built on the meta device).
 """
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROLES = ("vision", "speech", "cross_modal", "projector", "decoder", "embedding", "lm_head")
-"""Every role a module can play, in the order tables list them."""
+"""Every role of a module, in the order of the tables."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Family:
     modalities: tuple[str, ...] = ()
 
     def role_of(self, name: str) -> str | None:
-        """The role of one module name, or None if no pattern matches."""
+        """The role of a module's name, or None if no pattern matches."""
         for pattern, role in self.patterns:
             if re.fullmatch(pattern, name):
                 return role
@@ -132,7 +130,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 TEXT_FAMILY = Family("text", (), _TEXT)
-"""Llama, Qwen, Mistral, GLM, Gemma, Phi and whatever else names its parts ``model.layers.N``, ``lm_head``."""
+"""Llama, Qwen, Mistral, GLM, Gemma, Phi and all others with modules named ``model.layers.N`` and ``lm_head``."""
 
 
 def family_of(model_type: str | None) -> Family:
@@ -144,10 +142,10 @@ def family_of(model_type: str | None) -> Family:
 
 
 def roles_of_names(names: Iterable[str], family: Family, model: str = "this model") -> dict[str, str]:
-    """Roles for module names of one family.
+    """Roles of module names, by one family's patterns.
 
     Raises:
-        LabError: naming the modules that match no pattern of the family.
+        LabError: modules match no pattern of the family (the message names them).
     """
     roles, unmatched = {}, []
     for name in names:
@@ -157,11 +155,11 @@ def roles_of_names(names: Iterable[str], family: Family, model: str = "this mode
         elif not family.leaves_alone(name):
             unmatched.append(name)
     if unmatched:
-        known = ", ".join(family.name for family in FAMILIES)
+        families = ", ".join(member.name for member in FAMILIES)
         more = f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else ""
         raise LabError(
             f"no role is known for {len(unmatched)} modules of {model}: {', '.join(unmatched[:6])}{more}. "
-            f"Known families: {known}, and text models with model.layers.N, embed_tokens and lm_head. "
+            f"Known families: {families}, and text models with model.layers.N, embed_tokens and lm_head. "
             "Name the modules in the plan with match: rules and pass roles={} to quantize_, "
             "or add the family to labkit/models/families.py"
         )
@@ -171,7 +169,7 @@ def roles_of_names(names: Iterable[str], family: Family, model: str = "this mode
 def find_roles(model: nn.Module) -> dict[str, str]:
     """Role of every ``Linear``, ``Embedding`` and convolution of a transformers model.
 
-    Works on meta-device models too: nothing but names and classes is looked at.  The output projections of
+    Works on meta-device models too: only names and classes are read.  The output projections of
     ``nn.MultiheadAttention`` are left out: torch reads their weight directly, so they cannot be replaced.
 
     Returns:
@@ -179,7 +177,7 @@ def find_roles(model: nn.Module) -> dict[str, str]:
         (it has no ``config.model_type``): plans then apply by name and default alone.
 
     Raises:
-        LabError: a transformers model with modules that match no pattern of its family.
+        LabError: modules of a transformers model match no pattern of its family.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
@@ -189,7 +187,7 @@ def find_roles(model: nn.Module) -> dict[str, str]:
 
 
 def has_role(module: nn.Module) -> bool:
-    """Whether :func:`find_roles` asks for a role for modules of this class."""
+    """Whether :func:`find_roles` gives modules of this class a role."""
     from torch import nn
 
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):

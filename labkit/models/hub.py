@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, and its absence found out in seconds."""
+"""Files of the Hugging Face hub; an unreachable hub is reported within seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _from_hub(source: str, name: str) -> Path:
     """A file of a hub repository, downloaded if it is not in the cache.
 
     Raises:
-        HubError: no such repository or file, no access, or no connection (found out within seconds).
+        HubError: no such repository or file, no access, or no connection (raised within seconds).
     """
     import huggingface_hub
     from huggingface_hub import constants, try_to_load_from_cache
@@ -30,12 +30,12 @@ def _from_hub(source: str, name: str) -> Path:
 
 
 def _ask_for(url: str, timeout_s: float = 10.0) -> None:
-    """Raise OSError if nobody answers at this address; the hub's own client would try for half a minute."""
+    """Raise OSError if the address does not respond; the hub's own client would retry for half a minute."""
     request = urllib.request.Request(url, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=timeout_s).close()
     except urllib.error.HTTPError:
-        return  # an answer, if not a friendly one: the hub's client says what it means
+        return  # the server responds; the hub's client explains the error
     except urllib.error.URLError as error:
         raise OSError(str(error.reason)) from None
 

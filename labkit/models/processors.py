@@ -1,10 +1,10 @@
-"""From messages to model inputs.  Every processor here is called the same way and needs no torchvision:
+"""Processors turn messages into model inputs.  All are called the same way and need no torchvision:
 
 ``processor(messages, enable_thinking=False) -> {"input_ids": [1, L], "attention_mask": [1, L], ...}``
 
-with messages as :func:`labkit.common.messages.normalise_messages` gives them, and has a ``tokenizer``; it may have
-``modalities`` (what it takes besides text, if not all that its family does) and ``missing`` (why not).
-The pocket model's own processor is called so too.
+Messages are those of :func:`labkit.common.messages.normalise_messages`. A processor has a ``tokenizer``; it may have
+``modalities`` (what it takes besides text, where that is less than its family takes) and ``missing`` (the reasons).
+The pocket model's own processor has the same interface.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from labkit.common.errors import LabError
 
 Message = Mapping[str, Any]
 MARK = "\x00"
-"""Stands in a templated prompt around the number of a text that holds control tokens."""
+"""Encloses, in a templated prompt, the number of a text that holds control tokens."""
 
 
 class TemplateProcessor:
@@ -29,7 +29,7 @@ class TemplateProcessor:
     Args:
         tokenizer: a transformers tokenizer.
         image_processor: a ``Glm4vImageProcessorPil``, or None for a text-only model.
-        image_token: the placeholder that its template writes for one image.
+        image_token: the placeholder that its template writes for each image.
         missing: ``{modality: reason}`` for what the model could take, but this processor cannot.
     """
 
@@ -47,13 +47,13 @@ class TemplateProcessor:
         self.missing = dict(missing or {})
 
     def __call__(self, messages: Sequence[Message], enable_thinking: bool = False) -> dict[str, torch.Tensor]:
-        """Inputs for one conversation.
+        """Inputs for a conversation.
 
         Returns:
             ``input_ids, attention_mask [1, L]``; with images also ``mm_token_type_ids [1, L]`` (1 = image),
             ``pixel_values [patches, channels * temporal * patch * patch]`` and ``image_grid_thw [images, 3]``
 
-        Control tokens that stand in a text, ``<|user|>`` say, are encoded as the letters they are.
+        Control tokens within a text, such as ``<|user|>``, are encoded letter by letter.
 
         Raises:
             LabError: the template refuses the messages.
@@ -79,7 +79,7 @@ class TemplateProcessor:
         return inputs | media
 
     def _without_control_tokens(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Messages whose texts with control tokens are marks for now, and those texts."""
+        """The messages, with marks in place of texts that hold control tokens, and these texts."""
         control = [str(token) for token in self.tokenizer.all_special_tokens]
         control += [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         hostile: list[str] = []
@@ -90,7 +90,7 @@ class TemplateProcessor:
             hostile.append(text)
             return f"{MARK}{len(hostile) - 1}{MARK}"
 
-        made = [
+        marked = [
             {
                 **message,
                 "content": safe(message["content"])
@@ -102,13 +102,13 @@ class TemplateProcessor:
             }
             for message in messages
         ]
-        return made, hostile
+        return marked, hostile
 
     def _encode(self, text: str, hostile: Sequence[str], add_special_tokens: bool) -> torch.Tensor:
-        """Token ids ``[1, L]``, hostile texts in their places letter by letter."""
+        """Token ids ``[1, L]``, with each mark replaced by its hostile text, encoded letter by letter."""
         if not hostile:
-            found = self.tokenizer(text, add_special_tokens=add_special_tokens, return_tensors="pt")
-            return found["input_ids"].long()
+            encoded = self.tokenizer(text, add_special_tokens=add_special_tokens, return_tensors="pt")
+            return encoded["input_ids"].long()
         ids: list[int] = []
         for place, piece in enumerate(text.split(MARK)):
             letters = place % 2 == 1
@@ -140,7 +140,7 @@ class TemplateProcessor:
             raise LabError(f"the model's chat template refuses these messages: {error}") from None
 
     def _expand(self, text: str, counts: Sequence[int]) -> str:
-        """Replace the n-th placeholder by as many as the n-th image has tokens."""
+        """Repeat the n-th placeholder once for each token of the n-th image."""
         pieces = text.split(self.image_token)
         if len(pieces) != len(counts) + 1:
             raise LabError(
@@ -152,12 +152,12 @@ class TemplateProcessor:
 
 
 class AutoProcessorAdapter:
-    """transformers' own processor of another family (GlmAsr, Gemma3n, ...), called as ours are.
+    """transformers' own processor of another family (GlmAsr, Gemma3n, ...), behind the lab's interface.
 
     Args:
-        processor: what ``AutoProcessor.from_pretrained`` gave.
+        processor: the processor that ``AutoProcessor.from_pretrained`` returns.
         modalities: what the family takes besides text.
-        dtype: floating inputs (pixels, spectrograms) are cast to it, as these models expect.
+        dtype: the dtype floating inputs (pixels, spectrograms) are cast to, as these models expect.
     """
 
     def __init__(self, processor: Any, modalities: Sequence[str], dtype: torch.dtype = torch.float32):
@@ -168,7 +168,7 @@ class AutoProcessorAdapter:
         self.dtype = dtype
 
     def __call__(self, messages: Sequence[Message], enable_thinking: bool = False) -> dict[str, torch.Tensor]:
-        """Inputs for one conversation, as the family's processor names them.
+        """Inputs for a conversation, as the family's processor names them.
 
         Raises:
             LabError: the processor or its template refuses the messages.
@@ -194,7 +194,7 @@ class AutoProcessorAdapter:
 
 
 def plain_text(messages: Sequence[Message]) -> str:
-    """The text parts of messages, one paragraph a message."""
+    """The text parts of messages, a paragraph for each message."""
     paragraphs = [
         "\n".join(part["text"] for part in _parts(message) if part["type"] == "text") for message in messages
     ]

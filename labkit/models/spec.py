@@ -1,6 +1,6 @@
-"""Model specs: a short name, where the weights and the processor are, what the model is.
+"""Model specs: short name, source of weights and processor, description.
 
-Three are registered; every transformers checkpoint on the hub or in a local folder is one more.
+Three are registered; every transformers checkpoint on the hub or in a local folder has a spec too.
 Nothing here imports torch, so listing models is quick.
 """
 
@@ -48,19 +48,19 @@ GLM_4_1V_9B = {
         "temporal_patch_size": 2,
     },
 }
-"""The sizes of GLM-4.1V-9B, which both AutoGLM-Phone models have."""
+"""The configuration of GLM-4.1V-9B, which both AutoGLM-Phone models share."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model.
+    """A model's name and source.
 
     Attributes:
-        name: what the user types, and what measurements are filed under.
+        name: the name that users type and that measurements carry.
         source: a local folder with a transformers checkpoint, or a hub id ``owner/name``.
-        description: one line.
-        parameters: number of parameters, if known without reading anything.
-        published: its configuration as published, for questions about sizes where the hub is out of reach.
+        description: a line of text.
+        parameters: number of parameters, if known without reading files.
+        published: its published configuration, to compute sizes where the hub cannot be reached.
     """
 
     name: str
@@ -77,7 +77,7 @@ class ModelSpec:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is a folder that the lab has quantized (`labkit.loading`), with a plan of its own."""
+        """Whether it is a folder that the lab quantized (`labkit.loading`), which contains its plan."""
         return self.folder is not None and (self.folder / "labkit.json").is_file()
 
     def availability(self) -> str:
@@ -124,7 +124,7 @@ def _registered() -> tuple[ModelSpec, ...]:
 
 
 def _count_from_index(folder: Path) -> int | None:
-    """Parameters as the headers of a folder's safetensors files tell; None without readable files."""
+    """Number of parameters, from the headers of a folder's safetensors files; None without readable files."""
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -142,7 +142,7 @@ def _count_from_index(folder: Path) -> int | None:
 
 
 def list_models() -> list[ModelSpec]:
-    """The registered models, the shipped one first."""
+    """The registered models, the shipped model first."""
     return list(_registered())
 
 
@@ -150,14 +150,14 @@ def get_spec(model: str | Path | ModelSpec) -> ModelSpec:
     """The spec for a registered name, a local folder, or a hub id ``owner/name``.
 
     Raises:
-        LabError: for anything else, with the known names and the nearest of them.
+        LabError: the model is none of these; the message lists the known names and the nearest.
     """
     if isinstance(model, ModelSpec):
         return model
     text = str(model)
-    known = {spec.name: spec for spec in _registered()}
-    if text in known:
-        return known[text]
+    registered = {spec.name: spec for spec in _registered()}
+    if text in registered:
+        return registered[text]
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -168,10 +168,10 @@ def get_spec(model: str | Path | ModelSpec) -> ModelSpec:
     looks_like_path = isinstance(model, Path) or text.startswith(("/", ".", "~")) or "\\" in text
     if not looks_like_path and HUB_ID.fullmatch(text):
         return ModelSpec(text, text, f"{text} on the Hugging Face hub")
-    near = difflib.get_close_matches(text, known, n=1)
+    near = difflib.get_close_matches(text, registered, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    what = f"the folder {text} does not exist" if looks_like_path else f"no model is called {text!r}"
+    problem = f"the folder {text} does not exist" if looks_like_path else f"no model is called {text!r}"
     raise LabError(
-        f"{what}.{hint} Known models: {', '.join(known)}; or give a local folder with a transformers "
+        f"{problem}.{hint} Known models: {', '.join(registered)}; or give a local folder with a transformers "
         "checkpoint, or a hub id such as owner/name"
     )

@@ -1,7 +1,7 @@
-"""Prompts of token ids, for a model whose tokenizer is not here: what it answers is token ids too.
+"""Prompts and answers as token ids, for a model without a tokenizer.
 
-Made for models with random weights, of which only the cost is of interest. Pictures are taken where the
-model is a Glm4v: their processor needs no files.
+Used for models with random weights, of which only the cost matters. A Glm4v also takes images: its image
+processor needs no files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id")
 
 
 class IdTokenizer:
-    """Stands where a tokenizer would: an answer is its token ids, written as numbers."""
+    """Replaces a tokenizer: a text is its token ids, written as numbers."""
 
     chat_template = None
     eos_token_id = None
@@ -34,38 +34,38 @@ class IdTokenizer:
         return self.vocabulary
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """``17 4 250`` for three tokens, with a blank behind each."""
-        return "".join(f"{int(id_)} " for id_ in ids)
+        """``17 4 250`` for three tokens, with a space after each."""
+        return "".join(f"{int(token)} " for token in ids)
 
     def encode(self, text: str, **_: Any) -> list[int]:
         """The numbers in a text.
 
         Raises:
-            LabError: it holds something else, or a number that is no token's.
+            LabError: the text holds anything else, or a number that is no token id.
         """
         if not re.fullmatch(r"[\d\s]*", text):
             raise LabError(
                 f"there is no tokenizer here, so a prompt is token ids, such as '17 4 250'; not {text[:40]!r}"
             )
-        ids = [int(part) for part in text.split()]
-        if wrong := [id_ for id_ in ids if id_ >= self.vocabulary]:
+        ids = [int(word) for word in text.split()]
+        if wrong := [token for token in ids if token >= self.vocabulary]:
             raise LabError(f"there is no token {wrong[0]}; the model has 0 to {self.vocabulary - 1}")
-        if wrong := [id_ for id_ in ids if id_ in self.media]:
+        if wrong := [token for token in ids if token in self.media]:
             raise LabError(f"the token {wrong[0]} stands for a picture or a sound: give that itself")
         return ids
 
     def random_text(self, count: int, seed: int = 0) -> str:
-        """``count`` token ids drawn by a seed, as `encode` reads them."""
+        """``count`` token ids drawn with a seed, as text that `encode` reads."""
         draw = random.Random(seed)
-        allowed = [index for index in range(self.vocabulary) if index not in self.media]
-        return " ".join(str(choice) for choice in draw.choices(allowed, k=count))
+        allowed = [token for token in range(self.vocabulary) if token not in self.media]
+        return " ".join(str(token) for token in draw.choices(allowed, k=count))
 
 
 class IdProcessor:
-    """Messages whose texts are token ids, and pictures for a Glm4v, into model inputs.
+    """Turns messages whose texts are token ids, and images for a Glm4v, into model inputs.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
     """
 
     takes_ids = True
@@ -87,10 +87,10 @@ class IdProcessor:
         self.modalities = ("image",) if self.image_processor is not None else ()
 
     def __call__(self, messages: Sequence[Message], enable_thinking: bool = False) -> dict[str, torch.Tensor]:
-        """As `labkit.models.processors.TemplateProcessor`, without a template: one part after the other.
+        """As `labkit.models.processors.TemplateProcessor`, but without a template: the parts follow each other.
 
         Raises:
-            LabError: a text that is no token ids.
+            LabError: a text is not made of token ids.
         """
         ids: list[int] = []
         images: list[dict[str, torch.Tensor]] = []

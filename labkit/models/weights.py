@@ -1,15 +1,11 @@
-"""Where a model's tensors come from, one at a time: the shards of a checkpoint, or a seed.
-
-A source knows its tensors by the names they have in the model. Which names those are, and whether all are
-there in the right shapes, is found out from the files' headers before a single weight is read.
-"""
+"""Sources of a model's tensors, read one at a time: the shards of a checkpoint, or a seed."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,32 +18,34 @@ from labkit.common.errors import LoadError
 logger = logging.getLogger(__name__)
 
 RANDOM_STD = 0.02
-"""Standard deviation of random weights: what transformers starts training with."""
+"""Standard deviation of random weights: the one transformers initializes models with."""
 
 
 class Source(Protocol):
     """Tensors by their names in the model."""
 
     largest_bytes: int
-    """Of one tensor, as stored."""
+    """Size of the largest tensor, as stored."""
 
     def shards(self) -> Iterator[list[str]]:
-        """The names, shard by shard; while one is being worked through, its file stays open."""
+        """The tensors' names, shard by shard; a shard's file stays open while the caller works through it."""
 
     def read(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor in memory of its own, as stored or in ``dtype``."""
+        """A tensor in its own memory, as stored or in ``dtype``."""
 
 
 class ShardedSource:
     """The safetensors files of a transformers checkpoint.
 
+    The constructor checks all names and shapes against the files' headers, before any weight is read.
+
     Args:
         skeleton: the model on the meta device.
-        files: its files.
-        name: the model's, for messages.
+        files: the checkpoint's safetensors files.
+        name: the model's name, for messages.
 
     Raises:
-        LoadError: tensors are missing, or of other shapes than the configuration says.
+        LoadError: tensors are missing, or their shapes differ from the configuration's.
     """
 
     def __init__(self, skeleton: nn.Module, files: Sequence[Path], name: str) -> None:
@@ -62,7 +60,7 @@ class ShardedSource:
         unused = 0
         for path in files:
             with safe_open(path, framework="pt") as file:
-                for stored in file.keys():  # noqa: SIM118 - no dictionary
+                for stored in file.keys():  # noqa: SIM118 - the file is not a dictionary
                     key = rename(stored)
                     if key not in places:
                         unused += 1
@@ -92,14 +90,14 @@ class ShardedSource:
                 yield names
 
     def read(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """See `Source`. A file that is not open is opened for this one tensor."""
+        """See `Source`. Opens the file for this tensor if it is not open."""
         path, stored = self._where[name]
         with ExitStack() as stack:
             file = self._open.get(path) or stack.enter_context(self._opened(path))
-            found = file.get_tensor(stored)
-            # a copy: what is read lies in the file's mapping and would keep all of that in memory
-            moved = found.to(device=device).to(dtype=dtype or found.dtype)
-            return moved.clone() if moved.data_ptr() == found.data_ptr() else moved
+            tensor = file.get_tensor(stored)
+            # a copy: the tensor lies in the file's memory map and would keep the whole map in memory
+            moved = tensor.to(device=device).to(dtype=dtype or tensor.dtype)
+            return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
@@ -116,10 +114,10 @@ class ShardedSource:
 
 
 class RandomSource:
-    """Weights that no training has seen: normal with deviation 0.02, norms 1, biases of norms 0.
+    """Random weights: normal with standard deviation 0.02; norms have weight 1 and bias 0.
 
-    Each tensor has a seed of its own, made of ``seed`` and its name: it is the same in whatever order, and
-    however often, it is read on one kind of device.
+    Each tensor's own seed derives from ``seed`` and its name, so on one kind of device a tensor is the same in
+    whatever order and however often it is read.
     """
 
     def __init__(self, skeleton: nn.Module, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -134,7 +132,7 @@ class RandomSource:
         self.largest_bytes = max(place.numel() for place in self._places.values()) * dtype.itemsize
 
     def shards(self) -> Iterator[list[str]]:
-        """See `Source`: a single one."""
+        """See `Source`: a single shard."""
         yield list(self._places)
 
     def read(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
@@ -142,26 +140,26 @@ class RandomSource:
         place = self._places[name]
         if not place.is_floating_point():
             return torch.zeros(place.shape, dtype=place.dtype, device=device)
-        made = torch.empty(place.shape, dtype=self._dtype, device=device)
+        weight = torch.empty(place.shape, dtype=self._dtype, device=device)
         if name in self._norms:
-            made.fill_(1.0 if name.endswith("weight") else 0.0)
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
         else:
             seed = hashlib.sha256(f"{self._seed} {name}".encode()).digest()[:8]
-            generator = torch.Generator(made.device).manual_seed(int.from_bytes(seed, "little") >> 1)
-            made.normal_(0.0, RANDOM_STD, generator=generator)
-        return made.to(dtype or self._dtype)
+            generator = torch.Generator(weight.device).manual_seed(int.from_bytes(seed, "little") >> 1)
+            weight.normal_(0.0, RANDOM_STD, generator=generator)
+        return weight.to(dtype or self._dtype)
 
 
 def has_plain_names(skeleton: nn.Module) -> bool:
-    """Whether each stored tensor is one of the model's. transformers makes the tensors of some architectures,
-    such as fused experts, out of several stored ones; those are read by transformers itself."""
+    """Whether each stored tensor becomes exactly one tensor of the model. For some architectures, such as those
+    with fused experts, transformers merges several stored tensors; then transformers itself must load them."""
     from transformers.core_model_loading import WeightRenaming
 
     return all(isinstance(conversion, WeightRenaming) for conversion in _conversions(skeleton))
 
 
 def renamer(skeleton: nn.Module, places: Mapping[str, Any]):
-    """A function from a stored name to the model's, as transformers' own loading renames."""
+    """A function from a stored name to the model's name, as transformers renames when it loads."""
     from transformers.core_model_loading import rename_source_key
 
     conversions = _conversions(skeleton)
@@ -179,9 +177,9 @@ def _conversions(skeleton: nn.Module) -> list[Any]:
     return get_model_conversion_mapping(skeleton)
 
 
-def _missing(skeleton: nn.Module, places: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
-    """Names that are neither stored nor tied to one that is."""
-    stored = {id(places[name]) for name in found}
+def _missing(skeleton: nn.Module, places: Mapping[str, Tensor], stored_names: Iterable[str]) -> list[str]:
+    """Names of tensors that are neither stored nor tied to a stored tensor."""
+    stored = {id(places[name]) for name in stored_names}
     ignored = getattr(skeleton, "_keys_to_ignore_on_load_missing", None) or ()
     return sorted(
         name

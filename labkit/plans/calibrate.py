@@ -1,11 +1,4 @@
-"""Calibrated schemes: each Linear is solved on the inputs it really gets.
-
-The passes of all batches go through the model side by side (`labkit.plans.sequential`). Where they meet at a
-Linear, its inputs' second moments are gathered, the scheme solves it, and the passes go on with the solved one:
-so every layer is calibrated on the already quantized ones before it, and the memory needed is that of one
-layer's inputs. Weights may lie on the CPU while the solving and the passes are on a GPU: each is moved when its
-turn comes.
-"""
+"""Calibrated quantization: each Linear is quantized on the inputs it gets behind already quantized layers."""
 
 from __future__ import annotations
 
@@ -31,16 +24,20 @@ def calibrate_(
 ) -> None:
     """Replace the Linears of ``walk.sequential`` in the order in which the model calls them.
 
+    All batches' passes halt at a Linear (`labkit.plans.sequential`), the second moments of its inputs are summed, the
+    scheme quantizes it, and the passes continue with the quantized module. Memory holds one layer's inputs. Weights
+    may lie on the CPU while the work runs on a GPU: each is moved when it is needed.
+
     Args:
-        walk: all else in its model is quantized, or has its dtype, already; on ``device``.
+        walk: the rest of its model is already quantized or converted, and on ``device``.
         batches: see `labkit.plans.sequential.run_model`.
         device: where the batches run (default: where they are).
-        bar: moved on for each Linear.
+        bar: a progress bar, advanced for each Linear.
 
     Raises:
-        LabError: a batch does not run, or no batch comes to some of the Linears (before any is solved); or all
-            of them together do not fit into the device's memory.
-        SchemeError: a Linear cannot be solved, naming it.
+        LabError: a batch does not run, no batch reaches some of the Linears (raised before any is quantized), or
+            the batches together do not fit into the device's memory.
+        SchemeError: a Linear cannot be quantized (the message names it).
     """
     model, schemes = walk.model, walk.sequential
     in_training = [name for name, module in model.named_modules() if module.training]
@@ -64,7 +61,7 @@ def calibrate_(
     try:
         linears = {name: model.get_submodule(name) for name in schemes}
         with SequentialRun(model, linears, batches, device, references) as run:
-            del linears  # each original is freed as soon as its replacement stands
+            del linears  # so that each original is freed as soon as it is replaced
             missing = run.find_order()
             if needing := [name for name in missing if schemes[name].requires_calibration]:
                 raise LabError(_about_missing(needing))
@@ -81,7 +78,7 @@ def calibrate_(
 
 
 class _Gathered:
-    """Statistics, and which inputs they are of: neighbours such as q, k and v are given the same tensors."""
+    """Statistics and the inputs they are computed from: neighbours such as q, k and v share the same tensors."""
 
     def __init__(
         self, scheme: Scheme, inputs: list[Tensor], originals: list[Tensor] | None, device: Any
@@ -91,16 +88,16 @@ class _Gathered:
         self.statistics = InputStatistics(columns, scheme.needs_full_moment, drifting, device)
         for index, batch in enumerate(inputs):
             self.statistics.add(batch, originals[index] if drifting else None)
-        self._inputs = [weakref.ref(batch) for batch in inputs]  # they are not kept from being freed
+        self._inputs = [weakref.ref(batch) for batch in inputs]  # weak: the inputs can be freed
 
     def serves(self, scheme: Scheme, inputs: Sequence[Tensor]) -> bool:
-        """Whether these are the very same inputs, and what was gathered of them is what the scheme wants."""
-        same = [inputs_() for inputs_ in self._inputs]
+        """Whether these are the same tensors and the statistics are those the scheme needs."""
+        gathered = [reference() for reference in self._inputs]
         return (
             self.statistics.full == scheme.needs_full_moment
             and self.statistics.drifting == scheme.needs_reference
-            and len(same) == len(inputs)
-            and all(a is b for a, b in zip(same, inputs))
+            and len(gathered) == len(inputs)
+            and all(a is b for a, b in zip(gathered, inputs))
         )
 
 
@@ -111,8 +108,8 @@ def watch_inputs(
     batches: Iterable[Any],
     see: Callable[[str, int, Tensor], None],
 ) -> None:
-    """Run the batches through the model as it is; ``see(name, batch number, inputs [..., K])`` at each call of the
-    Linears ``names``."""
+    """Run the batches through the unchanged model; each call of a Linear of ``names`` calls
+    ``see(name, batch number, inputs [..., K])``."""
     number = 0
 
     def hook_of(name: str) -> Callable:
@@ -131,10 +128,10 @@ def watch_inputs(
 def input_statistics(
     model: nn.Module, names: Iterable[str], batches: Iterable[Any], full: bool = True
 ) -> dict[str, InputStatistics]:
-    """Second moments of the inputs of the Linears ``names``, with the model as it is.
+    """Second moments of the inputs of the Linears ``names`` in the unchanged model.
 
-    One pass over the batches; memory holds K² numbers for each Linear (K with ``full`` False). A Linear that
-    no batch comes to is left out.
+    Makes a single pass over the batches; memory holds K² numbers for each Linear (K with ``full`` False). A Linear
+    that no batch reaches is left out.
     """
     statistics: dict[str, InputStatistics] = {}
 

@@ -1,12 +1,7 @@
-"""From a skeleton and a source of tensors to a quantized model, module by module.
+"""Load a skeleton from a source of tensors and quantize it, module by module.
 
-Each module is quantized as soon as its weights have come, and put where it stays; what no scheme owns is put
-there in the plan's default dtype. So memory holds the quantized model, one shard, and one module's work: a
-model can be made on a machine that could not hold it unquantized.
-
-Linears whose schemes look at activations keep their weights in the files (`labkit.plans.unread`) until
-the calibration comes to them: it runs through the quantized rest and reads each weight when it is used, three
-times in all. Memory then also holds the inputs of one layer.
+Memory holds the quantized model, one shard, and the work on one module, so a machine can quantize a model that it
+could not hold unquantized.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ from labkit.plans.walk import Placement, PlanWalk
 from labkit.quantization import Scheme
 
 TRIMMED_BYTES = 32 << 20
-"""After so many bytes of unquantized weights, freed memory is given back to the system."""
+"""After this many bytes of unquantized weights, freed memory is returned to the system."""
 
 
 @torch.no_grad()
@@ -43,21 +38,26 @@ def fill_(
     work: WorkFolder | None = None,
     progress: bool = True,
 ) -> None:
-    """Make ``skeleton``, a transformers model on the meta device, the quantized model, in place.
+    """Turn ``skeleton``, a transformers model on the meta device, into the quantized model, in place.
+
+    Each module is quantized as soon as its weights are read and is then placed; tensors without a scheme are placed
+    in the plan's default dtype. Linears that need calibration keep their weights in the files
+    (`labkit.plans.unread`) until the calibration reaches them: it runs through the quantized rest and reads each
+    weight when it is used, three times in all. Memory then also holds the inputs of one layer.
 
     Args:
-        skeleton: the model; nothing of it requires gradients afterwards.
+        skeleton: the model; afterwards no parameter requires gradients.
         source: its tensors.
-        resolved: the plan laid over it.
-        place: where each module goes.
-        batches: for schemes that need calibration; the model is then on one device.
-        work: where finished modules are kept and found again.
+        resolved: the plan, resolved for it.
+        place: the device of each module.
+        batches: calibration batches, for schemes that need them; the model is then on one device.
+        work: the folder of finished modules, to save and reload them.
         progress: show a progress bar.
 
     Raises:
         SchemeError: a weight cannot be quantized, naming its module.
         LoadError: a file is broken.
-        LabError: calibration batches that do not run, or do not come to every Linear that needs them.
+        LabError: calibration batches do not run, or do not reach every Linear that needs them.
     """
     _SkeletonLoader(skeleton, source, resolved, place, work).run(batches, progress)
     initialize_computed_(skeleton, place)
@@ -79,9 +79,9 @@ class _SkeletonLoader:
         self.title = resolved.plan.name
         self.walk = PlanWalk(model, resolved, place, work)
         self.holders = _holders(model)
-        self.waiting: dict[str, dict[str, Tensor]] = {}  # of modules whose weights have come in part
+        self.waiting: dict[str, dict[str, Tensor]] = {}  # tensors of modules that are read in part
         self.freed = 0  # bytes of unquantized weights since memory was last given back
-        self.stored: dict[tuple[str, str], str] = {}  # where the sequential Linears' tensors are to be read
+        self.stored: dict[tuple[str, str], str] = {}  # names in the source of the sequential Linears' tensors
 
     def run(self, batches: Sequence[Any], progress: bool) -> None:
         for name in self.walk.schemes:
@@ -97,14 +97,14 @@ class _SkeletonLoader:
             self._calibrate(batches, progress)
 
     def _take(self, name: str, places: Sequence[tuple[str, str]]) -> None:
-        """One tensor, for every module that holds it."""
+        """Read a tensor for every module that holds it."""
         plain: list[tuple[nn.Module, str]] = []
         for owner, attribute in places:
             module = self.model.get_submodule(owner)
             if owner in self.walk.sequential:
                 self.stored[owner, attribute] = name
             elif not _is_meta(module, attribute):
-                continue  # there already: from an earlier run, or tied to another tensor that is stored
+                continue  # already loaded by an earlier run, or tied to another stored tensor
             elif owner in self.walk.schemes:
                 self._take_part(owner, attribute, name)
             else:
@@ -118,7 +118,7 @@ class _SkeletonLoader:
                 _assign(module, attribute, shared)
 
     def _take_part(self, owner: str, attribute: str, name: str) -> None:
-        """A weight or bias of a module that has a scheme; quantizes it if it was the last one missing."""
+        """Read a weight or bias of a module that has a scheme, and quantize the module once it is complete."""
         module = self.model.get_submodule(owner)
         parts = self.waiting.setdefault(owner, {})
         parts[attribute] = self.source.read(name, self.place(owner))
@@ -150,7 +150,7 @@ class _SkeletonLoader:
 def initialize_computed_(model: nn.Module, place: Placement) -> None:
     """Compute the buffers that no checkpoint holds, such as rotary frequencies, as transformers does when it loads.
 
-    They are those that are on the meta device still.
+    These are the non-persistent buffers that are still on the meta device.
     """
     lacking = False
     for name, module in model.named_modules():
@@ -171,20 +171,20 @@ def initialize_computed_(model: nn.Module, place: Placement) -> None:
 
 
 def largest_work_bytes(skeleton: nn.Module, schemes: Mapping[str, Scheme], source: Source) -> int:
-    """Bytes beside the model's own while it is filled: the largest tensor as stored, once as it is read, and once
-    as the codes of one module are chosen."""
+    """Bytes needed beyond the model's own while it is loaded: the largest tensor as stored, and one byte a value for
+    the codes of the largest one."""
     largest = max((parameter.numel() for parameter in skeleton.parameters()), default=0)
     return source.largest_bytes + (largest if schemes else 0)
 
 
 def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
-    """Name of a tensor -> each (module, attribute) that holds it; tied ones have a list under every name."""
+    """Name of a tensor -> each (module, attribute) that holds it; tied tensors are listed under every name."""
     places: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and key not in module._non_persistent_buffers_set:
                 places.setdefault(id(tensor), []).append((name, key))
-    return {f"{name}.{key}".lstrip("."): found for found in places.values() for name, key in found}
+    return {f"{name}.{key}".lstrip("."): holders for holders in places.values() for name, key in holders}
 
 
 def _is_meta(module: nn.Module, attribute: str) -> bool:

@@ -1,11 +1,11 @@
-"""The work folder of a quantization: each module that is finished, so that a killed run continues.
+"""The work folder of a quantization: it holds each finished module, so that a killed run continues.
 
 ```
 work/
-  run.json                       what the run is made of: model or weights, plan, calibration
+  run.json                       what identifies the run: model or weights, plan, calibration
   model.layers.0.mlp.down_proj.safetensors   the tensors of one module
 ```
-Every file appears whole or not at all, so a run that is killed at any moment loses the module under way.
+Files are written atomically, so a run killed at any moment loses only the current module.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ SUFFIX = ".safetensors"
 
 
 class WorkFolder:
-    """Finished modules of one run, on disk; one process at a time has the folder.
+    """Finished modules of one run, on disk; one process at a time holds the folder.
 
     Args:
-        path: the folder; made if it is not there.
-        run: what the run is made of, for JSON. A folder with another run in it is refused.
-        force: drop another run instead of refusing.
+        path: the folder; created if it does not exist.
+        run: what identifies the run, as JSON values. A folder that holds another run is refused.
+        force: delete another run instead of refusing.
 
     Attributes:
-        found: how many modules an earlier run left.
-        kept: how many this run added.
+        found: number of modules loaded from an earlier run.
+        kept: number of modules this run saved.
 
     Raises:
-        CheckpointError: it holds another run, naming what differs, or other files; another process is at work
-            there; or it cannot be written.
+        CheckpointError: the folder holds another run (the message names what differs) or other files, another
+            process uses it, or it cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, run: Mapping[str, Any], *, force: bool = False) -> None:
@@ -69,26 +69,26 @@ class WorkFolder:
     def load(
         self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
     ) -> nn.Module | None:
-        """What an earlier run put in the place of ``module``, on ``device``; None if it is not finished."""
+        """The replacement of ``module`` that an earlier run saved, on ``device``; None if there is none."""
         path = self._file(name)
         if not path.is_file():
             return None
-        made = scheme.empty_module(module, device=device, dtype=dtype)
+        replacement = scheme.empty_module(module, device=device, dtype=dtype)
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError):
-            return None  # what a power cut left: it is made again
-        if _shapes(tensors) != _shapes(module_tensors(made)):
+            return None  # damaged by a power cut: the module is quantized again
+        if _shapes(tensors) != _shapes(module_tensors(replacement)):
             return None
-        assign_tensors(made, {key: tensor.to(device, copy=True) for key, tensor in tensors.items()})
+        assign_tensors(replacement, {key: tensor.to(device, copy=True) for key, tensor in tensors.items()})
         self.found += 1
-        return made
+        return replacement
 
     def save(self, name: str, module: nn.Module) -> None:
-        """Keep a finished module, which stands in the place ``name``.
+        """Save a finished module under its place's name.
 
         Raises:
-            CheckpointError: the disk is full or gone.
+            CheckpointError: the folder cannot be written, for example because the disk is full.
         """
         try:
             with atomic_path(self._file(name)) as temporary:
@@ -98,13 +98,13 @@ class WorkFolder:
         self.kept += 1
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder to other processes."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def remove(self) -> None:
-        """Drop the folder: what it was for is made."""
+        """Delete the folder, once the run is complete."""
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -114,12 +114,12 @@ class WorkFolder:
     def _refuse_other_files(self) -> None:
         if self._record.is_file() or not self.path.exists():
             return
-        # A process that was killed at its very beginning leaves the lock, or a hidden temporary file.
+        # A process killed at its start leaves only the lock or a hidden temporary file.
         if any(file.name != "lock" and not file.name.startswith(".") for file in self.path.iterdir()):
             raise CheckpointError(f"{self.path} holds other files: give a folder of its own")
 
     def _begin(self, run: Mapping[str, Any], force: bool) -> None:
-        """Write down the run, after refusing or dropping another one."""
+        """Write ``run.json``, after refusing or deleting another run."""
         if self._record.is_file():
             differing = self._differing(run, force)
             if not differing:
@@ -136,21 +136,21 @@ class WorkFolder:
 
     def _differing(self, run: Mapping[str, Any], force: bool) -> list[str]:
         try:
-            kept = dict(json.loads(self._record.read_text(encoding="utf-8")))
+            recorded = dict(json.loads(self._record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             if force:
                 return list(run)
             raise CheckpointError(f"{self._record} is damaged: delete {self.path} to begin anew") from None
-        return [key for key in {**kept, **run} if kept.get(key) != run.get(key)]
+        return [key for key in {**recorded, **run} if recorded.get(key) != run.get(key)]
 
 
 @contextmanager
 def opened(
     work_folder: str | os.PathLike | WorkFolder | None, run: Callable[[], Mapping[str, Any]] | None
 ) -> Iterator[WorkFolder | None]:
-    """The work folder of a run: a path is opened, and let go at the end; one that is open already stays open.
+    """The work folder of a run: a path is opened, and closed at the end; a `WorkFolder` stays open.
 
-    run: gives what the run is made of, if a path is to be opened at all.
+    run: returns what identifies the run; called only to open a path. None: a path is ignored.
     """
     if not isinstance(work_folder, str | os.PathLike):
         yield work_folder
@@ -169,7 +169,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.
 
 
 def _lock(folder: Path) -> int | None:
-    """An open file that only one process holds locked; None where the system has no such locks.
+    """File descriptor of an exclusive lock on the folder; None where the system has no such locks.
 
     Raises:
         CheckpointError: another process holds it.
@@ -190,9 +190,9 @@ def _lock(folder: Path) -> int | None:
 def fingerprint_of(
     model: nn.Module | str, schemes: Mapping[str, Scheme], dtype: torch.dtype, batches: Iterable[Any]
 ) -> dict[str, str]:
-    """``{"plan", "weights", "calibration"}``: what decides the outcome of a calibrated quantization.
+    """``{"plan", "weights", "calibration"}``: what determines the result of a calibrated quantization.
 
-    model: whose weights are hashed, or what they are recognized by, for a model that is not in memory.
+    model: a model whose weights are hashed, or a text that identifies the weights of a model not in memory.
     """
     plan = [(name, scheme.name, scheme.options()) for name, scheme in schemes.items()]
     return {

@@ -1,8 +1,7 @@
 """The plan: which Linear gets which scheme, read from a YAML file.
 
-A plan is a list of rules ``role or name pattern -> scheme with options``; for each Linear the first rule
-that matches wins. What no rule matches, and everything that is no Linear, keeps its values in the
-``default`` dtype.
+A plan is a list of rules ``role or name pattern -> scheme with options``; for each Linear the first
+matching rule applies. Everything that no rule matches is stored in the ``default`` dtype.
 
     name: mixed
     description: INT4 decoder, INT8 vision, the rest BF16.
@@ -10,16 +9,16 @@ that matches wins. What no rule matches, and everything that is no Linear, keeps
       - role: decoder            # or a list of roles
         scheme: int4
         group_size: 64           # an option of the scheme
-        on_unsupported: int8     # what a Linear gets that the scheme cannot take (default: an error)
+        on_unsupported: int8     # the scheme of Linears that `scheme` cannot take (default: an error)
       - match: "re:model\\.visual\\..*"   # a regular expression for the whole name, a glob, or a name
         scheme: int8-dynamic
         optional: true           # no error if the model has no such Linear
       - role: vision
-        linear: [gate_proj, up_proj]   # of these only the Linears so called: the last part of their names
-        depth: [0, 0.5]          # and only in the first half of their stack of layers, whatever its height
+        linear: [gate_proj, up_proj]   # only Linears whose name ends in one of these
+        depth: [0, 0.5]          # and only in the first half of their stack of layers, however many it has
         scheme: int8
       - role: embedding
-        modules: embedding       # rules are about Linears unless they say embedding, conv, or a list of kinds
+        modules: embedding       # linear (the default), embedding, conv, or a list of these
         scheme: int8
     default: bf16
     runtime:
@@ -59,7 +58,7 @@ _USUAL = [
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What the engine does besides multiplying weights."""
+    """Options of the engine that do not concern weights."""
 
     kv_cache: str | None = option(
         None, "dtype of the KV cache; none: the plan's default", choices=KV_CACHE_DTYPES
@@ -70,7 +69,7 @@ class RuntimeOptions:
 
     @property
     def is_default(self) -> bool:
-        """Whether the cache is kept whole, in the dtype the model computes in."""
+        """Whether the cache holds all tokens, in the dtype the model computes in."""
         return self == RuntimeOptions()
 
     def __post_init__(self) -> None:
@@ -87,7 +86,7 @@ class RuntimeOptions:
 class QuantizationPlan:
     """Rules, the dtype of everything else, and runtime options.
 
-    ``evidence`` is what a search found out about its plan: it is kept in the file and changes nothing.
+    ``evidence`` holds a search's measurements of its plan; it stands in the file and has no effect.
     """
 
     name: str
@@ -110,7 +109,7 @@ class QuantizationPlan:
 
     @property
     def requires_calibration(self) -> bool:
-        """Whether a rule's scheme looks at activations before it quantizes."""
+        """Whether a rule's scheme needs the activations to quantize."""
         return any(rule.scheme.requires_calibration for rule in self.rules)
 
     @classmethod
@@ -118,10 +117,10 @@ class QuantizationPlan:
         """A plan from a mapping; errors begin with ``where`` and the rule's number."""
         if not isinstance(data, Mapping):
             raise PlanError(f"{where}: a plan is a mapping with name and rules")
-        known = [*(item.name for item in fields(cls)), "on_unsupported"]
+        keys = [*(item.name for item in fields(cls)), "on_unsupported"]
         for key in data:
-            if key not in known:
-                raise PlanError(f"{where}: unknown key {key!r}; known are {', '.join(known)}")
+            if key not in keys:
+                raise PlanError(f"{where}: unknown key {key!r}; known are {', '.join(keys)}")
         for key in ("name", "rules"):
             if key not in data:
                 raise PlanError(f"{where}: the key {key} is missing")
@@ -169,7 +168,7 @@ class QuantizationPlan:
 
     @classmethod
     def preset(cls, name: str) -> QuantizationPlan:
-        """One of `presets`."""
+        """The preset ``name``, of `presets`."""
         if name not in presets():
             raise PlanError(f"no preset {name!r}; presets are {', '.join(presets())}")
         return cls.from_yaml(plans_folder() / f"{name}.yaml")
@@ -193,7 +192,7 @@ class QuantizationPlan:
         return {**data, "evidence": dict(self.evidence)} if self.evidence else data
 
     def to_yaml(self, path: str | Path) -> None:
-        """Write the plan to ``path``; the file appears whole or not at all."""
+        """Write the plan to ``path``, atomically."""
         text = yaml.dump(self.to_dict(), Dumper=_PlanDumper, sort_keys=False, allow_unicode=True, width=110)
         with atomic_path(Path(path)) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
@@ -204,10 +203,10 @@ class QuantizationPlan:
         roles: Mapping[str, str] | None = None,
         device: torch.device | str | None = None,
     ) -> ResolvedPlan:
-        """Which Linear gets which scheme, and how many bytes that makes; the model may be on the meta device.
+        """Which Linear gets which scheme, and the resulting bytes; the model may be on the meta device.
 
-        ``roles`` maps module names to roles (default: found by the model's family). ``device`` is where the
-        model will run (default: where its weights are). Raises PlanError that names the rule.
+        ``roles`` maps module names to roles (default: by the model's family). ``device`` is where the model will
+        run (default: where its weights are). Raises PlanError that names the rule.
         """
         from labkit.plans.resolve import resolve
 
@@ -221,12 +220,12 @@ def plans_folder() -> Path:
 
 def presets() -> list[str]:
     """Names of the plans that come with the lab: the usual ones first, then by name."""
-    found = sorted(path.stem for path in plans_folder().glob("*.yaml"))
-    return [name for name in _USUAL if name in found] + [name for name in found if name not in _USUAL]
+    names = sorted(path.stem for path in plans_folder().glob("*.yaml"))
+    return [name for name in _USUAL if name in names] + [name for name in names if name not in _USUAL]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently keep the last."""
+    """Refuses duplicate keys, of which YAML silently keeps the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -241,7 +240,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 class _PlanDumper(yaml.SafeDumper):
-    """Writes lists of plain values, such as depths and names, in one line."""
+    """Writes lists of plain values, such as depths and names, on one line."""
 
     def represent_list(self, values):
         plain = all(isinstance(value, str | int | float) for value in values)
@@ -254,8 +253,8 @@ _PlanDumper.add_representer(list, _PlanDumper.represent_list)
 def as_plan(
     plan: str | Path | Mapping[str, Any] | QuantizationPlan, dtype: str | None = None
 ) -> QuantizationPlan:
-    """A plan from its name, its file, its definition (`QuantizationPlan.to_dict`) or itself, with another default
-    dtype if one is given."""
+    """The plan of a preset's name, a file, a definition (`QuantizationPlan.to_dict`) or a plan; ``dtype`` replaces
+    its default dtype."""
     if isinstance(plan, Mapping):
         plan = QuantizationPlan.from_dict(plan)
     elif not isinstance(plan, QuantizationPlan):

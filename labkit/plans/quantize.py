@@ -1,4 +1,4 @@
-"""`quantize_`: lay a plan over a model and replace its Linears in place, one by one."""
+"""`quantize_`: resolve a plan for a model and replace its Linears in place, one at a time."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -32,33 +32,33 @@ def quantize_(
     work_folder: str | Path | WorkFolder | None = None,
     progress: bool = True,
 ) -> ResolvedPlan:
-    """Replace the Linears of ``model`` as ``plan`` says, in place, and bring all else to its default dtype.
+    """Replace the Linears of ``model`` in place by ``plan``, and convert the rest to the plan's default dtype.
 
-    Works on any torch module. Each original is freed as soon as its replacement stands, so the peak is the
-    model and one layer, and for schemes that require calibration the inputs of one layer. Floating parameters
-    and persistent buffers take the plan's default dtype; computed buffers (rotary frequencies) stay as they
-    are. The model is for inference afterwards: nothing requires gradients. A module that is no transformers
-    model casts its floating inputs to the default dtype from then on.
+    Works on any torch module. Each original is freed as soon as it is replaced, so the peak is the model and one
+    layer, and for schemes that require calibration the inputs of one layer. Floating parameters and persistent
+    buffers take the plan's default dtype; computed buffers (rotary frequencies) keep theirs. Afterwards the model
+    serves inference only: no parameter requires gradients. A module that is not a transformers model then casts its
+    floating inputs to the default dtype.
 
     Args:
-        model: on the device where it is to be quantized, or on the CPU with ``device``; not on the meta device.
+        model: on the device where it is quantized, or on the CPU with ``device``; not on the meta device.
         plan: a plan, a YAML file, or the name of a preset.
         calibration: batches for schemes that require calibration, such as token ids [B, L] without padding,
-            or mappings of the model's arguments; the others ignore it.
-        roles: module name -> role, for plans with ``role`` rules (default: found by the model's family).
-        device: where the model is afterwards and where calibration runs, if not where it is: each layer's
-            weights are moved when its turn comes.
-        work_folder: for plans that calibrate, a folder for what is finished: the same call again continues. One
-            that is open already (`labkit.plans.finished.WorkFolder`) keeps the modules of every plan.
+            or mappings of the model's arguments; other schemes ignore it.
+        roles: module name -> role, for plans with ``role`` rules (default: by the model's family).
+        device: where the model is placed and calibration runs (default: where the model is); each layer's weights
+            are moved when they are needed.
+        work_folder: for plans that calibrate, a folder of finished modules, from which the same call continues after
+            an interruption. An open `labkit.plans.finished.WorkFolder` stores the modules of every plan.
         progress: show a progress bar.
 
     Returns:
-        what was done, with the predicted bytes.
+        the resolved plan, with the predicted bytes.
 
     Raises:
         PlanError: the plan does not fit the model, or calibration is missing (before anything is changed).
         SchemeError: a weight cannot be quantized (not finite), naming the Linear.
-        LabError: calibration batches that do not run, or do not come to every Linear that needs them.
+        LabError: calibration batches do not run, or do not reach every Linear that needs them.
         LabError: the work folder holds another run.
     """
     if not isinstance(plan, QuantizationPlan):
@@ -93,9 +93,9 @@ def quantize_(
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Resident bytes of a model's parameters and buffers, what is shared counted once.
+    """Resident bytes of a model's parameters and buffers; shared memory counts once.
 
-    Models quantized by others are counted too: bitsandbytes' ``quant_state`` and ``SCB``, and the inner
+    Includes what other libraries' quantized modules hold: bitsandbytes' ``quant_state`` and ``SCB``, and the inner
     tensors of tensor subclasses.
     """
     seen: dict[Any, int] = {}
@@ -135,11 +135,10 @@ def _where(resolved: ResolvedPlan, name: str) -> str:
 def _convert_rest_(
     model: nn.Module, dtype: torch.dtype, device: torch.device | str | None, waiting: set[nn.Module]
 ) -> None:
-    """Bring what no scheme owns to the default dtype and to ``device`` (None: it stays), keeping ties.
-
-    The Linears ``waiting`` for calibration keep their weights as they are.
+    """Convert the tensors without a scheme to the default dtype and move them to ``device`` (None: they stay);
+    tied tensors stay tied. The Linears ``waiting`` for calibration keep their weights.
     """
-    for linear in waiting:  # of its own, should it be tied to what is converted below
+    for linear in waiting:  # a weight of its own: it may be tied to a tensor converted below
         linear.weight = nn.Parameter(linear.weight.data, requires_grad=False)
     for module in model.modules():
         if module in waiting:

@@ -1,6 +1,6 @@
-"""A plan laid over a model: which Linear gets which scheme, and the bytes of the whole, ahead of any work.
+"""Resolve a plan for a model: the scheme of each Linear and the predicted bytes, before any quantization.
 
-Works on the meta device: only names, classes and shapes are looked at.
+Works on the meta device: only names, classes and shapes are read.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def resolved_as(
     roles: Mapping[str, str],
     notes: list[str],
 ) -> ResolvedPlan:
-    """A plan that was laid over ``model`` (not yet quantized; meta device will do) before, with this outcome."""
+    """The resolved plan of an earlier `resolve` for ``model`` (unquantized; the meta device suffices)."""
     account = _account(plan, model, schemes, roles)
     return ResolvedPlan(plan, dict(schemes), dict(rules), account, list(notes))
 
 
 def replaceable_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, str]]:
-    """Linears that can be replaced, by name, and those that cannot, with the reason."""
+    """Linears that can be replaced, by name, and the reasons why the others cannot."""
     linears, fixed = {}, {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
@@ -109,7 +109,7 @@ def replaceable_linears(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[st
 
 
 def replaceable_others(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Module]:
-    """Embeddings and convolutions, as far as they are among ``kinds``, whose weight can be stored otherwise."""
+    """Embeddings and convolutions of ``kinds`` whose weight can be quantized."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -120,7 +120,7 @@ def replaceable_others(model: nn.Module, kinds: Collection[str]) -> dict[str, nn
 
 
 def tied_linears(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Of these Linears (or embeddings), those whose weight another module holds too, with the reason in words."""
+    """The Linears (or embeddings) whose weight another module shares, with the reason as text."""
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -135,8 +135,8 @@ def tied_linears(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str
 
 
 def default_dtype_of(tensor: torch.Tensor, persistent: bool, default: torch.dtype) -> torch.dtype:
-    """The dtype ``quantize_`` gives a tensor that no scheme owns: floating parameters and persistent buffers
-    the default, others (integers, computed tables such as rotary frequencies) their own."""
+    """The dtype ``quantize_`` gives a tensor without a scheme: the default dtype for floating parameters and
+    persistent buffers, its own for others (integers, computed tables such as rotary frequencies)."""
     return default if tensor.is_floating_point() and persistent else tensor.dtype
 
 
@@ -171,7 +171,7 @@ def _scheme_for(
 
 
 def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles, matches) -> None:
-    """Raises PlanError for a rule that no Linear gets."""
+    """Raises PlanError for a rule that applies to no Linear."""
     for number, rule in enumerate(plan.rules, 1):
         if number in used.values() or rule.optional:
             continue
@@ -182,19 +182,21 @@ def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles, matches) -> N
             raise PlanError(f"{where} matches only tied Linears ({only}): name it exactly to quantize it")
         if shadowed[number - 1]:
             raise PlanError(f"{where} has no effect: earlier rules match all its Linears")
-        what = "Linear" if "linear" in rule.modules else " or ".join(rule.modules)
-        raise PlanError(f"{where} matches no {what}; {_what_there_is(rule, linears, roles)}")
+        kinds = "Linear" if "linear" in rule.modules else " or ".join(rule.modules)
+        raise PlanError(f"{where} matches no {kinds}; {_describe_candidates(rule, linears, roles)}")
 
 
-def _what_there_is(rule: Rule, modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> str:
+def _describe_candidates(rule: Rule, modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> str:
     if "linear" not in rule.modules:
         return f"modules of these kinds are {_listed([n for n, m in modules.items() if not _is_linear(m)])}"
     linears = [name for name, module in modules.items() if _is_linear(module)]
     wider = dataclasses.replace(rule, linears=(), depth=None)
-    there = [name for name in linears if wider.matches(name, roles.get(name))]
-    if there and (rule.linears or rule.depth):
-        kinds = dict.fromkeys(map(kind_of, there))
-        return f"{len(there)} Linears match without linear and depth; their own names are {', '.join(kinds)}"
+    matched = [name for name in linears if wider.matches(name, roles.get(name))]
+    if matched and (rule.linears or rule.depth):
+        kinds = dict.fromkeys(map(kind_of, matched))
+        return (
+            f"{len(matched)} Linears match without linear and depth; their own names are {', '.join(kinds)}"
+        )
     if rule.roles:
         count = Counter(roles[name] for name in linears if name in roles)
         if not count:
@@ -245,7 +247,7 @@ def _account(
 
 
 def _role_lookup(roles: Mapping[str, str]):
-    """name -> role; a module without one takes that of the smallest part around it whose roles agree."""
+    """name -> role; a module without a role takes that of the smallest enclosing part with roles, if these agree."""
     inside: dict[str, set[str]] = {}
     for name, role in roles.items():
         pieces = name.split(".")

@@ -1,4 +1,4 @@
-"""A plan laid over a model: which module gets which scheme, and how many bytes that makes."""
+"""A plan resolved for a model: the scheme of each module and the predicted bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_ROLE = "other"
 
 @dataclass(frozen=True)
 class Part:
-    """The parameters of one module, or of one quantized Linear: a line of the account."""
+    """The parameters of one module, or of one quantized Linear, with their predicted bytes."""
 
     module: str
     role: str
@@ -36,10 +36,10 @@ class ResolvedPlan:
 
     Attributes:
         plan: the plan.
-        schemes: module name -> scheme of each Linear a rule matched; the others keep the default dtype.
+        schemes: module name -> scheme of each Linear a rule matches; the others take the default dtype.
         rules: module name -> number of the rule (from 1).
-        parts: where the predicted bytes are, one entry a module.
-        notes: what was left alone or degraded, and why, in sentences.
+        parts: the predicted bytes, an entry for each module.
+        notes: sentences on modules that are left unquantized or get another scheme, with the reason.
     """
 
     plan: QuantizationPlan
@@ -50,22 +50,22 @@ class ResolvedPlan:
 
     @property
     def requires_calibration(self) -> bool:
-        """Whether a Linear's scheme looks at activations before it quantizes."""
+        """Whether a Linear's scheme needs the activations to quantize."""
         return any(scheme.requires_calibration for scheme in self.schemes.values())
 
     @property
     def predicted_bytes(self) -> int:
-        """Bytes of the whole model: parameters and buffers, what is tied counted once."""
+        """Bytes of the whole model: parameters and buffers; tied tensors count once."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def parameters(self) -> int:
-        """Values of the whole model, what is tied counted once."""
+        """Number of values in the whole model; tied tensors count once."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def bytes_by_role(self) -> dict[str, int]:
-        """Role -> bytes; ``other`` for what plays no role of its own."""
+        """Role -> bytes; ``other`` for modules without a role."""
         total: Counter[str] = Counter()
         for part in self.parts:
             total[part.role] += part.bytes

@@ -1,4 +1,4 @@
-"""One line of a plan: which modules it is about, and the scheme that they get. The file's form is in `labkit.plans.plan`."""
+"""A rule of a plan: which modules it selects, and their scheme. `labkit.plans.plan` describes the file's form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 def relative_depths(names: Iterable[str]) -> dict[str, float]:
     """Depth of each module whose name has a layer number: ``(layer + 1/2) / layers``, between 0 and 1.
 
-    The stack is what stands before the first number in the name; its layers are counted in ``names``.
+    The stack is the part of the name before its first number; its layers are counted in ``names``.
 
     >>> relative_depths(["layers.0.fc", "layers.1.fc", "head"])
     {'layers.0.fc': 0.25, 'layers.1.fc': 0.75}
@@ -32,12 +32,12 @@ def relative_depths(names: Iterable[str]) -> dict[str, float]:
 
 def layer_of(name: str) -> tuple[str, int] | None:
     """``("model.layers", 3)`` for ``model.layers.3.mlp.up_proj``; None for a name without a number."""
-    found = _NUMBER.search(name)
-    return (name[: found.start()], int(found[1])) if found else None
+    match = _NUMBER.search(name)
+    return (name[: match.start()], int(match[1])) if match else None
 
 
 def kind_of(name: str) -> str:
-    """The Linear's own name, the last part that is no number: ``up_proj`` of ``layers.3.mlp.up_proj``."""
+    """The Linear's own name, the last part that is not a number: ``up_proj`` of ``layers.3.mlp.up_proj``."""
     parts = [part for part in name.split(".") if not part.isdigit()]
     return parts[-1] if parts else name
 
@@ -48,18 +48,18 @@ _KEYS = ("role", "match", "linear", "depth", "modules", "scheme", "on_unsupporte
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a plan. Either ``roles`` or ``match`` is set.
+    """One rule of a plan. Either ``roles`` or ``match`` is set.
 
     Attributes:
-        scheme: what the matched Linears get.
-        roles: roles it applies to.
-        match: ``re:`` and a regular expression for the whole module name, a glob, or one exact name.
-        modules: the kinds of modules it is about, of `MODULE_KINDS`.
-        linears: of those, only the Linears of these own names (`labkit.plans.rule.kind_of`); empty: all.
-        depth: of those, only the ones from this relative depth on and below that (`labkit.plans.rule`); a Linear
-            in no stack of layers has none. None: any.
-        on_unsupported: the scheme for a matched Linear that ``scheme`` cannot take; None: that is an error.
-        optional: a model without such a Linear is no error.
+        scheme: the scheme of the matched modules.
+        roles: the roles it applies to.
+        match: ``re:`` and a regular expression for the whole module name, a glob, or an exact name.
+        modules: the kinds of modules it applies to, of `MODULE_KINDS`.
+        linears: the Linears' own names (`kind_of`) it is limited to; empty: all.
+        depth: the relative depths (`relative_depths`) it is limited to, the lower end included and the upper
+            excluded; a Linear in no stack of layers has no depth. None: any.
+        on_unsupported: the scheme of a matched Linear that ``scheme`` cannot take; None: an error is raised.
+        optional: whether a model may have no such module.
     """
 
     scheme: Scheme
@@ -72,7 +72,7 @@ class Rule:
     modules: tuple[str, ...] = ("linear",)
 
     def matches(self, name: str, role: str | None, depth: float | None = None) -> bool:
-        """Whether this rule is about the Linear ``name`` that plays ``role`` at relative ``depth``."""
+        """Whether this rule applies to the Linear ``name`` with ``role`` at relative ``depth``."""
         if self.linears and kind_of(name) not in self.linears:
             return False
         if self.depth is not None and (depth is None or not self.depth[0] <= depth < self.depth[1]):
@@ -84,16 +84,16 @@ class Rule:
         return name == self.match or fnmatch.fnmatchcase(name, self.match)
 
     def names_exactly(self, name: str) -> bool:
-        """Whether this rule is for this one Linear."""
+        """Whether this rule matches the module by its exact name."""
         return self.match == name
 
     def __str__(self) -> str:
-        what = f"match {self.match}" if self.match is not None else f"role {', '.join(self.roles)}"
+        text = f"match {self.match}" if self.match is not None else f"role {', '.join(self.roles)}"
         if self.linears:
-            what += f", linear {', '.join(self.linears)}"
+            text += f", linear {', '.join(self.linears)}"
         if self.depth is not None:
-            what += f", depth {self.depth[0]:g} to {self.depth[1]:g}"
-        return f"({what} -> {self.scheme.name})"
+            text += f", depth {self.depth[0]:g} to {self.depth[1]:g}"
+        return f"({text} -> {self.scheme.name})"
 
     @classmethod
     def from_dict(cls, data: Any, where: str, on_unsupported: str | None = None) -> Rule:
@@ -110,33 +110,33 @@ class Rule:
             fallback = data.get("on_unsupported", on_unsupported)
             fallback = None if fallback in (None, "error") else get_scheme(fallback)
         except SchemeError as error:
-            known = f" (keys of a rule: {', '.join(_KEYS)})" if "unknown option" in str(error) else ""
-            raise PlanError(f"{where}: {error}{known}") from error
+            hint = f" (keys of a rule: {', '.join(_KEYS)})" if "unknown option" in str(error) else ""
+            raise PlanError(f"{where}: {error}{hint}") from error
         optional = data.get("optional", False)
         if not isinstance(optional, bool):
             raise PlanError(f"{where}: optional must be true or false, not {optional!r}")
         return cls(
             scheme,
-            _known(data, "role", ROLES, "role", where),
+            _checked(data, "role", ROLES, "role", where),
             _match(data, where),
             fallback,
             optional,
             _linears(data, where),
             _depth(data, where),
-            _known(data, "modules", MODULE_KINDS, "kind of modules", where) or ("linear",),
+            _checked(data, "modules", MODULE_KINDS, "kind of modules", where) or ("linear",),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping `from_dict` reads."""
         head: dict[str, Any] = {"match": self.match}
         if self.match is None:
-            head = {"role": _one_or_list(self.roles)}
+            head = {"role": _value_or_list(self.roles)}
         if self.linears:
-            head["linear"] = _one_or_list(self.linears)
+            head["linear"] = _value_or_list(self.linears)
         if self.depth is not None:
             head["depth"] = list(self.depth)
         if self.modules != ("linear",):
-            head["modules"] = _one_or_list(self.modules)
+            head["modules"] = _value_or_list(self.modules)
         data = {**head, "scheme": self.scheme.name, **self.scheme.options()}
         if self.on_unsupported is not None:
             data["on_unsupported"] = self.on_unsupported.name
@@ -144,23 +144,23 @@ class Rule:
 
 
 def _listed(data: Mapping, key: str) -> list[Any]:
-    """The values of a key that takes one value or a list; none if the key is not there."""
+    """The values of a key that takes a value or a list; empty if the key is absent."""
     value = data.get(key, [])
     return value if isinstance(value, list) else [value]
 
 
-def _one_or_list(values: Sequence[str]) -> str | list[str]:
+def _value_or_list(values: Sequence[str]) -> str | list[str]:
     return values[0] if len(values) == 1 else list(values)
 
 
-def _known(data: Mapping, key: str, known: Sequence[str], noun: str, where: str) -> tuple[str, ...]:
-    """The values of a key, each one of the known."""
+def _checked(data: Mapping, key: str, allowed: Sequence[str], noun: str, where: str) -> tuple[str, ...]:
+    """The values of a key. Raises PlanError for a value that is not allowed, and for an empty list."""
     values = _listed(data, key)
     for value in values:
-        if value not in known:
-            raise PlanError(f"{where}: unknown {noun} {value!r}; known are {', '.join(known)}")
+        if value not in allowed:
+            raise PlanError(f"{where}: unknown {noun} {value!r}; known are {', '.join(allowed)}")
     if key in data and not values:
-        raise PlanError(f"{where}: {key} is an empty list; known are {', '.join(known)}")
+        raise PlanError(f"{where}: {key} is an empty list; known are {', '.join(allowed)}")
     return tuple(values)
 
 
@@ -188,7 +188,7 @@ def _depth(data: Mapping, where: str) -> tuple[float, float] | None:
     depth = data.get("depth")
     if depth is None:
         return None
-    right = isinstance(depth, list) and len(depth) == 2 and all(type(end) in (int, float) for end in depth)
-    if not right or not 0 <= depth[0] < depth[1] <= 1:
+    valid = isinstance(depth, list) and len(depth) == 2 and all(type(end) in (int, float) for end in depth)
+    if not valid or not 0 <= depth[0] < depth[1] <= 1:
         raise PlanError(f"{where}: depth is [from, to] with 0 <= from < to <= 1, not {depth!r}")
     return float(depth[0]), float(depth[1])

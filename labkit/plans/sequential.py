@@ -1,15 +1,6 @@
-"""Many forward passes side by side, halted where they call one of the watched modules.
+"""Sequential calibration: one forward pass per batch, halted at each watched module until it is replaced.
 
-A calibrated scheme wants to see the inputs of a Linear, replace it, and go on with what the replacement
-answers: each layer is then calibrated on the already quantized ones before it. Here every batch has a pass of
-its own through the model, in a thread of its own, of which only one runs at any time. Each pass halts when it
-calls a watched module; when all that will come there have come, their inputs are shown to a function that
-gives the replacement, and with it they go on to the next one.
-
-So the whole calibration is one forward pass of each batch, whatever the model's code does between its layers
-(it is neither traced nor taken apart), and what is held are the inputs of one layer and what the model's own
-code holds at that place. With ``references`` each batch has a second pass, in which the watched modules answer
-as they were: at each halt there are then also the inputs that the unquantized model has there.
+Each layer is calibrated on the outputs of the already quantized layers before it.
 """
 
 from __future__ import annotations
@@ -29,7 +20,7 @@ Visit = Callable[[str, list[Tensor], list[Tensor] | None], nn.Module]
 def run_model(model: nn.Module, batch: Any) -> Any:
     """``model(**batch)`` for a mapping, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
 
-    Models of transformers are told not to fill a KV cache, which nobody would read.
+    Transformers models run without a KV cache, which nothing would read.
     """
     options = {"use_cache": False} if hasattr(model, "prepare_inputs_for_generation") else {}
     if isinstance(batch, Mapping):
@@ -49,7 +40,12 @@ def to_device(batch: Any, device: torch.device | str | None) -> Any:
 class SequentialRun:
     """The passes of ``batches`` through ``model``, halted at the modules ``watched`` (by name).
 
-    A context: while it lasts the watched modules' ``forward`` is taken over; at its end every pass ends.
+    When every pass that reaches a module has halted there, `visit_all` shows their inputs to a function that
+    returns the replacement, and the passes continue with it. The whole calibration is one forward pass per
+    batch, whatever the model's code does between its layers: the code is neither traced nor split. Memory holds
+    the inputs of one layer and what the model's code itself holds at that point.
+
+    A context manager: it replaces the watched modules' ``forward`` on entry and ends every pass on exit.
 
         with SequentialRun(model, watched, batches) as run:
             run.find_order()
@@ -57,10 +53,11 @@ class SequentialRun:
 
     Args:
         model: called as `run_model` does; in evaluation mode.
-        watched: modules that take one tensor, such as Linears; emptied as they are replaced.
+        watched: modules that take one tensor, such as Linears; each is dropped when it is replaced.
         batches: what the model takes.
-        device: where the batches are moved before they are run (default: nowhere).
-        references: give every batch a second pass through the modules as they were.
+        device: where each batch is moved before it runs (default: it is not moved).
+        references: give every batch a second pass through the unquantized modules, whose inputs `visit_all`
+            passes on too.
     """
 
     def __init__(
@@ -75,8 +72,8 @@ class SequentialRun:
         self.watched = dict(watched)
         self.batches = list(batches)
         self.replacements: dict[str, nn.Module] = {}
-        self.called: list[str] | None = None  # names called, while a batch is run to find their order
-        self.original: Callable[[Tensor], Tensor] | None = None  # the module under way, as it was
+        self.called: list[str] | None = None  # names called, while `find_order` runs a batch
+        self.original: Callable[[Tensor], Tensor] | None = None  # the current module, unquantized
         self._orders: dict[Any, list[str]] = {}
         self._passes: list[_Pass] = []
 
@@ -86,8 +83,8 @@ class SequentialRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for state in self._passes:
-            state.end()
+        for batch_pass in self._passes:
+            batch_pass.end()
         for module in self.watched.values():
             module.__dict__.pop("forward", None)
 
@@ -95,8 +92,8 @@ class SequentialRun:
     def find_order(self) -> list[str]:
         """Find the order in which the watched modules are called; returns the names that no batch calls.
 
-        One batch of each kind (the same arguments given) is run through the model as it is; all are if those
-        do not call every watched module. Raises LabError if a batch does not run.
+        Runs one batch of each kind (batches with the same arguments) through the unchanged model, and all batches
+        if those do not call every watched module. Raises LabError if a batch does not run.
         """
         kinds = [_kind(batch) for batch in self.batches]
         first = [index for index, kind in enumerate(kinds) if kind not in kinds[:index]]
@@ -118,48 +115,52 @@ class SequentialRun:
         return [name for name in self.watched if name in missing]
 
     def release(self, names: Iterable[str]) -> None:
-        """Watch these modules no longer: they answer as they are."""
+        """Stop watching these modules; they keep their own forward."""
         for name in names:
             del self.watched.pop(name).forward
 
     @torch.no_grad()
     def visit_all(self, visit: Visit) -> None:
-        """Run all passes; ``visit(name, inputs, references)`` gives the module that answers from then on.
+        """Run all passes; ``visit(name, inputs, references)`` returns the replacement of the module ``name``.
 
-        Each watched module is visited once, with the inputs [..., K] of all passes that have come to it and
-        those of their references (None without); should it be called again, its replacement answers at once.
-        Ends when all are replaced.
+        Each watched module is visited once, with the inputs [..., K] of all passes halted at it and those of
+        their reference passes (None without references). Later calls of the module run the replacement. Ends
+        when all modules are replaced.
         """
         while self.batches:
             batch = self.batches.pop(0)
             order = set(self._orders.get(_kind(batch), ()))
-            one = _Pass(len(self._passes), self.model, batch, self.device, order)
+            batch_pass = _Pass(len(self._passes), self.model, batch, self.device, order)
             if self.references:
-                one.reference = _Pass(one.number, self.model, batch, self.device, order)
-                one.reference.is_reference = True
-            self._passes.append(one)
-            one.advance()
+                batch_pass.reference = _Pass(batch_pass.number, self.model, batch, self.device, order)
+                batch_pass.reference.is_reference = True
+            self._passes.append(batch_pass)
+            batch_pass.advance()
         while (name := self._next()) is not None:
-            there = [state for state in self._passes if state.halted_at == name]
-            references = [entry.reference_inputs for entry in there] if self.references else None
-            self.replacements[name] = visit(name, [entry.inputs for entry in there], references)
+            halted = [batch_pass for batch_pass in self._passes if batch_pass.halted_at == name]
+            references = [batch_pass.reference_inputs for batch_pass in halted] if self.references else None
+            self.replacements[name] = visit(name, [batch_pass.inputs for batch_pass in halted], references)
             del references
             module = self.watched.pop(name)
             del module.forward
             if not self.watched:
                 return
             if self.references:
-                self.original = _at_hand(module, there[0].inputs)
+                self.original = _at_hand(module, halted[0].inputs)
             del module
-            for entry in there:
-                entry.advance()
+            for batch_pass in halted:
+                batch_pass.advance()
             self.original = None
 
     def _next(self) -> str | None:
-        """The module that all passes that will ever come to it have come to; None when all passes are through."""
-        halted = [state.halted_at for state in self._passes if state.halted_at is not None]
+        """The module to visit next: one that no other pass will still reach, else the one where most have halted.
+        None when all passes have ended."""
+        halted = [batch_pass.halted_at for batch_pass in self._passes if batch_pass.halted_at is not None]
         for name in dict.fromkeys(halted):
-            if not any(state.halted_at not in (None, name) and name in state.order for state in self._passes):
+            if not any(
+                batch_pass.halted_at not in (None, name) and name in batch_pass.order
+                for batch_pass in self._passes
+            ):
                 return name
         return max(halted, key=halted.count) if halted else None
 
@@ -190,11 +191,11 @@ def _at_hand(linear: nn.Linear, inputs: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class _Ended(BaseException):
-    """Unwinds a pass that is not wanted any more; no code of a model catches it."""
+    """Unwinds the thread of a cancelled pass; a BaseException, so that no model code catches it."""
 
 
 class _Pass(threading.Thread):
-    """One batch on its way through the model: a thread that runs only while `advance` waits for it."""
+    """One batch's forward pass: a thread that runs only while `advance` waits, so one runs at a time."""
 
     def __init__(self, number: int, model: nn.Module, batch: Any, device: Any, order: set[str]) -> None:
         super().__init__(daemon=True, name="labkit-pass")
@@ -210,7 +211,7 @@ class _Pass(threading.Thread):
         self.start()
 
     def advance(self) -> None:
-        """Let it run to its next halt, or to the end of the model. Raises LabError if the model raises an error."""
+        """Run to the next halt or to the end of the model. Raises LabError if the model raises an error."""
         self.halted_at = self.inputs = None
         self._go.release()
         self._back.acquire()
@@ -225,19 +226,19 @@ class _Pass(threading.Thread):
                 self.reference = None
 
     def _is_beside(self, other: _Pass) -> bool:
-        """Whether the other pass has halted at the same place: where the model's way depends on its values, as
-        with experts, passes may part."""
+        """Whether the other pass has halted at the same module: the two may part where the model's path depends
+        on its values, as with experts."""
         if self.halted_at is None or self.halted_at != other.halted_at:
             return False
         return self.inputs.shape == other.inputs.shape
 
     @property
     def reference_inputs(self) -> Tensor:
-        """The inputs in the reference pass; its own if that has parted from it."""
+        """The inputs in the reference pass; this pass's own if the reference has parted from it."""
         return self.inputs if self.reference is None else self.reference.inputs
 
     def end(self) -> None:
-        """End it, whatever it is doing."""
+        """End the pass wherever it has halted."""
         if self.reference is not None:
             self.reference.end()
         self._unwanted = True
@@ -246,7 +247,7 @@ class _Pass(threading.Thread):
         self.halted_at = self.inputs = None
 
     def halt(self, name: str, inputs: Tensor) -> None:
-        """Called in the pass: wait until the module's replacement is there."""
+        """Called in the pass's thread: wait for the module's replacement."""
         self.halted_at, self.inputs = name, inputs
         self._back.release()
         self._go.acquire()
@@ -269,27 +270,26 @@ class _Pass(threading.Thread):
     def _run(self, batch: Any) -> None:
         device = None if self._device is None else torch.device(self._device)
         if device is not None and device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # a setting of the thread
+            torch.cuda.set_device(device)  # the current device is a setting of each thread
         with torch.no_grad():
             run_model(self._model, to_device(batch, device))
 
 
 def _with_index(device: torch.device | str | None) -> torch.device | str | None:
-    """``cuda`` as the GPU that the present thread means by it: other threads would mean the first."""
+    """``cuda`` with this thread's current index: in another thread ``cuda`` means the first GPU."""
     if device is None or torch.device(device).type != "cuda" or torch.device(device).index is not None:
         return device
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def _free_workspaces() -> None:
-    """Let go of what cuBLAS keeps for each thread that multiplies, 32 MB on recent cards: hundreds of passes wait, and
-    one works."""
+    """Free cuBLAS's workspaces, 32 MB for each thread on recent cards: hundreds of threads wait and one works."""
     if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):
         clear()
 
 
 def _kind(batch: Any) -> Any:
-    """Batches of one kind take the same way through a model: those with the same arguments."""
+    """What batches with the same arguments share: they take the same path through a model."""
     if isinstance(batch, Mapping):
         return frozenset(key for key, value in batch.items() if value is not None)
     return len(batch) if isinstance(batch, tuple | list) else None
@@ -304,21 +304,21 @@ TOO_LARGE = (
 def _about_failure(index: int, error: Exception) -> LabError:
     if isinstance(error, torch.OutOfMemoryError):
         return LabError(TOO_LARGE)
-    told = " ".join(f"{type(error).__name__}: {error}".split())
-    return LabError(f"calibration batch {index} does not run through the model ({told})")
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return LabError(f"calibration batch {index} does not run through the model ({reason})")
 
 
 def checked_batches(batches: Iterable[Any]) -> list[Any]:
-    """The batches as a list. Raises LabError if there are none, or if one is of a kind no model takes."""
+    """The batches as a list. Raises LabError if it is empty or a batch has a type that no model takes."""
     if isinstance(batches, Tensor | Mapping):
         raise LabError("calibration is a list of batches; this is a single one: put it in a list")
-    found = list(batches)
-    if not found:
+    checked = list(batches)
+    if not checked:
         raise LabError("there are no calibration batches")
-    for index, batch in enumerate(found):
+    for index, batch in enumerate(checked):
         if not isinstance(batch, Tensor | Mapping | tuple | list):
             raise LabError(
                 f"calibration batch {index} is of type {type(batch).__name__}; a batch is a tensor, a mapping of "
                 "arguments, or a tuple of them"
             )
-    return found
+    return checked

@@ -1,8 +1,4 @@
-"""A Linear whose weight stays in its file and is read each time it is used.
-
-Calibrated schemes look at the whole model before they solve a layer; a model that does not fit in memory is
-looked at through these.
-"""
+"""A Linear whose weight stays in its file and is read at each use, to calibrate a model larger than memory."""
 
 from collections.abc import Callable
 
@@ -10,11 +6,11 @@ from torch import Tensor, nn
 
 
 class UnreadLinear(nn.Linear):
-    """Stands in the place of ``linear`` (which may be on the meta device) until it is solved.
+    """Replaces ``linear`` (which may be on the meta device) until it is quantized.
 
     Args:
-        linear: its sizes.
-        read: gives its tensor ``weight`` [N, K] or ``bias`` [N], as stored.
+        linear: the Linear, for its sizes.
+        read: returns the tensor ``weight`` [N, K] or ``bias`` [N], as stored.
     """
 
     def __init__(self, linear: nn.Linear, read: Callable[[str], Tensor]) -> None:
@@ -27,7 +23,7 @@ class UnreadLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:
-        """Read anew each time."""
+        """The stored weight; each access reads the file."""
         return self._read("weight")
 
     def read(self) -> nn.Linear:

@@ -1,5 +1,5 @@
-"""What every way of quantizing a model does at each module: take it from an earlier run or quantize it, keep it, put
-it in its place."""
+"""The steps that every way of quantizing a model shares for each module: load it from an earlier run or quantize it,
+save it, and replace the original."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Placement = Callable[[str], torch.device | str]
 
 
 class PlanWalk:
-    """A resolved plan on its way through ``model``.
+    """Carries out a resolved plan on ``model``.
 
     Args:
-        model: its modules are replaced.
-        resolved: the plan laid over it.
-        place: where each replacement goes.
-        work: where finished modules are kept and found again.
+        model: the model whose modules are replaced.
+        resolved: the plan, resolved for it.
+        place: the device of each replacement.
+        work: the folder of finished modules, to save and reload them.
 
     Attributes:
-        schemes: module name -> scheme of everything that is replaced.
-        sequential: those of ``schemes`` that are replaced in the model's order, by `labkit.plans.calibrate`.
+        schemes: module name -> scheme of every module that is replaced.
+        sequential: the part of ``schemes`` that `labkit.plans.calibrate` replaces in the model's order.
         dtype: the plan's default dtype.
     """
 
@@ -42,7 +42,7 @@ class PlanWalk:
         self._places = find_places(model, set(self.schemes))
 
     def take_finished(self, name: str) -> bool:
-        """Put the module of an earlier run in the place ``name``; False if there is none."""
+        """Replace the module ``name`` by an earlier run's; False if there is none."""
         if self.work is None:
             return False
         original = self.model.get_submodule(name)
@@ -52,10 +52,10 @@ class PlanWalk:
         return module is not None
 
     def quantize(self, name: str, statistics: InputStatistics | None = None) -> None:
-        """Put the quantized module in the place ``name``; the original is free then.
+        """Quantize and replace the module ``name``; the original is then free.
 
         Raises:
-            SchemeError: it cannot be quantized, naming it.
+            SchemeError: the module cannot be quantized (the message names it).
         """
         original = self.model.get_submodule(name)
         try:
@@ -69,13 +69,13 @@ class PlanWalk:
         self.replace(name, module.train(original.training))
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put a module in every place where the one called ``name`` hangs."""
+        """Replace the module ``name`` in every parent that holds it."""
         for parent, attribute in self._places[name]:
             setattr(parent, attribute, module)
 
 
 def sequential_schemes(model: nn.Module, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """The schemes that calibrate; and for references to the unquantized model those of all other Linears too."""
+    """The schemes that need calibration; if one needs the unquantized model's inputs, those of all Linears."""
     calibrated = {name: scheme for name, scheme in schemes.items() if scheme.requires_calibration}
     if not any(scheme.needs_reference for scheme in calibrated.values()):
         return calibrated
@@ -85,7 +85,7 @@ def sequential_schemes(model: nn.Module, schemes: Mapping[str, Scheme]) -> dict[
 
 
 def find_places(model: nn.Module, names: set[str]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Name -> every (parent, attribute) where that module hangs; holds no reference to the modules."""
+    """Name -> every (parent, attribute) that holds the module; keeps no reference to the modules."""
     ids = {id(module): name for name, module in model.named_modules() if name in names}
     places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names}
     for parent in model.modules():

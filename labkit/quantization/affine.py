@@ -76,7 +76,7 @@ def qparams_of_range(
 
 
 def stored_zero(scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
-    """What the middle code means, (middle - zero_point) * scale, in the dtype of ``scale``: the form in
+    """The middle code's value, (middle - zero_point) * scale, in the dtype of ``scale``: the form in
     which group-wise modules keep their zero points (see `int4.py`)."""
     return ((2 ** (num_bits - 1) - zero_point) * scale.float()).to(scale.dtype)
 
@@ -84,13 +84,13 @@ def stored_zero(scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
 def round_to_codes(
     values: Tensor, scale: Tensor, zero: Tensor, num_bits: int, symmetric: bool = False
 ) -> Tensor:
-    """The nearest codes to ``values``, as floating-point numbers, given the stored zero; shapes broadcast."""
+    """The nearest codes to ``values`` for the stored zero, as floating-point numbers; shapes broadcast."""
     codes = ((values - zero) / scale).add_(2 ** (num_bits - 1)).round_()
     return codes.clamp_(1 if symmetric else 0, 2**num_bits - 1)
 
 
 def value_of_codes(codes: Tensor, scale: Tensor, zero: Tensor, num_bits: int) -> Tensor:
-    """What codes mean, given the stored zero: (code - middle) * scale + zero; shapes broadcast."""
+    """The values of codes for the stored zero: (code - middle) * scale + zero; shapes broadcast."""
     return (codes - 2 ** (num_bits - 1)) * scale + zero
 
 

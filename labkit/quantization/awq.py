@@ -1,14 +1,12 @@
-"""awq: columns that meet large activations are stretched before rounding, so that they are rounded finer.
+"""awq: columns with large activations are scaled up before rounding, so that they are rounded more finely.
 
-The weight is stored as int4 stores it, but of W / r, and the inputs are multiplied by r [K] before the
-product: the answer is the same, and a column with a small r has a small share of its group's rounding error.
-What an r costs is known exactly from the inputs' second moments, so nothing is run: for each group of columns
-``r = rms ** -alpha`` is tried for several alphas (and the same over the weights' own size), then each
-channel's range in the group is searched.
+The module stores W / r in int4's form and multiplies the inputs by r [K] before the product: the output stays the
+same, and a column with a small r has a small share of its group's rounding error. The inputs' second moments give
+the exact cost of an r without running the model: for each group of columns ``r = rms ** -alpha`` is tried for
+several alphas (and the same divided by the weights' own size), then each channel's range in the group is searched.
 
-Memory: as int4, and r as bf16 [K], 16/N bits a weight. AWQ's own code hides r in the norm or Linear before;
-which tensor feeds which Linear is not known of a general module, so here r stays with the module, where it is
-right for any, and its bytes are counted.
+Memory: as int4, plus r as bf16 [K], 16/N bits a weight. AWQ's own code folds r into the norm or Linear before; in
+a general module it is unknown which tensor feeds which Linear, so here r stays with the module and its bytes count.
 
 Source: Lin et al., "AWQ: Activation-aware Weight Quantization" (2024).
 """
@@ -38,10 +36,10 @@ class ScaledInt4Linear(ScaledInput, Int4Linear):
 def search_input_scale(
     weight: Tensor, moment: Tensor, num_bits: int, group_size: int, symmetric: bool, steps: int
 ) -> Tensor:
-    """The factors r [K] bf16 for inputs of a weight [N, K] that lose least, group by group.
+    """The input factors r [K] bf16 of a weight [N, K] with the least error, group by group.
 
-    moment [K, K]: the inputs' second moments. ``steps`` exponents from 0 (all ones) to 1 are tried, for the
-    activations' size alone and divided by the weights'.
+    moment [K, K]: the inputs' second moments. Tries ``steps`` exponents from 0 (all ones) to 1, for the activations'
+    size alone and divided by the weights' size.
     """
     blocks = diagonal_blocks(moment.float(), group_size)
     activation = moment.diagonal().float().sqrt()
@@ -55,7 +53,7 @@ def search_input_scale(
             -exponent * _log(activation) + (1 - exponent) * _log(size),
         ):
             centred = logarithm.view(-1, group_size)
-            centred = centred - centred.mean(-1, keepdim=True)  # a group's scale takes up a common factor
+            centred = centred - centred.mean(-1, keepdim=True)  # a group's scale absorbs a common factor
             tried = centred.clamp(-5, 5).exp().to(torch.bfloat16).flatten()
             loss = _loss(weight, tried, blocks, num_bits, symmetric)
             better = loss < least
@@ -69,7 +67,7 @@ def _log(values: Tensor) -> Tensor:
 
 
 def _loss(weight: Tensor, input_scale: Tensor, blocks: Tensor, num_bits: int, symmetric: bool) -> Tensor:
-    """What rounding W / r to the nearest costs each group [K/G], summed over all channels."""
+    """The error of rounding W / r to nearest in each group [K/G], summed over all channels."""
     groups, group_size, _ = blocks.shape
     total = torch.zeros(groups, device=weight.device)
     factor = input_scale.float()

@@ -1,17 +1,16 @@
-"""gptq: group-wise codes chosen column by column, each column making up for the errors of those before it.
+"""gptq: group-wise codes chosen column by column, each column compensating for the errors of those before it.
 
 Memory, kernels and module are those of `int4`; only the codes are better. For a weight W [N, K] and inputs
 with second moments M [K, K], the rows of W are independent problems: find codes whose weight Q makes the
 trace of (W - Q) M (W - Q)ᵀ small. With the inverse of M factored as Uᵀ U (U upper triangular), column i is
-rounded, its error is divided by U[i, i], and the columns not yet rounded take over U[i, i:] times that.
+rounded, its error is divided by U[i, i], and U[i, i:] times that is subtracted from the columns not yet rounded.
 
-Four things are done around the solve. Inputs that have drifted from the unquantized model's, because layers before
-are quantized, are made up for: the weight is first moved half the way to the one that answers most nearly as the
-unquantized layer would have (``drift_correction``; the whole way also follows what is noise of few samples). Columns
-are taken in the order of falling activation (``act_order``), while scales stay those of neighbouring columns, chosen
-beforehand, so that the stored weight needs no permutation. Each group's range is searched for the least error,
-weighted by what the solve will make of it (``range_search``). And the codes are revisited one column at a time, the
-others fixed, until ``refine_sweeps`` passes are done: coordinate descent on the same trace.
+Four steps surround the solve. ``drift_correction`` compensates for inputs that have drifted because earlier layers
+are quantized: it moves the weight half the way to the weight whose outputs are nearest to the unquantized layer's
+(the whole way would also fit the noise of few samples). ``act_order`` takes the columns in the order of falling
+activation; scales are chosen beforehand for groups of neighbouring columns, so the stored weight needs no
+permutation. ``range_search`` searches each group's range for the least error, weighted as the solve weights it.
+``refine_sweeps`` passes of coordinate descent on the same trace then revise a column at a time, the others fixed.
 
 Source: Frantar et al., "GPTQ" (2023), algorithm 1, its Cholesky form without an explicit inverse; the drift as in Li
 et al., "GPTAQ" (2025), taken in part as in Arai and Ichikawa, "Quantization Error Propagation" (2025); coordinate
@@ -34,20 +33,22 @@ from labkit.quantization.scheme import register
 from labkit.quantization.statistics import InputStatistics
 
 TRIES = 8
-RAISED_DAMPENING = 1e-5  # the least dampening_frac of the second try; it grows tenfold from there on
+RAISED_DAMPENING = (
+    1e-5  # the least dampening_frac of the second attempt; each further attempt multiplies it by ten
+)
 SLICE_ELEMENTS = 2**24
-SLICE_ELEMENTS_GPU = 2**27  # each slice takes all steps anew: as few as memory allows
+SLICE_ELEMENTS_GPU = 2**27  # every slice repeats all steps, so slices are as large as memory allows
 
 
 @dataclass(frozen=True)
 class Columns:
-    """A weight's columns, and what the solve needs to know of each.
+    """A weight's columns in the order of the solve, with the factors it needs.
 
     Attributes:
         order: [K] the column taken at each step.
         factor: [K, K] fp32, upper triangular, by steps: factorᵀ factor is the inverse of the dampened moment.
         moment: [K, K] fp32, dampened, by steps.
-        dampening: what was added to the diagonal.
+        dampening: the value added to the diagonal.
     """
 
     order: Tensor
@@ -57,7 +58,7 @@ class Columns:
 
     @property
     def importance(self) -> Tensor:
-        """[K], by columns: how much a unit of error in a column costs once the others have made up for it."""
+        """[K], by columns: the cost of a unit error in a column after the others have compensated for it."""
         out = torch.empty_like(self.factor[0])
         out[self.order] = 1 / self.factor.square().sum(0)
         return out
@@ -77,9 +78,9 @@ class Solution:
 def prepare_columns(moment: Tensor, dampening_frac: float = 0.01, act_order: bool = True) -> Columns:
     """Order and factor the columns of a second moment [K, K], as `InputStatistics` gives it.
 
-    ``dampening_frac`` of the mean of its diagonal is added to the diagonal, and ten times more where that does
-    not make it positive definite. A column that no input ever reached is free: its diagonal becomes the mean.
-    Raises SchemeError if nothing helps.
+    Adds ``dampening_frac`` times the mean of the diagonal to the diagonal, and ten times more for as long as the
+    matrix is not positive definite. A column without inputs is free: its diagonal becomes the mean. Raises
+    SchemeError if the matrix stays indefinite.
     """
     diagonal = moment.diagonal()
     mean = diagonal.mean()
@@ -96,12 +97,12 @@ def prepare_columns(moment: Tensor, dampening_frac: float = 0.01, act_order: boo
     for _ in range(TRIES):
         damped = moment.clone()
         damped.diagonal().add_(fraction * mean)
-        # flipped twice, the lower factor of the flipped matrix is an upper factor R of the matrix, R Rᵀ,
-        # and the inverse of R is what is wanted
+        # flipped back, the lower factor of the flipped matrix is an upper factor R of the matrix, R Rᵀ;
+        # the solve needs the inverse of R
         lower, failed = torch.linalg.cholesky_ex(damped.double().flip(0, 1))
         if not failed:
-            eye = torch.eye(len(moment), dtype=lower.dtype, device=lower.device)
-            factor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True).float()
+            identity = torch.eye(len(moment), dtype=lower.dtype, device=lower.device)
+            factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).float()
             if torch.isfinite(factor).all():
                 return Columns(order, factor, damped, float(fraction * mean))
         last, fraction = fraction, max(10 * fraction, RAISED_DAMPENING)
@@ -110,10 +111,10 @@ def prepare_columns(moment: Tensor, dampening_frac: float = 0.01, act_order: boo
 
 @torch.no_grad()
 def correct_drift(weight: Tensor, columns: Columns, drift: Tensor, share: float = 1.0) -> Tensor:
-    """The weight [N, K] fp32 that answers to drifted inputs as ``weight`` does to the unquantized model's.
+    """The weight [N, K] fp32 whose outputs on the drifted inputs come nearest to ``weight``'s on the original ones.
 
     drift [K, K] as `InputStatistics` gives it. With x' the unquantized inputs, W* x is nearest to W x' for
-    W* = W + W drift M⁻¹; ``share`` of that step is taken.
+    W* = W + W drift M⁻¹; the result takes ``share`` of that step.
     """
     step = (weight.float() @ drift)[:, columns.order] @ columns.factor.T @ columns.factor
     moved = torch.empty_like(step)
@@ -133,8 +134,8 @@ def solve(
 ) -> Solution:
     """Round a weight [N, K] column by column, given scale and zero_point [N, K/G].
 
-    ``column_block_size`` columns are solved together before their errors reach the rest: the result is the
-    same for any, the speed is not.
+    ``column_block_size`` columns are solved together before their errors reach the rest; it changes the speed, not
+    the result.
     """
     count, order = weight.shape[1], columns.order
     values = weight.T[order].float().contiguous()  # by steps [K, N]: a step reads and writes whole rows
@@ -169,9 +170,9 @@ def refine(
     column_block_size: int = 128,
     sweeps: int = 2,
 ) -> Tensor:
-    """Codes [N, K] uint8 that are at least as good: each column in turn takes the best code given all others.
+    """Codes [N, K] uint8 that are at least as good: each column in turn takes its best code, the others fixed.
 
-    Arguments as for `solve`, and its result. The trace never grows.
+    Takes the arguments of `solve`, and its result. The trace never grows.
     """
     if not sweeps:
         return solution.codes

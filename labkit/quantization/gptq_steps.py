@@ -1,6 +1,6 @@
-"""The column solve of `gptq.py`, one column at a time, for those who want to watch it.
+"""The column solve of `gptq.py`, a column at a time, for teaching.
 
-The same arithmetic without blocks, and without the refinement that follows: slower, and every step can be seen.
+The same arithmetic without blocks and without the refinement: slower, but it yields every step.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ class Step:
     Attributes:
         number: the step, from 0 on.
         column: the column of the weight that was rounded.
-        error: [N] what rounding it left over.
-        values: [N, K] the weight after the step: rounded columns as they are stored, the others as they have
-            become by making up for the errors so far.
+        error: [N] the column's rounding error.
+        values: [N, K] the weight after the step: rounded columns as they are stored, the others after compensating
+            for the errors so far.
     """
 
     number: int
@@ -40,7 +40,7 @@ def watch(
     num_bits: int,
     symmetric: bool = False,
 ) -> Iterator[Step]:
-    """Solve a weight [N, K] (a few rows of one will do: rows are independent) and give every step.
+    """Solve a weight [N, K] (a few of its rows suffice: rows are independent) and yield every step.
 
     scale and zero_point [N, K/G] as for `gptq.solve`, whose codes are the same.
     """

@@ -1,17 +1,17 @@
 """hqq: scales and zeros fitted so that most weights are near their codes, without calibration.
 
 Memory, kernels and module are those of `int4`. Rounding errors of a few large weights dominate a squared
-error; half-quadratic splitting makes the p-th power of the error small instead, p < 1, which lets few weights
-be far off and brings the many near. The problem falls into two easy ones: how much of each error to accept (a
+error; half-quadratic splitting minimizes the p-th power of the error instead, p < 1, which tolerates large errors of
+few weights for small errors of most. The problem splits into two easy ones: how much of each error to accept (a
 shrinkage), and which scale and zero then fit best (a line through codes and weights); they alternate a few
-times, from the whole range and from a clipped one. From 4 bits on the zero is a real number: a group need have no code
-that means 0.0 exactly (`Int4Linear.has_integer_zero_points` says so).
+times, from the whole range and from a clipped range. From 4 bits on the zero is a real number: a group may lack a code
+that means 0.0 exactly (see `Int4Linear.has_integer_zero_points`).
 
-Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023). There the zero
-alone is fitted, here the scale too. As there, errors are taken as they are: where weights are small, as language
-models' are, the shrinkage with the source's `BETA` leaves no error accepted, and the fit is one of least squares.
-(With errors counted in steps of the grid the shrinkage bites, and costs more than it gains: 1.5 % of perplexity on a
-small language model at 4 bits, 4 % at 3.)
+Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023), which fits only the
+zero; here the scale is fitted too. As in the source, errors are not normalized: with small weights, such as language
+models', the shrinkage with the source's `BETA` accepts no error, and the fit is a least-squares fit. (With errors
+counted in steps of the grid the shrinkage takes effect and costs more than it gains: 1.5 % of perplexity on a small
+language model at 4 bits, 4 % at 3.)
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ SLICE_ELEMENTS = 2**18
 BETA, GROWTH = 10.0, 1.01  # weight of the split, and its growth from round to round
 STARTS = (1.0, 0.9)  # shares of the whole range from which the fit begins
 FREE_BITS = 4
-"""From here on the zero is a real number. Coarser grids keep a code that means 0.0: small weights of columns whose inputs
-are large must stay small, and a grid that misses 0.0 by half a coarse step gives all of them an error."""
+"""From this number of bits on the zero is a real number. Coarser grids keep a code that means 0.0: small weights of
+columns with large inputs must stay small, and a grid that misses 0.0 by half a coarse step changes all of them."""
 JUDGED = {True: 2, False: 4}
-"""Power of the error by which rounds are compared, of free grids and of coarse ones: with few codes the mean square is
-least where the largest weights are cut off, which costs a language model more than it gains."""
+"""Power of the error that rounds are compared by, for free and for coarse grids: with few codes the mean square is
+least where the largest weights are clipped, which costs a language model more than it gains."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Fit:
     loss: Tensor
 
     def keep_better(self, other: "_Fit") -> None:
-        """Take from ``other`` the groups that are nearer there."""
+        """Take the groups with the smaller error from ``other``."""
         better = other.loss < self.loss
         self.codes = torch.where(better[..., None], other.codes, self.codes)
         for name in ("scale", "zero", "loss"):
@@ -64,9 +64,9 @@ def fit_grids(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """weight [N, K] -> codes [N, K] uint8, scale and zero [N, K/G] in ``scale_dtype``.
 
-    ``zero`` is what the middle code means (see `int4.py`). Each group keeps the round with the least mean
-    squared error, judged with scale and zero as they are stored. Below `FREE_BITS` it is the mean fourth power that is
-    least, and the zero is a whole number of steps from the middle code, so that a code means 0.0.
+    ``zero`` is the value of the middle code (see `int4.py`). Each group keeps the round with the least mean squared
+    error, computed with scale and zero as they are stored. Below `FREE_BITS` the mean fourth power replaces the mean
+    square, and the zero is a whole number of steps from the middle code, so that a code means 0.0.
     """
     groups = weight.float().unflatten(1, (-1, group_size))
     low, high = groups.amin(-1), groups.amax(-1)
@@ -102,7 +102,7 @@ def fit_grids(
 
 
 def _accepted(errors: Tensor, beta: float, power: float) -> Tensor:
-    """The part of errors that is let be: nearly all of a large one, nothing of a small one."""
+    """The accepted part of errors: nearly all of a large error, nothing of a small one."""
     size = errors.abs()
     return errors.sign() * (size - size.clamp(min=1e-8).pow(power - 1) / beta).clamp(min=0)
 
@@ -119,7 +119,7 @@ def _line(codes: Tensor, target: Tensor, scale: Tensor, dtype: torch.dtype) -> t
 def _through_zero(
     codes: Tensor, target: Tensor, scale: Tensor, zero: Tensor, num_bits: int
 ) -> tuple[Tensor, Tensor]:
-    """The line's slope and value once more, with 0.0 at the code that is nearest to where the line has it."""
+    """The line's slope and value, refitted with 0.0 at the code nearest to the line's root."""
     zero_point = (2 ** (num_bits - 1) - zero.float() / scale.float()).round().clamp(0, 2**num_bits - 1)
     away = codes - zero_point[..., None]
     slope = (away * target).sum(-1) / away.square().sum(-1).clamp(min=0.5)

@@ -62,7 +62,7 @@ class Int4Linear(QuantizedLinear):
 
     def set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor, part: slice = slice(None)) -> None:
         """Store codes [n, K] uint8, scale and zero_point [n, K/G] of the channels ``part``, in plain order;
-        call `settle` when all are there."""
+        call `settle` after the last part."""
         scale = scale.to(self.scale_zero.dtype)
         self.set_codes_and_zero(codes, scale, affine.stored_zero(scale, zero_point, self.num_bits), part)
 
@@ -70,7 +70,7 @@ class Int4Linear(QuantizedLinear):
     def set_codes_and_zero(
         self, codes: Tensor, scale: Tensor, zero: Tensor, part: slice = slice(None)
     ) -> None:
-        """The same with the value [n, K/G] that the middle code means, which need be no multiple of scale."""
+        """The same with the middle code's value [n, K/G], which need not be a multiple of scale."""
         self._set_layout("plain")
         self.packed[part] = affine.pack(codes, self.num_bits)
         self.scale_zero[:, part, 0] = scale.T
@@ -89,13 +89,13 @@ class Int4Linear(QuantizedLinear):
     @property
     def zero_point(self) -> Tensor:
         """[N, K/G] int32: the code that means 0.0, recovered from ``zero``; where 0.0 lies between two codes
-        (see `has_integer_zero_points`), the nearer one."""
+        (see `has_integer_zero_points`), the nearer code."""
         scale, zero = self.scale_zero.float().unbind(-1)
         return (self.middle - zero / scale).round().to(torch.int32).T
 
     @property
     def has_integer_zero_points(self) -> bool:
-        """Whether every group has a code that means 0.0, as formats with integer zero points demand."""
+        """Whether every group has a code that means 0.0, as formats with integer zero points require."""
         zero = affine.stored_zero(self.scale, self.zero_point, self.num_bits)
         return torch.equal(zero, self.scale_zero[..., 1].T)
 

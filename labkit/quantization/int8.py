@@ -1,8 +1,8 @@
-"""int8: one byte a weight, one scale per output channel, activations as they come.
+"""int8: a byte per weight, a scale per output channel, unquantized activations.
 
 Memory: weight int8 [N, K], scale bf16 [N]. The weight error is about 1/256 of a channel's largest value, so
-quality is next to unchanged; the gain is half of bf16's bytes. On the CPU few rows go through torch's packed
-product, many rows are multiplied by the integers themselves, converted slice by slice (`kernels/int8.py`).
+quality hardly changes; the gain is half of bf16's bytes. On the CPU few rows go through torch's packed product, and
+many rows are multiplied by the integers, converted slice by slice (`kernels/int8.py`).
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int8Scheme(Scheme):
-    """What the schemes that store an int8 weight per channel have in common."""
+    """Base of the schemes that store an int8 weight per channel."""
 
     def empty_linear(self, in_features, out_features, has_bias, *, device=None, dtype=torch.bfloat16):
         return Int8Linear(in_features, out_features, has_bias, device, dtype)

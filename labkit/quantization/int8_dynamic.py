@@ -1,14 +1,14 @@
-"""int8-dynamic: int8 weights and int8 activations (W8A8), the activations' scales found anew for each token.
+"""int8-dynamic: int8 weights and int8 activations (W8A8), with activation scales computed for each token.
 
-Memory as int8. The product runs on integers and is summed in int32, the fastest way that a CPU with VNNI or
-AMX and a GPU's tensor cores have for many rows; the price is the activations' rounding, which hurts where a
-few channels are much larger than the rest (they set the token's scale).
+Memory as int8. The product multiplies integers and sums in int32, the fastest product for many rows on a CPU with
+VNNI or AMX and on a GPU's tensor cores; the price is the activations' rounding error, which is large where a few
+channels are much larger than the rest (they set the token's scale).
 
-``smoothing: rms`` takes the large channels down before rounding: each input channel is divided by a power of
-its root mean square on calibration items, and the weight's column multiplied by it, so the answer is the same.
-Memory: the divisor as bf16 [K] beside the weight.
+``smoothing: rms`` reduces the large channels before rounding: each input channel is divided by a power of its root
+mean square on calibration items, and the weight's column is multiplied by it, so the output stays the same.
+Memory: the divisor as bf16 [K] in addition to the weight.
 
-Source of the smoothing: Xiao et al., "SmoothQuant" (2023), with the root mean square for the largest value.
+Source of the smoothing: Xiao et al., "SmoothQuant" (2023), with the root mean square in place of the maximum.
 """
 
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ class Int8DynamicLinear(Int8Linear):
         return int8_dynamic_multiply(rows, self.weight_int8, self.scale)
 
     def packed_weight(self) -> None:
-        """Its product rounds the inputs too, which no kernel here does."""
+        """None: its product rounds the inputs too, which the kernels do not."""
         return None
 
 
 class SmoothedInt8DynamicLinear(ScaledInput, Int8DynamicLinear):
-    """The buffers of `Int8DynamicLinear`, and input_scale [K] bf16, one over the channels' smoothing."""
+    """The buffers of `Int8DynamicLinear`, and input_scale [K] bf16, the reciprocal of the channels' divisors."""
 
 
 def smoothing_scale(mean_square: Tensor, strength: float) -> Tensor:
     """mean_square [K] of the inputs -> the factors [K] bf16 they are multiplied by, of geometric mean 1.
 
-    Channels that calibration never saw are treated as a thousandth of the mean.
+    Channels without calibration inputs count as a thousandth of the mean.
     """
     rms = mean_square.float().sqrt()
     rms = rms.clamp(min=1e-3 * float(rms.mean()) + 1e-30)

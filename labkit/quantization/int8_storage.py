@@ -1,8 +1,7 @@
-"""Embeddings and convolutions whose weight is stored in 8 bits and computed with in 16.
+"""Embeddings and convolutions with an 8-bit stored weight, which is dequantized for each use.
 
-A Linear's product runs on the integers or next to them; these keep the classes they are of, with all that those
-do, and read a ``weight`` that is dequantized when it is asked for. An embedding dequantizes only the rows it looks
-up. Memory: weight int8, one scale bf16 for each row of the embedding or output channel of the convolution.
+The modules keep their classes and behaviour; their ``weight`` is dequantized on access. An embedding dequantizes only
+the rows it looks up. Memory: weight int8, a scale in bf16 for each row or output channel.
 """
 
 import copy
@@ -19,7 +18,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "embedding": nn.Embedding,
     "conv": nn.modules.conv._ConvNd,
 }
-"""What a plan calls the modules that schemes replace."""
+"""A plan's names for the kinds of modules that schemes replace."""
 
 
 def module_kind(module: nn.Module) -> str | None:
@@ -28,13 +27,13 @@ def module_kind(module: nn.Module) -> str | None:
 
 
 class StoredInt8:
-    """Mixed into a module's class: weight_int8 [N, ...] int8 and scale [N] bf16 in the place of ``weight``."""
+    """Mixin for a module's class: weight_int8 [N, ...] int8 and scale [N] bf16 replace ``weight``."""
 
     stored_dtype: torch.dtype
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight in the default dtype: a full copy each time."""
+        """The dequantized weight in the default dtype: a full copy at each access."""
         scale = self.scale.float().view(-1, *[1] * (self.weight_int8.ndim - 1))
         return (self.weight_int8 * scale).to(self.stored_dtype)
 
@@ -59,7 +58,7 @@ class StoredEmbedding(StoredInt8):
 
 
 def empty_stored(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype) -> nn.Module:
-    """A module that does what ``module`` (an embedding or convolution) does, its buffers not yet filled."""
+    """The stored counterpart of ``module`` (an embedding or convolution), its buffers not filled."""
     shape = module.weight.shape
     stored = copy.copy(module)
     stored.__class__ = _stored_class(type(module))
@@ -77,7 +76,7 @@ def empty_stored(module: nn.Module, device: torch.device | str | None, dtype: to
 
 
 def stored_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes that `empty_stored` will take, by arithmetic alone."""
+    """Bytes of the module that `empty_stored` returns, computed without building it."""
     bias = module._parameters.get("bias")
     extra = 0 if bias is None else bias.numel() * dtype.itemsize
     return module.weight.numel() + 2 * module.weight.shape[0] + extra
@@ -85,6 +84,6 @@ def stored_bytes(module: nn.Module, dtype: torch.dtype) -> int:
 
 @cache
 def _stored_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class with its weight stored; an embedding with a forward of its own keeps that."""
+    """The class with a stored weight; an embedding class that overrides forward keeps its own."""
     plain = issubclass(cls, nn.Embedding) and cls.forward is nn.Embedding.forward
     return type(f"Stored{cls.__name__}", (StoredEmbedding if plain else StoredInt8, cls), {})

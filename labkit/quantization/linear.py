@@ -1,10 +1,4 @@
-"""The module that stands in a Linear's place: shapes, dtypes, bias, and where its bytes lie.
-
-Subclasses hold their tensors as buffers and say how to multiply and how to dequantize. A scheme whose
-weight has a faster order of bytes on some device (`kernels`) keeps **one** copy, in that order, while the
-module is there; `layout` names it, and state dictionaries always hold the plain order, so that a file
-written on one machine loads on another.
-"""
+"""The base of the modules that replace a Linear: shapes, dtypes, bias, and the order of its bytes."""
 
 from typing import Any
 
@@ -18,13 +12,18 @@ from labkit.quantization.kernels.cuda_products import Packed
 class QuantizedLinear(nn.Module):
     """Base of the modules that replace `nn.Linear`: ``y = x @ weight.T + bias``.
 
-    Takes ``x [..., in_features]`` of any leading shape, no rows included, in fp32, fp16 or bf16 and returns
+    Takes ``x [..., in_features]`` of any leading shape, including no rows, in fp32, fp16 or bf16 and returns
     ``[..., out_features]`` in the same dtype. Gradients flow to ``x`` (through the dequantized weight), never
     to the weight.
+
+    Subclasses hold their tensors as buffers and implement the product and dequantizing. Where a device's kernels
+    need another order of bytes (`kernels`), the module keeps a single copy of the weight, in that order, which
+    `layout` names. State dictionaries always hold the plain order, so that a file written on one machine loads on
+    another.
     """
 
-    packed_name: str | None = None  # the buffer that `layout` is about
-    gives_logits = False  # answers in fp32 whatever x is: see `labkit.quantization.logits`
+    packed_name: str | None = None  # the buffer whose order `layout` names
+    gives_logits = False  # returns fp32 for any dtype of x: see `labkit.quantization.logits`
 
     def __init__(
         self, in_features: int, out_features: int, has_bias: bool, device: Any, dtype: torch.dtype
@@ -51,11 +50,11 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     def packed_weight(self) -> Packed | None:
-        """The weight for `kernels.products_cuda`, sharing memory; None: in a form that they do not know."""
+        """The weight for `kernels.cuda_products`, sharing memory; None: the kernels do not support its format."""
         return None
 
     def kernel_weight(self, device: torch.device) -> Packed | None:
-        """`packed_weight` where the kernels of ``device`` multiply by it, else None."""
+        """`packed_weight` if the kernels of ``device`` can multiply by it, else None."""
         packed = self.packed_weight() if cuda_products.available(device) else None
         return packed if packed is not None and cuda_products.takes(packed) else None
 
@@ -84,10 +83,10 @@ class QuantizedLinear(nn.Module):
             out = out + self.bias.to(out.dtype)
         return out.view(shape)
 
-    # -- one copy of the weight, in the order of bytes the device likes best -------------------------------
+    # -- a single copy of the weight, in the order of bytes that is fastest on the device -------------------
 
     def wanted_layout(self) -> str:
-        """The order of bytes to keep on the present device."""
+        """The order of bytes that is fastest on the current device."""
         return "plain"
 
     def relayout(self, packed: Tensor, old: str, new: str) -> Tensor:
@@ -95,7 +94,7 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Bring the packed buffer into the order the present device likes best."""
+        """Bring the packed buffer into the order that is fastest on the current device."""
         self._set_layout(self.wanted_layout())
 
     def _set_layout(self, layout: str) -> None:
@@ -118,11 +117,11 @@ class QuantizedLinear(nn.Module):
             destination[key] = self.relayout(destination[key], self.layout, "plain")
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        given = self.packed_name is not None and prefix + self.packed_name in state_dict
-        if given:
+        has_packed = self.packed_name is not None and prefix + self.packed_name in state_dict
+        if has_packed:
             self._set_layout("plain")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if given:
+        if has_packed:
             self.settle()
 
     def extra_repr(self) -> str:
@@ -135,8 +134,8 @@ class QuantizedLinear(nn.Module):
 class ScaledInput:
     """Mixed into a `QuantizedLinear`: inputs are multiplied by input_scale [K] bf16 before the product.
 
-    The weight is stored of W / input_scale, so that the answer is that of W: what is divided out of large
-    input channels is put into the weight's columns, and the other way round.
+    The stored weight is W / input_scale, so that the output is that of W: the factors move from the input channels
+    to the weight's columns or back.
     """
 
     def __init__(self, in_features: int, *args: Any, device: Any = None, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""llm-int8: bitsandbytes' LLM.int8(), W8A8 with the outlier columns of the activations kept in 16 bits.
+"""llm-int8: bitsandbytes' LLM.int8(), W8A8 with the outlier columns of the activations in 16 bits.
 
 Input columns in which any token exceeds ``outlier_threshold`` are multiplied in the input's dtype by the
 dequantized weight columns; all others as int8 per token by int8 per channel (Dettmers et al., "LLM.int8()",
@@ -41,7 +41,7 @@ class LLMInt8Linear(QuantizedLinear):
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Quantize ``weight`` [N, K] into the buffers (by way of fp16, as bitsandbytes does)."""
+        """Quantize ``weight`` [N, K] into the buffers (through fp16, as bitsandbytes does)."""
         codes, absmax, _ = bitsandbytes_functional().int8_vectorwise_quant(
             weight.to(torch.float16).contiguous()
         )

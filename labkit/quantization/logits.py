@@ -1,8 +1,8 @@
-"""Logits in fp32: what a head sums up in fp32 is not rounded to the model's dtype.
+"""Logits in fp32: the head's fp32 sums are not rounded to the model's dtype.
 
-bf16 has 8 significant bits: logits between 16 and 32 lie 0.125 apart, so the numbers that are likeliest for a
-coordinate tie, and the first of them is taken. Every kernel sums in fp32 anyway; here the sums are kept. Weights and
-hidden states stay as the plan has them. (vLLM and transformers round first and convert afterwards.)
+bf16 has 8 significant bits: logits between 16 and 32 are 0.125 apart, so the most likely numbers of a coordinate
+tie, and the first of them is chosen. Every kernel sums in fp32 already. Weights and hidden states keep the plan's
+dtypes. (vLLM and transformers round first and convert afterwards.)
 """
 
 import torch
@@ -25,7 +25,7 @@ class LogitsLinear(nn.Linear):
 
 
 class DenseLogitsLinear(LogitsLinear, DenseLinear):
-    """The same where a plan gave the head a dtype of its own."""
+    """The same for a head with a dtype of its own in the plan."""
 
 
 def dense_sums(rows: Tensor, weight: Tensor) -> Tensor:
@@ -38,10 +38,10 @@ def dense_sums(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def keep_logits_(model: nn.Module) -> None:
-    """Make the head of a transformers model answer in fp32, in place: name, weights, ties and hooks stay.
+    """Make the head of a transformers model return fp32, in place: name, weights, ties and hooks stay.
 
-    A head of another kind than a Linear, or none, is left as it is. May be called again, and must be after the head
-    was replaced.
+    A head that is not a Linear is left unchanged. May be called again, and must be called again after the head is
+    replaced.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if isinstance(head, QuantizedLinear):
@@ -53,5 +53,5 @@ def keep_logits_(model: nn.Module) -> None:
 
 
 def gives_logits(head: nn.Module) -> bool:
-    """Whether this module answers in fp32, whatever it takes."""
+    """Whether this module returns fp32 for every input dtype."""
     return isinstance(head, LogitsLinear) or getattr(head, "gives_logits", False)

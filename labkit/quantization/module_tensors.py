@@ -1,4 +1,4 @@
-"""A module's own tensors as they are written into files, and put back."""
+"""A module's own tensors, in the form in which files hold them."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in the places of a module's own, and packed ones into the order its device likes best."""
+    """Replace a module's own tensors, and bring packed ones into the order that is fastest on its device."""
     packed = getattr(module, "packed_name", None)
     for name, tensor in tensors.items():
         if name in module._parameters:

@@ -1,10 +1,10 @@
-"""The range of each group chosen by search: clipping what is rare often costs less than a coarse step.
+"""Search for the range of each group: clipping rare large weights often costs less than a coarse step.
 
-`affine.choose_qparams` takes the whole range of a group, so one large weight makes the step coarse for all
-its neighbours. Here the range is shrunk step by step, and the one with the least weighted error stays.
+`affine.choose_qparams` takes the whole range of a group, so a single large weight makes the step coarse for all
+its neighbours. The search shrinks the range step by step and keeps the range with the least weighted error.
 
 Source: the ``mse`` option of GPTQ's reference code (Frantar et al., 2023) and AWQ's clipping (Lin et al.,
-2024); the weighting by the inverse Hessian's diagonal is what the column solve makes of an error.
+2024); the inverse Hessian's diagonal weights an error as the column solve does.
 """
 
 import torch
@@ -15,7 +15,7 @@ from labkit.quantization.kernels.reference import row_slices
 
 STEPS = 32
 SMALLEST = 0.55  # of the whole range
-SLICE_ELEMENTS = 2**18  # a slice and what is computed from it stay in the cache
+SLICE_ELEMENTS = 2**18  # a slice and its intermediate results stay in the cache
 
 
 @torch.no_grad()
@@ -30,10 +30,10 @@ def search_qparams(
 ) -> tuple[Tensor, Tensor]:
     """Scales and zero points with the least weighted squared error of each group.
 
-    weight [N, K] -> scale [N, K/G] in ``scale_dtype``, zero_point [N, K/G] int32. ``importance``: of each
+    weight [N, K] -> scale [N, K/G] in ``scale_dtype``, zero_point [N, K/G] int32. ``importance``: a weight for each
     column [K], or the inputs' second moments within each group [K/G, G, G]; None: all columns alike. The error
-    is that of the weight as `Int4Linear` will give it back: scale and zero are judged as they are stored.
-    Never worse than `affine.choose_qparams`, whose range is the first tried.
+    is that of the weight `Int4Linear` dequantizes, with scale and zero rounded as they are stored. Never worse
+    than `affine.choose_qparams`, whose range is the first candidate.
     """
     groups = weight.shape[1] // group_size
     scale = torch.empty(weight.shape[0], groups, dtype=scale_dtype, device=weight.device)
@@ -49,7 +49,7 @@ def search_qparams(
 
 
 def weighted_squares(errors: Tensor, importance: Tensor) -> Tensor:
-    """errors [n, K/G, G], importance [K/G, G] or moments [K/G, G, G] -> what each group's errors cost [n, K/G]."""
+    """errors [n, K/G, G], importance [K/G, G] or moments [K/G, G, G] -> the weighted error of each group [n, K/G]."""
     if importance.ndim == 2:
         return errors.square().mul_(importance).sum(-1)
     spread = torch.bmm(errors.transpose(0, 1), importance).transpose(0, 1)
@@ -57,7 +57,7 @@ def weighted_squares(errors: Tensor, importance: Tensor) -> Tensor:
 
 
 def diagonal_blocks(moment: Tensor, group_size: int) -> Tensor:
-    """The blocks [K/G, G, G] that a second moment [K, K] has along its diagonal."""
+    """The blocks [K/G, G, G] on the diagonal of a second moment [K, K]."""
     groups = moment.shape[0] // group_size
     blocks = moment.view(groups, group_size, groups, group_size)
     return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()

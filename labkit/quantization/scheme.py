@@ -1,8 +1,8 @@
-"""What every scheme is: a frozen dataclass of options that knows how to replace a Linear, registered by name.
+"""The base of all schemes: a frozen dataclass of options that replaces a Linear, registered by name.
 
-To add a scheme: one file in this folder with a dataclass derived from `Scheme`, decorated with
-``@register("name")`` and imported in ``__init__.py``. The options are the dataclass's fields, made by
-`labkit.common.options.option`, whose help text is what the command line, the widgets and the documentation show.
+To add a scheme, write a file in this folder with a dataclass derived from `Scheme`, decorate it with
+``@register("name")`` and import it in ``__init__.py``. The options are the dataclass's fields, made by
+`labkit.common.options.option`; the command line, the widgets and the documentation show their help text.
 """
 
 from dataclasses import dataclass, fields
@@ -29,9 +29,8 @@ class Scheme:
 
     name: ClassVar[str]
     requires_calibration: ClassVar[bool] = False
-    module_kinds: ClassVar[tuple[str, ...]] = (
-        "linear",
-    )  # what it replaces: see `labkit.quantization.int8_storage`
+    # the kinds of modules it replaces: see `labkit.quantization.int8_storage`
+    module_kinds: ClassVar[tuple[str, ...]] = ("linear",)
     needs_full_moment: ClassVar[bool] = True  # of calibrated schemes: the matrix, or its diagonal alone
     needs_reference: ClassVar[bool] = False  # of calibrated schemes: also the unquantized model's inputs
 
@@ -51,7 +50,7 @@ class Scheme:
             raise SchemeError(f"scheme {self.name} runs on cpu and cuda, not on {kind}")
 
     def validate(self, in_features: int, out_features: int, device: torch.device | str | None = None) -> None:
-        """Raises SchemeError, naming what is wrong and what would be right, for a Linear of these sizes."""
+        """Raises SchemeError, naming the fault and a remedy, if this scheme cannot take a Linear of these sizes."""
         self.validate_environment(device)
 
     def validate_module(self, module: nn.Module, device: torch.device | str | None = None) -> None:
@@ -116,9 +115,9 @@ class Scheme:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> nn.Module:
-        """The module this scheme puts in a Linear's place, its buffers allocated and not yet filled.
+        """The module that replaces a Linear under this scheme, its buffers allocated but not filled.
 
-        ``dtype`` is that of what the scheme does not quantize: the bias.
+        ``dtype`` is the dtype of the bias, which no scheme quantizes.
         """
         raise NotImplementedError
 
@@ -130,9 +129,9 @@ class Scheme:
         dtype: torch.dtype | None = None,
         statistics: "InputStatistics | None" = None,
     ) -> nn.Module:
-        """A drop-in module for ``linear`` on ``device`` (default: where it is), its bias in ``dtype``
-        (default: as it is). ``linear`` itself is not changed. ``statistics`` of its inputs are what schemes
-        that require calibration go by; the others ignore them. Raises SchemeError (see `validate`)."""
+        """A drop-in module for ``linear`` on ``device`` (default: its own), with the bias in ``dtype``
+        (default: its own). ``linear`` itself is not changed. Schemes that require calibration use the ``statistics``
+        of its inputs; the others ignore them. Raises SchemeError (see `validate`)."""
         device = device or linear.weight.device
         if self.requires_calibration and statistics is None:
             raise SchemeError(f"{self.name} needs calibration: statistics of this Linear's inputs")
@@ -158,17 +157,17 @@ class Scheme:
         module.set_weight(weight)
 
     def fill_calibrated(self, module: nn.Module, weight: Tensor, statistics: "InputStatistics") -> None:
-        """As `fill`, given what is known of the inputs; for schemes that require calibration."""
+        """As `fill`, with the statistics of the inputs; for schemes that require calibration."""
         raise NotImplementedError
 
     def predict_bytes(
         self, out_features: int, in_features: int, has_bias: bool, *, dtype: torch.dtype = torch.bfloat16
     ) -> int:
-        """Bytes the module will hold, by arithmetic alone; ``dtype`` is that of the bias."""
+        """Bytes the module will hold, computed without building it; ``dtype`` is the dtype of the bias."""
         raise NotImplementedError
 
     def resident_bytes(self, module: nn.Module) -> int:
-        """Bytes ``module`` does hold, counted from its parameters and buffers."""
+        """Bytes ``module`` holds, counted from its parameters and buffers."""
         return resident_bytes(module)
 
     def options(self) -> dict[str, Any]:
@@ -177,7 +176,7 @@ class Scheme:
 
 
 def register(name: str):
-    """Class decorator: make the scheme known under ``name``."""
+    """Class decorator: register the scheme under ``name``."""
 
     def decorate(cls: type[Scheme]) -> type[Scheme]:
         if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
@@ -195,14 +194,14 @@ def known_schemes() -> dict[str, type[Scheme]]:
 
 
 def get_scheme(name: str, **options: Any) -> Scheme:
-    """The scheme ``name`` with ``options``; raises SchemeError that lists what is known."""
+    """The scheme ``name`` with ``options``; raises SchemeError that lists the valid names."""
     if name not in _REGISTRY:
         raise SchemeError(f"unknown scheme {name!r}; known are {', '.join(_REGISTRY)}")
     cls = _REGISTRY[name]
-    known = [item.name for item in fields(cls)]
+    option_names = [item.name for item in fields(cls)]
     for key in options:
-        if key not in known:
-            listed = f"known are {', '.join(known)}" if known else "it has none"
+        if key not in option_names:
+            listed = f"known are {', '.join(option_names)}" if option_names else "it has none"
             raise SchemeError(f"unknown option {key!r} of scheme {name}; {listed}")
     return cls(**options)
 
@@ -214,12 +213,12 @@ def resident_bytes(module: nn.Module) -> int:
 
 
 def bias_bytes(out_features: int, has_bias: bool, dtype: torch.dtype) -> int:
-    """Bytes of a bias kept in ``dtype``."""
+    """Bytes of a bias stored in ``dtype``."""
     return out_features * dtype.itemsize if has_bias else 0
 
 
 def check_group_size(group_size: int, in_features: int) -> None:
-    """Raises SchemeError, naming the sizes that would do, if groups do not fill a row."""
+    """Raises SchemeError, naming sizes that fit, if ``group_size`` does not divide ``in_features``."""
     if in_features % group_size:
         dividing = [str(size) for size in (32, 64, 128, 256) if in_features % size == 0]
         right = f"{' or '.join(dividing)} would do" if dividing else "no usual size does: take int8"
@@ -245,11 +244,11 @@ def _check_option(scheme: str, item: Any, value: Any) -> None:
             listed = ", ".join(str(choice) for choice in choices)
             raise SchemeError(f"{item.name} of scheme {scheme} must be one of {listed}, not {value!r}")
         return
-    wanted = item.type if isinstance(item.type, type) else type(item.default)
-    right = (isinstance(value, (int, float)) if wanted is float else isinstance(value, wanted)) and not (
-        wanted in (int, float) and isinstance(value, bool)
+    kind = item.type if isinstance(item.type, type) else type(item.default)
+    valid = (isinstance(value, (int, float)) if kind is float else isinstance(value, kind)) and not (
+        kind in (int, float) and isinstance(value, bool)
     )
-    if not right:
-        raise SchemeError(f"{item.name} of scheme {scheme} must be {wanted.__name__}, not {value!r}")
-    if wanted in (int, float) and value <= 0:
+    if not valid:
+        raise SchemeError(f"{item.name} of scheme {scheme} must be {kind.__name__}, not {value!r}")
+    if kind in (int, float) and value <= 0:
         raise SchemeError(f"{item.name} of scheme {scheme} must be positive, not {value!r}")

@@ -1,4 +1,4 @@
-"""Schemes to choose from, written short: ``int8``, ``gptq-3bit``, ``awq-4bit:group_size=128``."""
+"""The short notation of candidate schemes: ``int8``, ``gptq-3bit``, ``awq-4bit:group_size=128``."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from labkit.quantization import Scheme, SchemeError, get_scheme
 
 def parse_candidate(text: str) -> Scheme:
     """The scheme that ``text`` names: a scheme's name, ``-Nbit`` for its num_bits, ``:option=value,…``."""
-    found = re.fullmatch(r"(?P<name>[a-z0-9-]+?)(?:-(?P<bits>\d+)bit)?(?::(?P<options>.+))?", text.strip())
-    if not found:
+    match = re.fullmatch(r"(?P<name>[a-z0-9-]+?)(?:-(?P<bits>\d+)bit)?(?::(?P<options>.+))?", text.strip())
+    if not match:
         raise LabError(f"{text!r} names no scheme; write int8, gptq-3bit, or awq-4bit:group_size=128")
     options: dict[str, Any] = {}
-    for pair in filter(None, (found["options"] or "").split(",")):
+    for pair in filter(None, (match["options"] or "").split(",")):
         key, separator, value = pair.partition("=")
         if not separator:
             raise LabError(f"{text!r}: an option is written name=value, not {pair!r}")
         options[key.strip()] = yaml.safe_load(value)
-    if found["bits"]:
-        options["num_bits"] = int(found["bits"])
+    if match["bits"]:
+        options["num_bits"] = int(match["bits"])
     try:
-        return get_scheme(found["name"], **options)
+        return get_scheme(match["name"], **options)
     except SchemeError as error:
         raise LabError(f"{text!r}: {error}") from None
 
 
 def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
-    """Label -> scheme, of a list or of a text with semicolons or commas between the candidates.
+    """Label -> scheme, from a list, or from a text with semicolons or commas between the candidates.
 
     A comma before ``name=value`` belongs to the options of the candidate before it.
     """
@@ -46,18 +46,20 @@ def parse_candidates(texts: str | Iterable[str]) -> dict[str, Scheme]:
 
 
 def split_candidates(text: str) -> list[str]:
-    """The candidates of a text as `parse_candidates` reads it, each still a text."""
+    """The candidates of a text, as `parse_candidates` splits it, unparsed."""
     return [part.strip() for part in re.split(r";|,(?![^,;:]*=)", text) if part.strip()]
 
 
 def label_of(scheme: Scheme) -> str:
-    """How a candidate is written: `parse_candidate` reads it back."""
+    """The short notation of a scheme; `parse_candidate` reads it back."""
     options = scheme.options()
     bits = options.pop("num_bits", None)
-    usual = {item.name: item.default for item in fields(scheme)}
-    told = ",".join(f"{key}={_told(value)}" for key, value in options.items() if value != usual[key])
-    return scheme.name + (f"-{bits}bit" if bits else "") + (f":{told}" if told else "")
+    defaults = {item.name: item.default for item in fields(scheme)}
+    settings = ",".join(
+        f"{key}={_as_text(value)}" for key, value in options.items() if value != defaults[key]
+    )
+    return scheme.name + (f"-{bits}bit" if bits else "") + (f":{settings}" if settings else "")
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,9 +1,8 @@
-"""What a calibrated scheme knows of a Linear's inputs: their second moments, gathered batch by batch.
+"""Second moments of a Linear's inputs, summed batch by batch, for calibrated schemes.
 
-The output error that a change D [N, K] of the weight makes on the inputs x is the mean of |D x|², which is
-the trace of D M Dᵀ with M the mean of x xᵀ: the inputs themselves need not be kept. (GPTQ calls 2 M the
-Hessian.) Inputs drift: behind quantized layers they are no longer what the unquantized model has there, x'.
-The mean of (x' - x) xᵀ says how, as far as a Linear can answer to it.
+A change D [N, K] of the weight causes the output error mean |D x|², the trace of D M Dᵀ with M the mean of x xᵀ
+(GPTQ calls 2 M the Hessian), so the inputs x themselves are not stored. Behind quantized layers x drifts from the
+unquantized model's x'; the mean of (x' - x) xᵀ is the part of that drift that a Linear can compensate.
 """
 
 import torch
@@ -18,8 +17,8 @@ class InputStatistics:
     Attributes:
         in_features: K.
         rows: input rows seen so far.
-        full: whether the whole matrix is gathered, or its diagonal alone.
-        drifting: whether the unquantized model's inputs are given too.
+        full: whether the whole matrix is summed, or only its diagonal.
+        drifting: whether the drift from the unquantized model's inputs is summed too.
     """
 
     def __init__(
@@ -37,8 +36,8 @@ class InputStatistics:
 
     @torch.no_grad()
     def add(self, inputs: Tensor, reference: Tensor | None = None) -> None:
-        """inputs [..., K] in any floating dtype, and the unquantized model's for the same batch if drift is
-        gathered; a batch of no rows adds nothing."""
+        """Add inputs [..., K] in any floating dtype, and the unquantized model's inputs for the same batch if
+        ``drifting``; a batch without rows adds nothing."""
         rows = inputs.detach().reshape(-1, self.in_features)
         if self.full:
             _add_product(self._sum, rows, rows)
@@ -50,7 +49,7 @@ class InputStatistics:
 
     @property
     def second_moment(self) -> Tensor:
-        """[K, K] fp32: the mean of x xᵀ. Raises SchemeError if nothing, or nothing finite, was seen."""
+        """[K, K] fp32: the mean of x xᵀ. Raises SchemeError without rows or if the sum is not finite."""
         if not self.full:
             raise ValueError("only the diagonal was gathered")
         return self._mean()
@@ -62,7 +61,7 @@ class InputStatistics:
 
     @property
     def drift(self) -> Tensor | None:
-        """[K, K] fp32: the mean of (x' - x) xᵀ; None if it is not gathered; raises as `second_moment`."""
+        """[K, K] fp32: the mean of (x' - x) xᵀ; None unless ``drifting``; raises as `second_moment`."""
         return self._mean(self._drift) if self.drifting else None
 
     def _mean(self, total: Tensor | None = None) -> Tensor:

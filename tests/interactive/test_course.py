@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from labkit import phonetap
+from labkit.common.errors import LabError
 from labkit.interactive import course
 from labkit.interactive.course import by_hand, chinese, chinese_hints
 from labkit.models import get_spec
@@ -220,7 +221,7 @@ def test_hints_get_plainer_and_the_last_one_stays():
 
 
 def test_an_unknown_exercise_is_refused_with_those_that_are_known():
-    with pytest.raises(course.LabError, match="no exercise '99-z'; there are 00-a"):
+    with pytest.raises(LabError, match="no exercise '99-z'; there are 00-a"):
         course.check("99-z", 1)
 
 

@@ -57,7 +57,7 @@ def test_a_comparison_of_real_plans(tiny, tmp_path):
         assert [record["split"] for record in m.samples["items"]] == ["typed", "spoken", "hard"] * 2
         assert m.environment["threads"] == 1
     body = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(body) == {"environment", "measurements"}
+    assert set(body) == {"settings", "environment", "added_plan", "measurements"}
     assert body["environment"]["packages"]["torch"]
 
     again = compare(

@@ -7,6 +7,7 @@ import pytest
 
 from labkit import phonetap
 from labkit.common.actions import Action, format_action
+from labkit.common.errors import LabError
 from labkit.phonetap import instructions, words
 from labkit.phonetap.items import SPLITS, box_of
 
@@ -137,7 +138,7 @@ def test_fixed_requests_are_varied_in_training_and_never_say_what_is_held_out():
     ],
 )
 def test_bad_requests_name_what_would_be_right(arguments, says):
-    with pytest.raises(phonetap.LabError, match=says):
+    with pytest.raises(LabError, match=says):
         phonetap.items(**arguments)
 
 

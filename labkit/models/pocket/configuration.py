@@ -14,9 +14,9 @@ FRAMES_PER_TOKEN = 4  # 50 encoder frames a second become 12.5 speech tokens a s
 class PocketConfig(Glm4vConfig):
     """Four parts: ViT (`vision_config`), GLM decoder (`text_config`), Wav2Vec2 (`speech_config`), cross-modal block.
 
-    `cross_modal_layers` bidirectional attention layers over image, speech and prompt features stand before the
+    `cross_modal_layers` bidirectional attention layers over image, speech and prompt features precede the
     decoder; their feed-forward width is `cross_modal_intermediate_size`. `frames_per_token` encoder frames
-    (20 ms each) are joined to one speech token.
+    (20 ms each) form a speech token.
     """
 
     model_type = "pocket_phone"

@@ -1,12 +1,12 @@
-"""The pocket phone agent: Glm4v's vision encoder and decoder, a Wav2Vec2 ear, and a cross-modal attention block.
+"""The pocket phone agent: Glm4v's vision encoder and decoder, a Wav2Vec2 speech encoder, and a cross-modal block.
 
     image -> model.visual ----------------.
     sound -> model.speech -> projector ----> model.cross_modal -> model.language_model -> lm_head
     text  -> embed_tokens ----------------'
 
 The cross-modal block lets image, speech and prompt features attend to each other in both directions, which the
-causal decoder behind it cannot (an image token stands before the instruction). It sees the prompt only: tokens
-that the model writes go straight to the decoder, so the key-value cache works as usual.
+causal decoder cannot do (image tokens precede the instruction). It processes the prompt only: generated tokens
+go straight to the decoder, so the key-value cache works as usual.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SpeechProjector(nn.Module):
 
 
 def encoder_frames(samples: int, config: PocketConfig) -> int:
-    """Frames that the speech encoder makes of `samples` samples (one each 20 ms, less the filters' reach)."""
+    """Frames that the speech encoder computes from `samples` samples: one every 20 ms, less the filters' width."""
     for kernel, stride in zip(config.speech_config.conv_kernel, config.speech_config.conv_stride):
         samples = (samples - kernel) // stride + 1
     return max(samples, 0)
@@ -103,7 +103,7 @@ def speech_tokens(samples: int, config: PocketConfig) -> int:
 
 
 class PatchEmbed(Glm4vVisionPatchEmbed):
-    """Glm4v's patch embedding as one product: its convolution's stride is its kernel, each patch stands alone."""
+    """Glm4v's patch embedding as a matrix product: its stride equals its kernel, so patches do not overlap."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Patches [P, C * T * S * S] -> [P, D], the same values as the convolution's."""
@@ -112,7 +112,7 @@ class PatchEmbed(Glm4vVisionPatchEmbed):
 
 
 class Downsample(nn.Conv2d):
-    """Glm4v's 2x2 downsampling as one product; inputs [N, C, 2, 2] -> [N, D, 1, 1]."""
+    """Glm4v's 2x2 downsampling as a matrix product; inputs [N, C, 2, 2] -> [N, D, 1, 1]."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -136,9 +136,9 @@ class PocketModel(Glm4vModel):
         self.post_init()
 
     def get_audio_features(self, input_features: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
-        """Recordings [N, samples], padded, with their lengths [N] -> speech tokens of all, one after another [M, D].
+        """Recordings [N, samples], padded, with their lengths [N] -> the concatenated speech tokens of all [M, D].
 
-        Each recording is encoded alone, so that its features do not depend on what it is batched with.
+        Each recording is encoded alone, so that its features do not depend on the rest of the batch.
         """
         features = []
         for recording, length in zip(input_features, audio_lengths.tolist()):
@@ -165,8 +165,8 @@ class PocketModel(Glm4vModel):
     ):
         """As Glm4vModel.forward, with recordings `input_features` [N, samples] and `audio_lengths` [N].
 
-        `prompt_mask` [B, L] marks the prompt where answer tokens follow it in the same call (training);
-        without it, everything in a first call is prompt and nothing in a later one is.
+        `prompt_mask` [B, L] marks the prompt where answer tokens follow it in the same call (training); without
+        it the whole first call is prompt and later calls are not.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
@@ -212,7 +212,7 @@ class PocketModel(Glm4vModel):
         if seen is None or seen.ndim != 2 or seen.shape[1] != inputs_embeds.shape[1]:
             return self.cross_modal(inputs_embeds, rotary, None)
         seen = seen.bool()
-        # a row that may see nothing (padding only) would be NaN: such rows see everything and are dropped below
+        # a row whose mask is empty (padding only) would become NaN: let it attend to everything; it is dropped below
         visible = (seen | ~seen.any(-1, keepdim=True))[:, None, None, :]
         mixed = self.cross_modal(inputs_embeds, rotary, visible)
         return torch.where(seen[..., None], mixed, inputs_embeds)
@@ -231,7 +231,7 @@ def _text_positions(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | 
 class PocketForConditionalGeneration(Glm4vForConditionalGeneration):
     """The pocket phone agent with its language-model head; works with transformers' `generate`.
 
-    Its logits are fp32 whatever it computes in: rounded to bf16, neighbouring coordinates would tie.
+    Its logits are fp32 in every compute dtype: rounded to bf16, neighbouring coordinates would tie.
     """
 
     config: PocketConfig
@@ -271,7 +271,7 @@ class PocketForConditionalGeneration(Glm4vForConditionalGeneration):
         )  # fmt: skip
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
-        """Recordings, like images, are passed on in the first step alone."""
+        """Passes recordings on in the first step only, like images."""
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             inputs["input_features"] = inputs["audio_lengths"] = None

@@ -18,7 +18,7 @@ from labkit.models.pocket.tokenizer import SPECIAL_TOKENS
 SAMPLE_RATE = 16_000
 MAX_PIXELS = 224 * 476
 MIN_PIXELS = 112 * 112
-TEMPORAL = 2  # the vision encoder takes pairs of frames; a still image counts twice
+TEMPORAL = 2  # frames in a patch of the vision encoder; a still image is repeated
 
 
 class PocketProcessor:
@@ -29,7 +29,7 @@ class PocketProcessor:
     image_grid_thw [n, 3]; with recordings input_features [n, samples] and audio_lengths [n].
     """
 
-    marks_prompt = True  # the model takes `prompt_mask` where an answer follows the prompt in the same call
+    marks_prompt = True  # the model needs `prompt_mask` if the answer follows the prompt in the same call
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, config: PocketConfig, image_processor=None
@@ -43,7 +43,7 @@ class PocketProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PocketProcessor:
-        """Loads what `save_pretrained` wrote."""
+        """Loads the files that `save_pretrained` writes."""
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         images = Glm4vImageProcessorPil.from_pretrained(folder)
         return cls(tokenizer, PocketConfig.from_pretrained(folder), images)
@@ -62,7 +62,7 @@ class PocketProcessor:
         for message in messages:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            kept = []
+            plain_parts = []
             for part in parts:
                 if part["type"] == "image":
                     images.append(part["image"].convert("RGB"))
@@ -73,15 +73,15 @@ class PocketProcessor:
                     part = {"type": "text", "text": f"\x00{len(texts) - 1}\x00"}
                 else:
                     raise ValueError(f"unknown content part {part['type']!r}; known: text, image, audio")
-                kept.append(part)
-            plain.append({"role": message["role"], "content": kept})
+                plain_parts.append(part)
+            plain.append({"role": message["role"], "content": plain_parts})
         features = self._image_features(images)
         rendered = self.tokenizer.apply_chat_template(
             _without_lists_for_assistants(plain), tokenize=False, add_generation_prompt=True,
             enable_thinking=enable_thinking,
         )  # fmt: skip
         ids = self._encode(
-            rendered, texts, features.get("image_grid_thw"), [len(recording) for recording in recordings]
+            rendered, texts, features.get("image_grid_thw"), [len(samples) for samples in recordings]
         )
         input_ids = torch.tensor([ids], dtype=torch.long)
         batch = {
@@ -93,21 +93,20 @@ class PocketProcessor:
         if recordings:
             lengths = torch.tensor([len(recording) for recording in recordings])
             padded = torch.zeros(len(recordings), int(lengths.max()))
-            for row, one in zip(padded, recordings):
-                row[: len(one)] = torch.from_numpy(one)
+            for row, recording in zip(padded, recordings):
+                row[: len(recording)] = torch.from_numpy(recording)
             batch |= {"input_features": padded, "audio_lengths": lengths}
         return batch
 
     def _image_features(self, images: list) -> dict[str, torch.Tensor]:
         if not images:
             return {}
-        made = [self.image_processor([image], return_tensors="pt") for image in images]
-        return {
-            name: torch.cat([entry[name] for entry in made]) for name in ("pixel_values", "image_grid_thw")
-        }
+        features = [self.image_processor([image], return_tensors="pt") for image in images]
+        names = ("pixel_values", "image_grid_thw")
+        return {name: torch.cat([feature[name] for feature in features]) for name in names}
 
     def _encode(self, rendered: str, texts: list[str], grids, samples: list[int]) -> list[int]:
-        """Token ids; special tokens that a user wrote are encoded as the letters they are."""
+        """Token ids; special tokens in the messages' texts are encoded letter by letter."""
         grid_rows, sample_rows = iter(grids if grids is not None else ()), iter(samples)
         ids: list[int] = []
         for position, piece in enumerate(rendered.split("\x00")):
@@ -127,7 +126,7 @@ class PocketProcessor:
 
 
 def _without_lists_for_assistants(messages: list[dict]) -> list[dict]:
-    """The template writes an assistant's content as it stands: join its text parts."""
+    """Messages with each assistant's text parts joined: the template writes an assistant's content unchanged."""
     return [
         {**message, "content": "".join(part["text"] for part in message["content"] if part["type"] == "text")}
         if message["role"] == "assistant"

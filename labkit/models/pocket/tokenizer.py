@@ -1,7 +1,7 @@
 """The pocket model's tokenizer: byte-level BPE as GLM's, trained on PhoneTap's words.
 
-Every Chinese character is a token of its own (labels are read character by character), every number from 0 to 999
-is one token (a coordinate is one token), and the special tokens have the 9 B model's names.
+Every Chinese character is a token (labels are read character by character), every number from 0 to 999 is a token
+(so is every coordinate), and the special tokens have the 9 B model's names.
 """
 
 from __future__ import annotations

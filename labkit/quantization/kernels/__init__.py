@@ -1,4 +1,4 @@
-"""Products with quantized weights: each function picks the fastest way on the tensor's device.
+"""Products with quantized weights: each function picks the fastest method on the tensor's device.
 
 | file | product |
 |---|---|
@@ -7,8 +7,8 @@
 | `cpu_int4.py` | torch's packed int4 product on the CPU, its order of bytes, and dequantizing from it |
 | `cpu_nf4.py` | bitsandbytes' packed 4-bit product on the CPU, its order of bytes, and undoing it |
 
-The fast products of torch and bitsandbytes used here are private functions: each is looked for, tried on a
-known product, and left alone where it is missing or answers differently. They are fast for few rows
-(decoding) and slow for many (prefill), where dequantizing and multiplying wins; the row counts at which the
-ways are changed were measured on two cores with AVX-512 and AMX.
+The fast products of torch and bitsandbytes used here are private functions: each is tested on a product with a
+known result, and not used where it is missing or wrong. They are fast for few rows (decoding) and slow for many
+(prefill), where dequantizing and multiplying is faster; the row counts at which the method changes were measured
+on two cores with AVX-512 and AMX.
 """

@@ -8,10 +8,10 @@ from labkit.common.errors import SchemeError
 
 @cache
 def bitsandbytes_functional():
-    """The module ``bitsandbytes.functional``; raises SchemeError if it cannot be had."""
+    """The module ``bitsandbytes.functional``; raises SchemeError if it cannot be imported."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns about an optional kernel on the hub, at import
+    logger.setLevel(logging.ERROR)  # on import it warns about an optional kernel on the hub
     try:
         import bitsandbytes.functional as functional
     except (ImportError, RuntimeError, OSError) as error:

@@ -1,9 +1,9 @@
-"""torch's packed int4 product on the CPU, the order of bytes it wants, and dequantizing from that order.
+"""torch's packed int4 product on the CPU, the order of bytes it needs, and dequantizing from that order.
 
 Plain order: packed [N, K/2] (`affine.pack`). The kernel's order: blocks of
 B output channels (64 with AVX-512, 32 with AVX2), each [K, B/2]; byte ``[k, i]`` holds in its low half the
-code of channel ``i`` and in its high half that of channel ``B/2 + i``, both at input ``k``. Both orders take
-the same bytes, so a module keeps only one of them.
+code of channel ``i`` and in its high half that of channel ``B/2 + i``, both at input ``k``. Both orders have
+the same size, and a module holds only one of them.
 
 Weights are ``(code - 8) * scale + zero`` with scale and zero in ``scale_zero [K/G, N, 2]``.
 """
@@ -24,7 +24,7 @@ _TYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16, torch.float16:
 
 @cache
 def block_rows() -> int | None:
-    """B of the kernel's order on this CPU, found by trying; None if there is no such kernel."""
+    """B of the kernel's order on this CPU, determined by a trial; None if there is no such kernel."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (128, 64), dtype=torch.uint8, generator=generator)
     try:
@@ -33,16 +33,16 @@ def block_rows() -> int | None:
             if torch.equal(packed.view(128, 32), to_blocks(affine.pack(codes, 4), block)):
                 rows = torch.randint(-3, 4, (3, 64), generator=generator).bfloat16()
                 scale_zero = torch.tensor([1.0, 0.0]).expand(1, 128, 2).bfloat16().contiguous()
-                got = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, 64, scale_zero)
+                product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, 64, scale_zero)
                 exact = rows.float() @ (codes.float() - 8).T
-                return block if torch.allclose(got.float(), exact, rtol=0.01, atol=0.5) else None
+                return block if torch.allclose(product.float(), exact, rtol=0.01, atol=0.5) else None
     except (AttributeError, RuntimeError):
         return None
     return None
 
 
 def wanted_layout(out_features: int, num_bits: int, group_size: int, device: torch.device) -> str:
-    """``blocks64`` or ``blocks32`` where the kernel takes such a weight, else ``plain``."""
+    """``blocks64`` or ``blocks32`` if the kernel supports such a weight, else ``plain``."""
     if device.type != "cpu" or num_bits != 4 or group_size not in GROUP_SIZES:
         return "plain"
     block = block_rows()
@@ -88,9 +88,9 @@ def int4_multiply(rows: Tensor, packed: Tensor, scale_zero: Tensor, group_size: 
 def int4_multiply_dequantized(
     rows: Tensor, packed: Tensor, scale_zero: Tensor, group_size: int, block: int
 ) -> Tensor:
-    """The same for many rows: the weight is dequantized, a large slice of it at a time, and multiplies as a dense one.
+    """The same for many rows: dequantizes the weight, a large slice at a time, for a dense product.
 
-    The slices are turned over, [K, n]: in the kernel's order that is the way in which nothing needs transposing.
+    The slices are transposed, [K, n]: the kernel's order gives that form without a further transposition.
     """
     columns, out_features = rows.shape[1], packed.shape[0]
     step = max(SLICE_ELEMENTS_CPU // (columns * block), 1) * block

@@ -1,12 +1,12 @@
-"""bitsandbytes' packed 4-bit product on the CPU, the order of bytes it wants, and undoing it.
+"""bitsandbytes' packed 4-bit product on the CPU, the order of bytes it needs, and undoing that order.
 
 Plain order (`bitsandbytes.functional.quantize_4bit`): a row-major [N, K/2], the earlier of two neighbours in
 the **high** half. The kernel's order (bitsandbytes 0.50, ``_convert_weight_packed_for_cpu``): blocks of 32
 output channels, each [K/2, 32]; byte ``[k, 2 i + j]`` holds in its low half the code of channel ``i`` and in
 its high half that of channel ``16 + i``, both at input ``2 k + j``.
 
-bitsandbytes converts its own module at the first call and unfolds the doubly quantized statistics for good,
-so that module grows. Here the statistics stay as they are and are unfolded for each product.
+bitsandbytes converts its own module at the first call and dequantizes the doubly quantized statistics
+permanently, so that module grows. Here the statistics stay quantized and are dequantized for each product.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ PACKED_ROWS = 32  # more rows than this: undoing the order and dequantizing is f
 
 @cache
 def has_packed_nf4() -> bool:
-    """Does bitsandbytes have its packed product on this CPU, and does it answer rightly?"""
+    """Whether bitsandbytes has its packed product on this CPU and computes it correctly."""
     from labkit.quantization.kernels.bnb import bitsandbytes_functional
 
     functional = bitsandbytes_functional()
@@ -33,10 +33,10 @@ def has_packed_nf4() -> bool:
         packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
         exact = rows.float() @ functional.dequantize_4bit(packed, state).float().T
         absmax = state.absmax.view(64, 2).T.bfloat16().contiguous()
-        got = nf4_multiply(rows, to_blocks(packed.view(64, 64)), absmax, state.code, 64)
+        product = nf4_multiply(rows, to_blocks(packed.view(64, 64)), absmax, state.code, 64)
     except (AttributeError, RuntimeError, OSError):
         return False
-    return bool((got.float() - exact).norm() < 0.01 * exact.norm())
+    return bool((product.float() - exact).norm() < 0.01 * exact.norm())
 
 
 def nf4_multiply(rows: Tensor, packed: Tensor, absmax: Tensor, code: Tensor, group_size: int) -> Tensor:

@@ -10,7 +10,7 @@ from labkit.quantization.kernels.reference import sliced_multiply
 
 
 def multiply(rows: Tensor, packed: Packed) -> Tensor:
-    """rows [M, K] times a weight that `products_cuda.takes` -> [M, N] in the dtype of ``rows``.
+    """rows [M, K] times a weight that `cuda_products.takes` -> [M, N] in the dtype of ``rows``.
 
     Only bf16 rows go through the kernels; others are multiplied by the weight dequantized to their dtype.
     """
@@ -21,7 +21,7 @@ def multiply(rows: Tensor, packed: Packed) -> Tensor:
 
 
 def sums(rows: Tensor, packed: Packed) -> Tensor:
-    """The same in fp32: rows [M, K] -> fp32 [M, N], the kernels' sums as they are."""
+    """The same in fp32: rows [M, K] -> fp32 [M, N], the kernels' unrounded sums."""
     tiles = tiles_for(packed, rows.shape[0]) if rows.dtype == torch.bfloat16 else None
     if tiles is not None:
         return cuda.product(rows, packed, tiles, partial=True).sum(0)

@@ -1,11 +1,7 @@
-"""Products on a GPU: which kernel, with which tile sizes, and when to dequantize and leave it to cuBLAS instead.
+"""Products on a GPU: a `Packed` weight in any of three formats, multiplied by the kernels or dequantized.
 
-A `Packed` is one weight in any of three formats; `product` multiplies up to `MOST_ROWS` rows with the kernels of
-`products_triton`, `dequantize` writes a stretch of it out for more. Which way is faster, and the tile sizes, is looked
-up in `tuning`, which has measured them on this device or gives sizes that are good on any.
-
-Triton comes with torch where CUDA is. Everything here imports it on first use, and `available` says whether it can be
-used on a device at all.
+`product` multiplies up to `MOST_ROWS` rows with the kernels of `cuda_triton`; `dequantize` writes a slice of the
+weight out for more rows. `cuda_tuning` gives the faster method and the tile sizes. Triton is imported on first use.
 """
 
 import os
@@ -18,14 +14,14 @@ from torch import Tensor
 
 MOST_ROWS = 32
 DEQUANTIZED = (32, 64, 1, 4)
-"""int4's channels, bytes of each, and how often, that a program dequantizes, and its warps."""
+"""Of a program that dequantizes int4: channels, bytes of each channel, repetitions, warps."""
 ROW_TILES = (8, 16, 32)
-"""How many rows the kernels take; fewer are filled up, so that each of them gets the answer it would get alone."""
+"""Row counts of the kernels; fewer rows are padded, so that each row's result does not depend on the others."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a product is cut up: ``bn`` channels by ``bk`` bytes (int4) or values a step, ``splits`` of the reduction,
+    """Tile sizes of a product: ``bn`` channels by ``bk`` bytes (int4) or values a step, ``splits`` of the reduction,
     and Triton's ``warps`` and ``stages``."""
 
     bn: int
@@ -37,12 +33,12 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Packed:
-    """One weight [N, K] for the kernels.
+    """A weight [N, K] for the kernels.
 
     Attributes:
         weight: bf16 [N, K], int8 [N, K], or uint8 [N, K/2] (two codes a byte, `affine.pack`).
-        scales: int8: bf16 [N]; uint8: bf16 [K/G, N, 2], scale and zero (`int4.Int4Linear`), the lines of it at any
-            distance; bf16: None.
+        scales: int8: bf16 [N]; uint8: bf16 [K/G, N, 2], scale and zero (`int4.Int4Linear`), with rows of any
+            stride; bf16: None.
         group_size: G of uint8, else 0.
     """
 
@@ -60,19 +56,19 @@ class Packed:
 
     @property
     def format(self) -> str:
-        """``bf16``, ``int8`` or ``int4-g64``, as tuning files name it."""
+        """``bf16``, ``int8`` or ``int4-g64``: the name in tuning files."""
         if self.group_size:
             return f"int4-g{self.group_size}"
         return "bf16" if self.scales is None else "int8"
 
     @property
     def nbytes(self) -> int:
-        """Bytes a product must read."""
+        """Bytes that a product reads."""
         return self.weight.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Tile lengths ``bk`` that divide the reduction, the longest first; empty: the kernels cannot take it."""
+        """Tile lengths ``bk`` that divide the reduction, longest first; empty: the kernels do not support it."""
         length, lengths = self.in_features, (128, 64, 32)
         if self.group_size:
             return tuple(k for k in lengths if not (length // 2 % k or self.group_size % k or length % 32))
@@ -95,24 +91,24 @@ def interpreted() -> bool:
 
 @cache
 def available(device: torch.device) -> bool:
-    """Whether the kernels run on ``device``: triton is there, and the GPU has bf16 tensor cores (Ampere and later)."""
+    """Whether the kernels run on ``device``: triton is installed and the GPU has bf16 tensor cores (from Ampere on)."""
     if device.type != "cuda":
         return interpreted() and _triton_version() is not None
     return _triton_version() is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def takes(packed: Packed) -> bool:
-    """Whether the kernels can multiply by this weight where it is."""
+    """Whether the kernels can multiply by this weight on its device."""
     return bool(packed.steps) and available(packed.weight.device)
 
 
 def on(tensor: Tensor) -> AbstractContextManager:
-    """Launch where ``tensor`` is: Triton takes the present device, which need not be that one."""
+    """A context that makes the tensor's device the current device, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 def row_tile(rows: int) -> int:
-    """The tile that ``rows`` rows are filled up to."""
+    """The row count that ``rows`` rows are padded to."""
     return next(tile for tile in ROW_TILES if rows <= tile)
 
 
@@ -128,10 +124,10 @@ def product(
     """rows [M, K] bf16, M up to `MOST_ROWS` -> [M, N] bf16.
 
     Args:
-        tiles: must have a ``bk`` of ``packed.steps``.
+        tiles: its ``bk`` must be one of ``packed.steps``.
         bias: [N], added to the rounded product, as a module does; not with ``gated`` or several splits.
-        gated: the weight is gate over up; gives silu(gate) * up, [M, N/2].
-        partial: leave the splits' sums as they are, fp32 [splits, M, N].
+        gated: the weight is gate above up; the result is silu(gate) * up, [M, N/2].
+        partial: return the splits' sums, fp32 [splits, M, N].
     """
     from labkit.quantization.kernels import cuda_triton as kernels
 

@@ -1,13 +1,12 @@
 """Triton's kernels for a few rows: bf16, int8 and int4 weights, read once and multiplied by tensor cores.
 
-One row is a matrix-vector product and moves nothing but the weight; the tensor cores' smallest tile has eight columns,
-so up to eight rows cost the same, and a row's answer does not depend on its company: the tile is always whole.
-The weight is the left operand: ``BN`` output channels a program, ``BK`` bytes of each at a time. The reduction is cut
-into ``splits`` (grid's second axis), so that a small weight fills the chip too; each writes its own sums in fp32
-``[splits, M, N]`` and who reads them next adds them up (`reduce` of `labkit.quantization.kernels.cuda_products`), always
-in the same order.
+A product of a few rows mostly reads the weight. The tensor cores' smallest tile has eight columns, so up to eight rows
+cost the same, and since tiles are always padded, a row's result does not depend on the other rows. The weight is the
+left operand: ``BN`` output channels a program, ``BK`` bytes of each at a time. The reduction is divided into ``splits``
+(the grid's second axis), so that a small weight fills the GPU too; each split writes its own sums in fp32
+``[splits, M, N]``, which a later kernel adds in a fixed order (`reduce` of `labkit.quantization.kernels.cuda_products`).
 
-Imports triton, which torch brings where CUDA is: import this module only then.
+Imports triton, which torch installs with CUDA: import this module only then.
 """
 
 import triton

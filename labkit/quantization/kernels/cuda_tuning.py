@@ -1,9 +1,6 @@
-"""Which tile sizes are fastest for a product on this device: measured once, kept in a file.
+"""The fastest tile sizes of a product on this device: measured once, stored in a file.
 
-For each format, shape and number of rows (`ROW_TILES`), a few candidates and the other way - dequantize the weight and
-multiply through cuBLAS - are timed in a CUDA graph over copies of the weight that together do not fit the cache. What
-won is kept in ``~/.cache/labkit/`` (or ``$LABKIT_CACHE``), one file for each kind of GPU and version of Triton.
-Without a measurement, `tiles_for` gives sizes that are sensible on any GPU.
+The file lies in ``~/.cache/labkit/`` (or ``$LABKIT_CACHE``), one for each GPU model and version of Triton.
 """
 
 import json
@@ -23,58 +20,62 @@ from labkit.quantization.kernels.cuda_products import Packed, Tiles
 
 DEQUANTIZE = "dequantize"
 COPIES_BYTES = 192 * 2**20
-"""What the copies of a weight that is timed take together, at least: more than any GPU's second-level cache."""
+"""Least total size of the copies of a timed weight: larger than any GPU's L2 cache, so that none stays in it."""
 SPLITS = (1, 2, 4, 8, 16)
-LAUNCHES = 24  # in the graph that is timed
+LAUNCHES = 24  # products in the timed graph
 
 
 def cache_folder() -> Path:
-    """Where measured tile sizes are kept."""
-    given = os.environ.get("LABKIT_CACHE")
+    """The folder of the measured tile sizes."""
+    override = os.environ.get("LABKIT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "labkit"
+    return Path(override) if override else Path(base) / "labkit"
 
 
 def tiles_for(packed: Packed, rows: int, gated: bool = False) -> Tiles | None:
-    """How to multiply ``rows`` rows by this weight; None: dequantize it and leave the product to cuBLAS."""
+    """Tile sizes for ``rows`` rows: the measured ones, or `default_tiles`. None: dequantize and use cuBLAS."""
     if rows > cuda.MOST_ROWS or not cuda.takes(packed):
         return None
-    found = _known(packed.weight.device).get(_key(packed, cuda.row_tile(rows), gated))
-    if found == DEQUANTIZE and not gated:
+    choice = _known(packed.weight.device).get(_key(packed, cuda.row_tile(rows), gated))
+    if choice == DEQUANTIZE and not gated:
         return None
-    return Tiles(**found) if isinstance(found, dict) else default_tiles(packed, gated)
+    return Tiles(**choice) if isinstance(choice, dict) else default_tiles(packed, gated)
 
 
 def default_tiles(packed: Packed, gated: bool = False) -> Tiles:
-    """Sizes that are sensible anywhere: about four programs for each multiprocessor."""
+    """Tile sizes that suit any GPU: about four programs for each multiprocessor."""
     channels = packed.out_features // (2 if gated else 1)
     bn = 64 if channels >= 64 else 32
-    wanted = 4 * _processors(packed.weight.device)
+    programs = 4 * _processors(packed.weight.device)
     splits = 1
-    while not gated and splits < 8 and -(-channels // bn) * splits * 2 <= wanted:
+    while not gated and splits < 8 and -(-channels // bn) * splits * 2 <= programs:
         splits *= 2
     return Tiles(bn, packed.steps[0], splits, stages=3)
 
 
 def candidates(packed: Packed, rows: int, gated: bool = False) -> list[Tiles]:
-    """What is worth timing for this weight."""
+    """The tile sizes worth timing for this weight."""
     processors = _processors(packed.weight.device)
-    found = []
+    choices = []
     for bn, warps in ((32, 4), (64, 4), (128, 4), (128, 8)):
         blocks = -(-packed.out_features // bn)
         if bn > max(packed.out_features, 32):
             continue
-        few = [splits for splits in SPLITS if processors <= blocks * splits <= 12 * processors]
-        few = few or [1 if blocks > processors else SPLITS[-1]]
-        if gated:  # one program has gate and up and needs no second kernel, or several splits have one
-            few = ([1] if bn <= 64 else []) + [splits for splits in few if splits > 1]
-        for splits in few:
-            found += [Tiles(bn, packed.steps[0], splits, warps, stages) for stages in (3, 5)]
-    return [entry for entry in found if _shared_bytes(packed, entry, rows, gated) <= 160 * 1024]
+        counts = [splits for splits in SPLITS if processors <= blocks * splits <= 12 * processors]
+        counts = counts or [1 if blocks > processors else SPLITS[-1]]
+        if gated:  # one split computes gate and up in one program; several splits need a second kernel
+            counts = ([1] if bn <= 64 else []) + [splits for splits in counts if splits > 1]
+        for splits in counts:
+            choices += [Tiles(bn, packed.steps[0], splits, warps, stages) for stages in (3, 5)]
+    return [tiles for tiles in choices if _shared_bytes(packed, tiles, rows, gated) <= 160 * 1024]
 
 
 def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
-    """Seconds of one product by each way that runs: candidates as JSON, and `DEQUANTIZE`."""
+    """Seconds of one product for each method that runs: the candidates as JSON, and `DEQUANTIZE`.
+
+    `DEQUANTIZE` means dequantizing the weight and multiplying through cuBLAS. Each method is timed in a CUDA graph
+    over copies of the weight that together do not fit into the cache.
+    """
     from triton.errors import TritonError
 
     x = torch.randn(rows, packed.in_features, device=packed.weight.device).to(torch.bfloat16)
@@ -85,20 +86,19 @@ def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
     times = {}
     for tiles in candidates(packed, rows, gated):
 
-        def call(one: Packed, tiles: Tiles = tiles) -> Tensor:
-            return cuda.product(x, one, tiles, gated=gated, partial=tiles.splits > 1 and not gated)
+        def call(weight: Packed, tiles: Tiles = tiles) -> Tensor:
+            return cuda.product(x, weight, tiles, gated=gated, partial=tiles.splits > 1 and not gated)
 
-        with suppress(
-            RuntimeError, ValueError, TritonError
-        ):  # too many registers, or shared memory, for this GPU
+        # a candidate may need more registers or shared memory than this GPU has
+        with suppress(RuntimeError, ValueError, TritonError):
             times[json.dumps(asdict(tiles))] = _time(call, copies)
     if rows > cuda.ROW_TILES[0] and not gated:
-        times[DEQUANTIZE] = _time(lambda entry: _by_dequantizing(x, entry), copies)
+        times[DEQUANTIZE] = _time(lambda weight: _by_dequantizing(x, weight), copies)
     return times
 
 
 def tune(weights: Iterable[tuple[Packed, bool]], row_tiles: Iterable[int] = cuda.ROW_TILES[:1]) -> int:
-    """Measure what is not known yet of some weights (and whether they are gated) and keep it; says how many."""
+    """Measure and store the weights (with whether they are gated) that have no entry; returns how many."""
     count = 0
     for packed, gated in weights:
         for rows in row_tiles:
@@ -116,11 +116,11 @@ def tune(weights: Iterable[tuple[Packed, bool]], row_tiles: Iterable[int] = cuda
 
 
 def keep(device: torch.device, key: str, found: dict | str) -> None:
-    """Remember what was found, in memory and in the file."""
-    known = _known(device)
-    known[key] = found
+    """Store a measured choice in memory and in the file."""
+    choices = _known(device)
+    choices[key] = found
     with atomic_path(_path(device)) as temporary:
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(choices, indent=1), encoding="utf-8")
 
 
 def _by_dequantizing(rows: Tensor, packed: Packed) -> Tensor:
@@ -173,7 +173,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _shared_bytes(packed: Packed, tiles: Tiles, rows: int, gated: bool) -> int:
-    """What a program keeps of the tiles to come: of the weight, and of x as often as products read it."""
+    """Shared memory of a program's prefetched tiles: the weight's, and those of x for each product that reads it."""
     weight = tiles.bn * tiles.bk * (2 if packed.format == "bf16" else 1) * (2 if gated else 1)
     reads = 4 if packed.group_size else 2
     return (weight + reads * tiles.bk * cuda.row_tile(rows) * 2) * (tiles.stages - 1)

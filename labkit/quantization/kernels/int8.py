@@ -42,7 +42,7 @@ def int8_multiply_reference(rows: Tensor, weight: Tensor, scale: Tensor) -> Tens
 
 
 def quantize_tokens(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 activations, one scale per row (token), found anew for each input.
+    """Symmetric int8 activations with a scale per row (token), computed for each input.
 
     rows [M, K] -> int8 [M, K] in -127 ... 127, scale [M, 1] fp32. A row of zeros gets scale 1.
     """
@@ -64,7 +64,7 @@ def integer_product(codes: Tensor, weight: Tensor) -> Tensor:
     if codes.device.type == "cpu" and has_integer_product():
         return torch._int_mm(codes, weight.T)
     if codes.device.type == "cuda" and not (codes.shape[1] % 8 or weight.shape[0] % 8):
-        missing = max(17 - codes.shape[0], 0)  # cuBLAS wants more than 16 rows
+        missing = max(17 - codes.shape[0], 0)  # cuBLAS requires more than 16 rows
         padded = torch.nn.functional.pad(codes, (0, 0, 0, missing)) if missing else codes
         return torch._int_mm(padded, weight.T)[: codes.shape[0]]
     return integer_product_reference(codes, weight)
@@ -77,19 +77,19 @@ def integer_product_reference(codes: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def has_packed_int8() -> bool:
-    """Does torch have its packed int8 product on this CPU, and does it answer rightly?"""
+    """Whether torch has its packed int8 product on this CPU and computes it correctly."""
     try:
         weight = torch.arange(-64, 64, dtype=torch.int8).reshape(4, 32)
         rows = torch.ones(3, 32, dtype=torch.bfloat16)
-        got = torch._weight_int8pack_mm(rows, weight, torch.ones(4, dtype=torch.bfloat16))
+        product = torch._weight_int8pack_mm(rows, weight, torch.ones(4, dtype=torch.bfloat16))
     except (AttributeError, RuntimeError):
         return False
-    return torch.allclose(got.float(), weight.float().sum(1).expand(3, 4), rtol=0.01)
+    return torch.allclose(product.float(), weight.float().sum(1).expand(3, 4), rtol=0.01)
 
 
 @cache
 def has_integer_product() -> bool:
-    """Is torch's int8 product on this CPU a fast one? Without AVX-512 it is a plain loop."""
+    """Whether torch's int8 product is fast on this CPU: without AVX-512 it is a plain loop."""
     try:
         if torch.backends.cpu.get_cpu_capability() != "AVX512":
             return False

@@ -1,7 +1,7 @@
-"""Dequantize and multiply, a slice of output channels at a time: the path every other one is tested against.
+"""Dequantize and multiply, a slice of output channels at a time: the reference for all other paths.
 
-A slice stays in the cache between being dequantized and being multiplied, and the dequantized weight never
-exists as a whole: the peak memory of a layer is that of one slice.
+A slice stays in the cache between dequantizing and multiplying, and the whole dequantized weight never exists:
+the peak memory of a layer is that of one slice.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 SLICE_ELEMENTS_CPU = 4 * 2**20
 SLICE_ELEMENTS_GPU = 128 * 2**20
-CACHE_ELEMENTS = 2**19  # for conversions of several steps: what they pass on stays in a core's cache
+CACHE_ELEMENTS = 2**19  # for conversions of several steps: intermediate results stay in a core's cache
 
 
 def row_slices(

@@ -1,4 +1,4 @@
-"""Code that is compiled on the machine it runs on: one decoding step of a decoder on the CPU.
+"""Code that is compiled on the machine it runs on: a decoding step of a decoder on the CPU.
 
 | file | what |
 |---|---|
@@ -12,6 +12,6 @@
 | `step.cpp` | a whole step: embedding, layers, head |
 | `library.py` | compiles them once, keeps the library in the cache folder, and says how to call it |
 
-Nothing here knows torch. Where there is no compiler the lab computes the same through torch
-(`labkit.engine.forward`), and says so in ``labkit doctor``.
+The compiled code does not use torch. Without a compiler the lab computes the same through torch
+(`labkit.engine.forward`), and ``labkit doctor`` reports it.
 """

@@ -1,6 +1,6 @@
-"""The compiled library: made once for this machine's processor, kept in the cache folder, found again.
+"""The compiled library: built once for this machine's processor and stored in the cache folder.
 
-The compiler is ``$CXX``, or the first of g++, c++ and clang++. ``LABKIT_NATIVE=0`` does without the library.
+The compiler is ``$CXX``, or the first of g++, c++ and clang++. ``LABKIT_NATIVE=0`` disables the library.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHOICES = (
     ("-mcpu=native",),
     (),
 )
-"""Flags that not every compiler takes; the first that works are used. Without OpenMP there is one thread."""
+"""Flags that not every compiler accepts; the first set that compiles is used. Without OpenMP there is one thread."""
 LONGEST_S = 180
 F32, BF16, F16, INT8, INT4 = range(5)
 """The types of `vectors.h`."""
@@ -89,7 +89,7 @@ class Row(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Library:
-    """The functions of step.cpp, and what they were compiled with."""
+    """The functions of step.cpp, and the compiler that built them."""
 
     path: Path
     compiler: str
@@ -101,7 +101,7 @@ class Library:
 
 
 def available() -> Library | None:
-    """`library`, or None where there is none."""
+    """`library`, or None where it is not available."""
     try:
         return library()
     except NativeError:
@@ -109,22 +109,22 @@ def available() -> Library | None:
 
 
 def library() -> Library:
-    """The library, compiled now if it is not in the cache folder: some seconds, once.
+    """The library; compiled first if it is not in the cache folder, which takes some seconds once.
 
     Raises:
-        NativeError: it is switched off, there is no compiler, or it fails.
+        NativeError: the library is switched off, there is no compiler, or the compiler fails.
     """
     if _suspended.get():
         raise NativeError("the compiled library is set aside for a while")
-    found = _library()
-    if isinstance(found, NativeError):
-        raise found
-    return found
+    result = _library()
+    if isinstance(result, NativeError):
+        raise result
+    return result
 
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """While it lasts, this thread's work is done as on a machine without a compiler: for comparing the two."""
+    """Within this context the thread works as on a machine without a compiler, to compare the two."""
     token = _suspended.set(True)
     try:
         yield
@@ -134,7 +134,7 @@ def suspended() -> Iterator[None]:
 
 @cache
 def _library() -> Library | NativeError:
-    """One or the other, found out once."""
+    """The library, or the error that prevents it; determined once for each process."""
     try:
         return _find()
     except NativeError as error:
@@ -150,8 +150,8 @@ def _find() -> Library:
             f"there is no C++ compiler here (looked for $CXX, {', '.join(COMPILERS)}): install g++, and decoding "
             "on the CPU becomes several times faster"
         )
-    told = _output([compiler, "--version"]).splitlines()
-    version = told[0] if told else compiler
+    lines = _output([compiler, "--version"]).splitlines()
+    version = lines[0] if lines else compiler
     path = cache_folder() / f"step-{_key(compiler, version)}.so"
     if not path.is_file():
         _compile(compiler, path)
@@ -164,18 +164,18 @@ def _find() -> Library:
 def find_compiler() -> str | None:
     """Path of the C++ compiler, or None."""
     named = os.environ.get("CXX", "").strip()
-    return next((found for name in (named, *COMPILERS) if name and (found := shutil.which(name))), None)
+    return next((path for name in (named, *COMPILERS) if name and (path := shutil.which(name))), None)
 
 
 def cache_folder() -> Path:
-    """Where the library is kept: ``$LABKIT_CACHE``, or where this system keeps such things."""
+    """The library's folder: in ``$LABKIT_CACHE``, or in the user's cache folder."""
     own = os.environ.get("LABKIT_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return (Path(own) if own else base / "labkit") / "native"
 
 
 def _key(compiler: str, version: str) -> str:
-    """Changes with the sources, the compiler and the processor."""
+    """A hash of the sources, the compiler and the processor."""
     digest = hashlib.sha256()
     for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())
@@ -184,7 +184,7 @@ def _key(compiler: str, version: str) -> str:
 
 
 def _processor() -> str:
-    """What the processor says it can do."""
+    """The processor's model and features, as the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -193,7 +193,7 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Compile to a file beside ``path`` and rename it, so that two processes may do it at a time."""
+    """Compile to a file beside ``path`` and rename it, so that two processes can compile at the same time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=path.stem, dir=path.parent)
@@ -204,18 +204,18 @@ def _compile(compiler: str, path: Path) -> None:
     first = ""
     try:
         for flags in CHOICES:
-            said = _failure([compiler, *COMMON, *flags, str(source), "-o", unfinished])
-            if said is None:
+            failure = _failure([compiler, *COMMON, *flags, str(source), "-o", unfinished])
+            if failure is None:
                 os.replace(unfinished, path)
                 return
-            first = first or said
+            first = first or failure
     finally:
         Path(unfinished).unlink(missing_ok=True)
     raise NativeError(f"{compiler} does not compile {source.name}: {first}")
 
 
 def _failure(command: list[str]) -> str | None:
-    """None if the command succeeds, else the first line that tells of an error."""
+    """None if the command succeeds, else the first line that reports an error."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
