@@ -207,6 +207,7 @@ def few_shares(monkeypatch):
 def test_kernels_answer_as_the_modules_do(plan):
     """Tokens are equal wherever the first two are further apart than what the order of sums may change."""
     model = model_under(plan, for_kernels=True)
+    compared = False
     count, prompts = (12, PROMPTS) if DEVICE.type == "cuda" else (2, PROMPTS[:1])
     for prompt in prompts:
         want, exact = answer(Forward(model), prompt, count)
@@ -215,8 +216,9 @@ def test_kernels_answer_as_the_modules_do(plan):
         assert torch.allclose(logits, exact, rtol=0, atol=room)
         first, second = exact.topk(2).values.T
         clear = (first - second > 2 * room).cpu()
-        assert plan == "int8-dynamic" or clear.any()  # codes of inputs change with the last bit
+        compared = compared or bool(clear.any())
         assert torch.equal(logits.argmax(-1).cpu()[clear], torch.tensor(want)[clear])
+    assert plan == "int8-dynamic" or compared  # codes of inputs change with the last bit
 
 
 @kernels
