@@ -124,7 +124,7 @@ def test_further_candidates_are_added_to_what_is_there(sensitivity, llama_folder
 
 def test_other_settings_need_another_folder(sensitivity, llama_folder, datasets):
     other = replace(datasets, probe=datasets.probe + 1)
-    with pytest.raises(LabError, match="sensitivities of another kind: datasets was"):
+    with pytest.raises(LabError, match="sensitivities of another kind: material was"):
         measured(llama_folder, other, sensitivity[0])
 
 

@@ -131,7 +131,14 @@ def finish(
     replace(plan, evidence=evidence).to_yaml(path)
     environments = evaluator.folder.environments()
     result = Search(
-        str(path), settings, found, reference, others, front, rounds=rounds, environments=environments
+        path=str(path),
+        settings=settings,
+        found=found,
+        reference=reference,
+        others=others,
+        front=front,
+        rounds=rounds,
+        environments=environments,
     )
     result.save(folder)
     if test_items and evaluator.datasets.text is None:

@@ -39,8 +39,8 @@ class Solver:
     """Chooses plans by prediction, and corrects the predictions by measurements.
 
     A prediction is the sum of the divergences of single layers. Their errors also add up or cancel in ways that it
-    does not cover, so plans near the predicted best are measured too: each is the predicted best that differs enough
-    from all before. Every choice follows from measurements, so an interrupted search repeats the same path.
+    does not cover, so plans near the predicted best are measured too: each is the predicted best that
+    differs enough from all before. Every choice follows from measurements, so an interrupted search repeats the same path.
     """
 
     def __init__(
