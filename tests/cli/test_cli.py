@@ -207,7 +207,7 @@ def test_compare_prints_conclusions_tables_and_files(capsys, monkeypatch, tmp_pa
 
 
 def test_an_added_plan_is_mentioned(capsys, monkeypatch, tmp_path, finished):
-    finished.environment["added_plan"] = "fp32"
+    finished.added_plan = "fp32"
     monkeypatch.setattr("labkit.measure.compare.compare", lambda *a, **k: finished)
     _, out, _ = run(capsys, "compare", "pocket", "--plans", "int4", "--output", tmp_path)
     assert "fp32 was added" in out

@@ -80,8 +80,8 @@ def test_what_is_written_is_what_was_given(tmp_path, line):
     options = build_parser().parse_args(line.split())
     if getattr(options, "output", None) is None:
         options.output = "out"
-    write_config(options, Path(options.output) if line.startswith(("quantize", "bench")) else tmp_path / "r")
-    folder = Path(options.output) if line.startswith(("quantize", "bench")) else tmp_path / "r"
+    folder = tmp_path / "r"
+    write_config(options, folder)
     again = parsed(line.split()[0], "--config", folder / "config.yaml")
     expected = {name: value for name, value in vars(options).items() if name not in EXTRA}
     for values in (again, expected):
