@@ -423,7 +423,7 @@ def test_a_search_that_is_killed_loses_no_plan_and_no_solved_linear(
         plans = records.read_bytes().count(b"\n") if records.exists() else 0
         return plans, sorted(path.name for path in output.glob("work/*/*.safetensors"))
 
-    assert run("plan", 2).returncode == -signal.SIGKILL  # at the second plan's record
+    assert run("plan", 3).returncode == -signal.SIGKILL  # after the environment, at the second plan's record
     assert kept()[0] == 1
     killed = run("linear", 5)  # four Linears of a plan solved
     assert killed.returncode == -signal.SIGKILL, killed.stderr
