@@ -23,6 +23,7 @@ from labkit.engine.kv_cache import PLAIN, Keeping
 from labkit.engine.row_cache import JoinedCache, RowCache, use_rows
 from labkit.engine.step_cpu import NativeStep, describe
 from labkit.quantization import QuantizedLinear
+from labkit.quantization.kernels.upcast import upcast
 from labkit.quantization.logits import keep_logits_
 
 PADDED_ROWS = 8
@@ -153,7 +154,8 @@ class Forward:
         )
         if model._supports_logits_to_keep():
             arguments["logits_to_keep"] = 1
-        output = model(**arguments, return_dict=True)
+        with upcast(ids.device):
+            output = model(**arguments, return_dict=True)
         positions = arguments.get("position_ids")
         # A row that sees its whole cache needs no mask, where the model is told the positions.
         needs_mask = positions is None or bool((mask == 0).any())

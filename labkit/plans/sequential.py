@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LabError
+from labkit.quantization.kernels.upcast import upcast
 
 Visit = Callable[[str, list[Tensor], list[Tensor] | None], nn.Module]
 
@@ -23,9 +24,10 @@ def run_model(model: nn.Module, batch: Any) -> Any:
     Transformers models run without a KV cache, which nothing would read.
     """
     options = {"use_cache": False} if hasattr(model, "prepare_inputs_for_generation") else {}
-    if isinstance(batch, Mapping):
-        return model(**{**options, **batch})
-    return model(*batch, **options) if isinstance(batch, tuple | list) else model(batch, **options)
+    with upcast(next((tensor.device for tensor in model.parameters()), torch.device("cpu"))):
+        if isinstance(batch, Mapping):
+            return model(**{**options, **batch})
+        return model(*batch, **options) if isinstance(batch, tuple | list) else model(batch, **options)
 
 
 def to_device(batch: Any, device: torch.device | str | None) -> Any:

@@ -1,0 +1,87 @@
+"""Products of many fp16 and bf16 rows on a CPU without instructions for them: computed in fp32 and rounded once."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from labkit.quantization.kernels.reference import row_slices
+
+LEAST_ROWS = 16  # fewer rows: reading the weight takes longer than multiplying, and widening it doubles that
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@cache
+def is_emulated(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies ``dtype`` by plain loops on this CPU: about seven times slower than fp32."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and torch.backends.mkldnn.is_available() and not supported[dtype]()
+
+
+class _Upcast(TorchFunctionMode):
+    """Widens the operands of Linears, convolutions and matrix products, and rounds what they return.
+
+    The sums are those of an fp32 product, as with a CPU's or a GPU's own instructions for these types.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        compute = PRODUCTS.get(function)
+        if compute is not None and not kwargs and _gains(function, *args[:2]):
+            return compute(*args).to(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def _gains(function: Callable, rows: object, weight: object) -> bool:
+    """Whether both are of one emulated type on the CPU, with rows enough."""
+    return (
+        isinstance(rows, Tensor)
+        and isinstance(weight, Tensor)
+        and rows.dtype == weight.dtype
+        and rows.dtype in HALVES
+        and rows.device.type == "cpu"
+        and is_emulated(rows.dtype)
+        and (function in CONVOLUTIONS or rows.numel() >= LEAST_ROWS * rows.shape[-1])
+    )
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A slice of channels at a time: the whole weight in fp32 would be twice the memory of the weight."""
+    slices = list(row_slices(*weight.shape, weight.device))
+    if len(slices) == 1 or (torch.is_grad_enabled() and rows.requires_grad):
+        return functional.linear(rows.float(), weight.float(), _widened(bias))
+    out = rows.new_empty(*rows.shape[:-1], weight.shape[0])
+    wide, bias = rows.float(), _widened(bias)
+    for part in slices:
+        out[..., part] = functional.linear(wide, weight[part].float(), None if bias is None else bias[part])
+    return out
+
+
+def _widened(operand: object) -> object:
+    return operand.float() if isinstance(operand, Tensor) else operand
+
+
+def _whole(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *operands: product(*map(_widened, operands))
+
+
+CONVOLUTIONS = (functional.conv1d, functional.conv2d)
+PRODUCTS = {
+    functional.linear: _linear,
+    **{convolution: _whole(convolution) for convolution in CONVOLUTIONS},
+    torch.matmul: _whole(torch.matmul),
+    Tensor.matmul: _whole(torch.matmul),
+    Tensor.__matmul__: _whole(torch.matmul),
+}
+
+
+def upcast(device: torch.device) -> AbstractContextManager:
+    """Within it, products of many rows on the CPU are computed in fp32 where that is faster."""
+    emulated = device.type == "cpu" and any(is_emulated(dtype) for dtype in HALVES)
+    return _Upcast() if emulated else nullcontext()
