@@ -18,6 +18,16 @@ from types import MappingProxyType
 from typing import Any
 
 from labkit.common.errors import ActionSyntaxError
+from labkit.common.marks import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    CALL_START,
+    CLOSE,
+    OPEN,
+    TYPED,
+    partition_at,
+    read_marks,
+)
 
 COORDINATE_MAX = 999
 """The largest coordinate: (0, 0) is the top left corner, (999, 999) the bottom right corner."""
@@ -46,7 +56,7 @@ ACTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTyp
     }
 )
 POINTS = ("element", "start", "end")
-_ACTION_START = re.compile(r"\b(?:do\s*\(\s*action|finish\s*\(\s*message)\s*=")
+_CONTROL = re.compile(r"<\|[^|>]*\|>")  # <|endoftext|>, <|user|>
 _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises on hostile text
 
 
@@ -112,7 +122,8 @@ class Answer:
 def format_action(action: Action) -> str:
     """Write `action` as the model does: ``do(action="Tap", element=[500,120])`` or ``finish(message="…")``.
 
-    Quotes, backslashes and control characters are escaped: ``parse_action(format_action(a)) == a``.
+    Quotes, backslashes and control characters are escaped: ``parse_action(format_action(a)) == a``. The action
+    grammar (`labkit.engine.action_rules`) accepts all that is written here but lone surrogates.
     """
     parts = [] if action.name == "finish" else [f'action="{action.name}"']
     for name, value in action.arguments.items():
@@ -158,13 +169,23 @@ def parse_answer(text: str) -> Answer:
 
     Tolerates the slips of real outputs: a missing ``</answer>``, ``</think>`` or ``<think>`` (the prompt may end in
     it), a bare ``do(…)``, prose before or after the action. Of several actions the first counts. `text` still shows
-    the caller what was tolerated.
+    the caller what was tolerated. Tags inside the string of an action are its text.
     """
-    thinking, rest = _split_thinking(text)
-    body = re.sub(r"<\|[^|>]*\|>", "", rest)  # <|endoftext|>, <|user|>
-    body = body.partition("<answer>")[2] if "<answer>" in body else body
-    body = body.partition("</answer>")[0].strip()
-    start = _ACTION_START.search(body)
+    text = _without_end(text)
+    answer = _read(text, partition_at(text, CLOSE))
+    if answer.action is None and CLOSE in text:
+        # The thinking may quote an action that it does not finish, whose open string hid the tag.
+        answer = _read(text, text.partition(CLOSE))
+    return answer
+
+
+def _read(text: str, parts: tuple[str, str, str]) -> Answer:
+    """The answer in a text whose thinking ends where ``parts`` divide it."""
+    before, closed, after = parts
+    thinking, rest = (before.replace(OPEN, "", 1).strip(), after) if closed else _unclosed_thinking(text)
+    _, opened, inner = partition_at(rest, ANSWER_OPEN)
+    body = _without_control(partition_at(inner if opened else rest, ANSWER_CLOSE)[0]).strip()
+    start = CALL_START.search(body)
     if start is None:
         return Answer(thinking, None, body, "the answer holds no do(action=…) or finish(message=…)")
     try:
@@ -173,22 +194,40 @@ def parse_answer(text: str) -> Answer:
         return Answer(thinking, None, body, str(error))
 
 
-def _split_thinking(text: str) -> tuple[str | None, str]:
-    """The thinking (or None) and the text after it."""
-    before, closed, after = text.partition("</think>")
-    if closed:
-        return before.replace("<think>", "", 1).strip(), after
-    before, opened, after = text.partition("<think>")
+def _unclosed_thinking(text: str) -> tuple[str | None, str]:
+    """The thinking (or None) and the text after it, where no closing tag divides them."""
+    _, opened, after = partition_at(text, OPEN)
     if not opened:
         return None, text
-    thinking, answer, rest = after.partition("<answer>")
+    thinking, answer, rest = after.partition(ANSWER_OPEN)
     if answer:
         return thinking.strip(), answer + rest
     # Neither closing tag nor answer: the action itself ends the thinking.
-    action = _ACTION_START.search(after)
+    action = CALL_START.search(after)
     if action:
         return after[: action.start()].strip(), after[action.start() :]
     return after.strip(), ""
+
+
+def _without_end(text: str) -> str:
+    """The text without the control tokens and the closing tag that end it."""
+    while True:
+        text = text.rstrip()
+        start = text.rfind("<|")
+        if text.endswith(ANSWER_CLOSE):
+            text = text.removesuffix(ANSWER_CLOSE)
+        elif start >= 0 and _CONTROL.fullmatch(text, start):
+            text = text[:start]
+        else:
+            return text
+
+
+def _without_control(text: str) -> str:
+    """The text without control tokens, but for those that an action types."""
+    return "".join(
+        segment.text if segment.kind == TYPED else _CONTROL.sub("", segment.text)
+        for segment in read_marks(text)
+    )
 
 
 def _one_call(text: str) -> str:
@@ -245,7 +284,8 @@ def _quote(value: str) -> str:
 
 def _escape_one(match: re.Match) -> str:
     escapes = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return escapes.get(match.group(), f"\\u{ord(match.group()):04x}")
+    code = ord(match.group())
+    return escapes.get(match.group(), f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 def _short(text: str) -> str:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from labkit.common.marks import MARKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
 MOST_TEXTS = 1 << 14
@@ -21,10 +27,17 @@ class Detokenizer:
         tokenizer: what decodes.
         texts: those of short runs of tokens, by their tokens. Answers of one tokenizer may share it: an agent's are much
             alike, and looking up takes less than decoding.
+        hidden: what `hidden_tokens` gives for the tokenizer, if that is at hand.
     """
 
-    def __init__(self, tokenizer, texts: dict[tuple[int, ...], str] | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: dict[tuple[int, ...], str] | None = None,
+        hidden: frozenset[int] | None = None,
+    ):
         self._tokenizer = tokenizer
+        self._hidden = hidden_tokens(tokenizer) if hidden is None else hidden
         self._texts = {} if texts is None else texts
         self._tokens: list[int] = []
         self._start = 0  # first token of the window that is decoded
@@ -35,8 +48,9 @@ class Detokenizer:
         run = tuple(tokens)
         text = self._texts.get(run)
         if text is None:
+            shown = [token for token in tokens if token not in self._hidden]
             text = self._tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                shown, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
             if len(self._texts) >= MOST_TEXTS:
                 self._texts.clear()
@@ -47,8 +61,8 @@ class Detokenizer:
         """The text that this token completes, possibly none."""
         self._tokens.append(token)
         text = self._decode(self._tokens[self._start :])
-        if text.endswith(REPLACEMENT):
-            return self._give(text[:-1])
+        if text.endswith(REPLACEMENT):  # tokens of single bytes give one for each byte
+            return self._give(text.rstrip(REPLACEMENT))
         delta = self._give(text)
         self._start, self._boundary = self._boundary, len(self._tokens)
         self._given = len(self._decode(self._tokens[self._start :]))
@@ -58,6 +72,15 @@ class Detokenizer:
         delta = text[self._given :]
         self._given = max(self._given, len(text))
         return delta.replace(REPLACEMENT, "")
+
+
+def hidden_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special tokens, which are no part of a text; tags are, even where a tokenizer calls them special."""
+    return frozenset(
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in MARKS
+    )
 
 
 class StopMatcher:

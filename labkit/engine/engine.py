@@ -18,7 +18,7 @@ import torch
 from labkit.common.errors import LabError, PromptTooLongError
 from labkit.common.messages import normalise_messages
 from labkit.engine.batching import DECODE_SHARE, Batch, TextStream
-from labkit.engine.detokenize import Detokenizer
+from labkit.engine.detokenize import Detokenizer, hidden_tokens
 from labkit.engine.forward import Forward
 from labkit.engine.generation import Generation, RunningAnswer
 from labkit.engine.grammar import Grammar, Grammars
@@ -171,7 +171,7 @@ class Engine:
         answer = RunningAnswer(
             inputs,
             sampler,
-            Detokenizer(self.tokenizer, self._texts),
+            Detokenizer(self.tokenizer, self._texts, self._hidden_tokens),
             ends,
             prompt_tokens=length,
             limit=limit,
@@ -208,6 +208,10 @@ class Engine:
                 f"the prompt has {length} tokens; {self.spec.name} takes {self.max_length - 1}"
             )
         return inputs
+
+    @cached_property
+    def _hidden_tokens(self) -> frozenset[int]:
+        return hidden_tokens(self.tokenizer)
 
     @cached_property
     def grammars(self) -> Grammars:

@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from labkit.common.errors import ApiError, GrammarError, LabError
+from labkit.common.marks import OPEN
 from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
 from labkit.engine.grammar import Grammar
-from labkit.service.choice import APART, HIDDEN, INLINE, ChoiceReader, News
+from labkit.service.choice import ChoiceReader, News, thinks_apart
 from labkit.service.conversation import check_media, fetch_images, lab_messages
 from labkit.service.engine_settings import longest_answer, settings_of
 from labkit.service.errors import as_api_error
 from labkit.service.metrics import Metrics
 from labkit.service.options import ServiceOptions
-from labkit.service.reasoning import OPEN
 from labkit.service.remote import RemoteImages
 from labkit.service.scheduler import Event, Job, Scheduler
 from labkit.service.schema_limits import narrowed
@@ -132,12 +132,11 @@ class Completion:
         self.prompt_tokens = answers[0].generation.prompt_tokens
         limit = min(request.timeout or chat.options.timeout_s, chat.options.timeout_s)
         deadline = self._started + limit
-        mode = HIDDEN if request.thinks is False else APART if request.splits_reasoning else INLINE
         for index, answer in enumerate(answers):
             self.readers.append(
                 ChoiceReader(
                     index,
-                    reasoning=HIDDEN if tools.functions and mode == INLINE else mode,
+                    apart=thinks_apart(request, tools),
                     opened=opened,
                     tools=tools,
                     tags=request.keeps_tags,
@@ -162,7 +161,9 @@ class Completion:
             opened = tail.rstrip().endswith(OPEN)
             grammar = self._grammar(schema, "open" if opened else "may" if thinking else "none")
             if request.logprobs:
-                _ = chat.engine.grammars.known  # tokens' bytes; refused here where they are not to be had
+                _ = (
+                    chat.engine.grammars.tokenizer.view
+                )  # tokens' bytes; refused here where they are not to be had
             answers = [
                 chat.engine.request(messages, grammar=grammar, inputs=inputs, **settings)
                 for settings in settings_of(request, chat.options, self.count)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from labkit.common.marks import OPEN
 from labkit.engine.grammar import Grammars
 from labkit.engine.sampling import TokenLogprobs
-from labkit.service.reasoning import OPEN, ReasoningSplitter, TagFilter
+from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.replies import TokenLogprob, ToolCall, TopLogprob
 from labkit.service.scheduler import Event
+from labkit.service.schemas import ChatRequest
 from labkit.service.tools import ToolUse, as_tool_call, may_be_call
 
 NO_TOOLS = ToolUse()
-APART, INLINE, HIDDEN = "apart", "inline", "hidden"
-"""Where thinking goes: into a field of its own, into the content as it was written, or nowhere."""
+
+
+def thinks_apart(request: ChatRequest, tools: ToolUse) -> bool:
+    """Whether thinking goes into a field of its own; else it stays in the content as it was written.
+
+    It does where a request asks for it, where the content is JSON or may become a call, and where a model thinks that
+    was told not to.
+    """
+    return bool(request.splits_reasoning or request.wants_json or tools.functions or request.thinks is False)
 
 
 @dataclass
@@ -38,7 +47,7 @@ class ChoiceReader:
 
     Args:
         index: its place.
-        reasoning: `APART`, `INLINE` or `HIDDEN`.
+        apart: give the thinking in a field of its own; see `thinks_apart`.
         opened: the prompt ended in ``<think>``.
         tools: what the answer may call; a call is told whole at its end. Where the request named the function,
             the finish reason is ``stop``, as OpenAI's is.
@@ -50,7 +59,7 @@ class ChoiceReader:
         self,
         index: int,
         *,
-        reasoning: str = INLINE,
+        apart: bool = False,
         opened: bool = False,
         tools: ToolUse = NO_TOOLS,
         tags: bool = True,
@@ -65,38 +74,36 @@ class ChoiceReader:
         self.tool_call: ToolCall | None = None
         self.finish_reason: str | None = None
         self._splitter = ReasoningSplitter(opened)
-        self._mode = reasoning
-        self._prefix = OPEN if opened and reasoning == INLINE else ""
+        self._apart = apart
+        self._prefix = OPEN if opened and not apart else ""
         self._tools = tools
         self._filter = None if tags or tools.must else TagFilter()
         self._grammars = grammars
         self._pending: list[TokenLogprob] = []
+        self._of_thought: list[TokenLogprob] = []
         self._call_text = ""
 
     def read(self, event: Event) -> News:
         """Take one event that is no error."""
         if event.token is not None:
             self.tokens += 1
-        thinking = self._splitter.thinking
-        thought, content = self._splitter.push(event.text)
-        if event.finish_reason is not None:
-            held_thought, held = self._splitter.flush()
-            thought, content = thought + held_thought, content + held
-        thinking = thinking or self._splitter.thinking
+        thinking, thought, content = self._split(event)
         self.reasoning_tokens += thinking and event.token is not None
-        if self._mode == INLINE:
-            thought, content, self._prefix = "", self._prefix + event.text, ""
-        elif self._mode == HIDDEN:
-            thought = ""
-        if self._filter is not None:
-            content = self._filter.push(content)
-            if event.finish_reason is not None:
-                content += self._filter.flush()
-        if event.logprobs is not None and not event.is_end and (self._mode == INLINE or not thinking):
-            self._pending.append(self._told(event.logprobs))
+        if event.logprobs is not None and not event.is_end:
+            hidden = self._apart and thinking
+            (self._of_thought if hidden else self._pending).append(self._told(event.logprobs))
+        if event.finish_reason == "stop" and self._apart and self._splitter.unfinished:
+            # The model has ended without closing its thinking: that was its answer.
+            content, self._pending = self._splitter.unfinished, self._of_thought
+        if not self._splitter.thinking:
+            self._of_thought = []
         news = News(self.index, content, thought, finish_reason=event.finish_reason)
         if self._tools.functions:
             self._read_call(news)
+        if self._filter is not None:
+            news.content = self._filter.push(news.content)
+            if event.finish_reason is not None:
+                news.content += self._filter.flush()
         if not news.is_empty:
             news.logprobs, self._pending = self._pending, []
         self.content += news.content
@@ -104,6 +111,17 @@ class ChoiceReader:
         self.logprobs += news.logprobs
         self.finish_reason = news.finish_reason
         return news
+
+    def _split(self, event: Event) -> tuple[bool, str, str]:
+        """Whether an event belongs to the thinking, and what it adds to the thinking and to the content."""
+        thinking = self._splitter.thinking
+        thought, content = self._splitter.push(event.text)
+        if event.finish_reason is not None:
+            held_thought, held = self._splitter.flush()
+            thought, content = thought + held_thought, content + held
+        if not self._apart:
+            thought, content, self._prefix = "", self._prefix + event.text, ""
+        return thinking or self._splitter.thinking, thought, content
 
     def _read_call(self, news: News) -> None:
         """Hold the content back while it can be a call."""

@@ -7,8 +7,7 @@ published clients of AutoGLM look for the action after it and know no other plac
 
 from __future__ import annotations
 
-OPEN, CLOSE = "<think>", "</think>"
-ANSWER_TAGS = ("<answer>", "</answer>")
+from labkit.common.marks import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, MARK, OPEN, MarkReader, Segment
 
 
 class ReasoningSplitter:
@@ -21,46 +20,65 @@ class ReasoningSplitter:
     """
 
     def __init__(self, opened: bool = False):
-        self._state = "thinking" if opened else "start"
+        self._opened = opened
+        self._state = "start"
         self._held = ""
+        self._thought = ""  # all of an unfinished thought
         self._bare = True  # nothing but white space so far, which is dropped around the tags
 
     @property
     def thinking(self) -> bool:
         """Whether thinking has begun and not ended."""
-        return self._state == "thinking"
+        return self._state == "thinking" or (self._opened and self._state == "start")
+
+    @property
+    def unfinished(self) -> str:
+        """The thought that has begun and not ended, all of it."""
+        return self._thought
 
     def push(self, text: str) -> tuple[str, str]:
         """Take a piece."""
-        text = self._held + text
-        self._held = ""
-        thought = ""
+        text, self._held = self._held + text, ""
         if self._state == "start":
-            stripped = text.lstrip()
-            if stripped.startswith(OPEN):
-                self._state, text = "thinking", stripped[len(OPEN) :]
-            elif OPEN.startswith(stripped):
-                self._held = text
-                return "", ""
-            else:
-                self._state, self._bare = "answer", False
-        if self._state == "thinking":
-            thought, closed, rest = text.partition(CLOSE)
-            if closed:
-                self._state, text = "answer", rest
-            else:
-                keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
-                self._held, text = text[len(text) - keep :], ""
-                thought = thought[: len(thought) - keep]
-            thought = self._trimmed(thought)
-            if closed:
-                self._bare = True
-        return thought, self._trimmed(text)
+            text = self._begin(text)
+        if self._state != "thinking":
+            return "", self._trimmed(text)
+        thought, closed, rest = text.partition(CLOSE)
+        if not closed:
+            keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
+            self._held = text[len(text) - keep :]
+            thought = thought[: len(thought) - keep]
+        thought = self._trimmed(thought)
+        if not closed:
+            self._thought += thought
+            return thought, ""
+        self._state, self._bare, self._thought = "answer", True, ""
+        return thought, self._trimmed(rest)
 
     def flush(self) -> tuple[str, str]:
         """What is still held back, when no more text comes."""
         held, self._held = self._held, ""
-        return (held, "") if self._state == "thinking" else ("", held)
+        if not self.thinking:
+            return "", held
+        self._thought += held
+        return held, ""
+
+    def _begin(self, text: str) -> str:
+        """Find out what the text begins with; returns what stands behind a tag that opens the thinking."""
+        stripped = text.lstrip()
+        if stripped.startswith(OPEN):  # some models repeat the tag that their prompt ends in
+            self._state = "thinking"
+            return stripped[len(OPEN) :]
+        if OPEN.startswith(stripped) or (
+            self._opened and ANSWER_OPEN.startswith(stripped) and stripped != ANSWER_OPEN
+        ):
+            self._held = text
+            return ""
+        # A model that skips the thinking answers at once, and may type a closing tag.
+        thinks = self._opened and not stripped.startswith(ANSWER_OPEN)
+        self._state = "thinking" if thinks else "answer"
+        self._bare = thinks
+        return text
 
     def _trimmed(self, text: str) -> str:
         if self._bare and text:
@@ -70,26 +88,23 @@ class ReasoningSplitter:
 
 
 class TagFilter:
-    """Takes ``<answer>`` and ``</answer>`` out of a text that comes in pieces.
+    """Takes ``<answer>`` and ``</answer>`` out of a text that comes in pieces, but not out of what an action types.
 
     AutoGLM's published client looks for ``do(action=`` and takes all that follows as Python: a closing tag behind it
     is an error there.
     """
 
     def __init__(self):
-        self._held = ""
+        self._reader = MarkReader()
 
     def push(self, text: str) -> str:
         """The text that is safe to give out; what may become a tag is held back."""
-        text = self._held + text
-        for tag in ANSWER_TAGS:
-            text = text.replace(tag, "")
-        ends = [n for tag in ANSWER_TAGS for n in range(1, len(tag)) if text.endswith(tag[:n])]
-        keep = max(ends, default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        return _without_answer_tags(self._reader.push(text))
 
     def flush(self) -> str:
         """What is still held back, when no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        return _without_answer_tags(self._reader.flush())
+
+
+def _without_answer_tags(segments: list[Segment]) -> str:
+    return "".join(text for kind, text in segments if kind != MARK or text not in (ANSWER_OPEN, ANSWER_CLOSE))

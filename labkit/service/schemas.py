@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, FiniteFloat, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from labkit.common.errors import ApiError
+from labkit.engine.json_schema import MAX_SCHEMA_DEPTH, is_deeper
 from labkit.engine.sampling import MAX_LOGPROBS
 from labkit.service.messages import ROLES, Message, Strict, kind_of_content
 from labkit.service.options import ALIAS
@@ -22,9 +32,18 @@ MAX_STOP_CHARACTERS = 256
 class FieldError(ValueError):
     """A field that does not go with another."""
 
-    def __init__(self, field: str, told: str):
-        super().__init__(told)
+    def __init__(self, field: str, reason: str):
+        super().__init__(reason)
         self.field = field
+
+
+def _shallow(schema: dict[str, Any]) -> dict[str, Any]:
+    if is_deeper(schema, MAX_SCHEMA_DEPTH):
+        raise ValueError(f"is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    return schema
+
+
+Schema = Annotated[dict[str, Any], AfterValidator(_shallow)]
 
 
 class StreamOptions(Strict):
@@ -41,7 +60,7 @@ class JsonObjectFormat(Strict):
 
 class JsonSchema(Strict):
     name: str = Field(min_length=1, max_length=64)
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
     strict: bool | None = None
     description: str | None = None
 
@@ -63,7 +82,7 @@ ResponseFormat = Annotated[
 class FunctionDefinition(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Schema | None = None
 
 
 class Tool(Strict):
@@ -180,9 +199,14 @@ class ChatRequest(Strict):
         return self.enable_thinking if self.enable_thinking is not None else inner
 
     @property
+    def wants_json(self) -> bool:
+        """Whether the content is to be JSON."""
+        return self.response_format is not None and self.response_format.type.startswith("json")
+
+    @property
     def keeps_tags(self) -> bool:
         """Whether ``<answer>`` tags stay in the content; in JSON they are part of a string."""
-        if self.response_format is not None and self.response_format.type.startswith("json"):
+        if self.wants_json:
             return True
         return self.model != ALIAS if self.answer_tags is None else self.answer_tags
 
@@ -208,10 +232,10 @@ def read_request(document: Any) -> ChatRequest:
         steps = [str(step) for step in first["loc"]]
         kept = [step for at, step in enumerate(steps) if not _is_tag(steps, at)]
         param = ".".join(kept) or getattr(first.get("ctx", {}).get("error"), "field", None)
-        told = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "union_tag_invalid":  # pydantic's own words quote what was sent
-            told = f"its {first['ctx']['discriminator']} must be one of {first['ctx']['expected_tags']}"
-        raise ApiError(f"{param}: {told}" if param else told, param=param, code=first["type"]) from None
+            reason = f"its {first['ctx']['discriminator']} must be one of {first['ctx']['expected_tags']}"
+        raise ApiError(f"{param}: {reason}" if param else reason, param=param, code=first["type"]) from None
 
 
 def _is_tag(steps: list[str], at: int) -> bool:

@@ -103,14 +103,29 @@ def may_be_call(text: str) -> bool:
 def as_tool_call(text: str, names: Collection[str]) -> ToolCall | None:
     """The call that an answer is, or None: it was cut off, or is something else."""
     try:
-        call = json.loads(text.strip().removeprefix(TAG).removesuffix(TAG.replace("<", "</")))
+        call = json.loads(
+            text.strip().removeprefix(TAG).removesuffix(TAG.replace("<", "</")), parse_constant=_refuse
+        )
         name, arguments = call["name"], call["arguments"]
+        written = json.dumps(arguments, ensure_ascii=False)
+        if not _is_unicode(written):
+            written = json.dumps(arguments)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    if name not in names or not isinstance(arguments, dict):
+    if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
         return None
-    function = CalledFunction(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+    function = CalledFunction(name=name, arguments=written)
     return ToolCall(id=f"call_{uuid.uuid4().hex[:24]}", type="function", function=function)
+
+
+def _refuse(constant: str) -> None:
+    """NaN and the infinities are no JSON."""
+    raise ValueError(constant)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent: halves of surrogate pairs, which JSON can write as escapes, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _moved(schema: Any, prefix: str) -> Any:

@@ -9,8 +9,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit.common.actions import ACTIONS, Action, format_action, parse_answer
 from labkit.common.errors import GrammarError
+from labkit.engine.action_grammar import action_rules
 from labkit.engine.engine import Engine
-from labkit.engine.grammar import LEAST_TOKENS, Grammars, action_rules
+from labkit.engine.grammar import LEAST_TOKENS, Grammars
 from labkit.engine.json_closing import JsonTail
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
@@ -105,7 +106,9 @@ def test_the_shortest_answer_allowed_still_ends(pocket):
 )
 def test_what_the_lab_writes_is_in_the_grammar(pocket, action):
     matcher = pocket.grammars.grammar("action").start(LEAST_TOKENS)
-    for token in pocket.tokenizer.encode(f"<answer>{format_action(action)}", add_special_tokens=False):
+    for token in pocket.tokenizer.encode(
+        f"<answer>{format_action(action)}</answer>", add_special_tokens=False
+    ):
         assert matcher.allowed()[token], pocket.tokenizer.decode([token])
         matcher.accept(token)
     assert matcher.done
@@ -180,7 +183,7 @@ def test_a_model_without_marks_writes_them_as_letters(llama):
 
 
 def test_every_action_of_the_protocol_is_in_the_rules():
-    rules = action_rules('"<answer>"', 10)
+    rules = action_rules('"<answer>"', '"</answer>"', 10)
     assert all(f'action=\\"{name}\\"' in rules for name in ACTIONS if name != "finish")
 
 

@@ -7,17 +7,18 @@ import json
 import httpx
 import pytest
 
-from labkit.common.errors import LabError, MediaError
+from labkit.common.actions import Action, format_action
+from labkit.common.errors import ApiError, LabError, MediaError
 from labkit.service import remote
 from labkit.service.arguments import add_service_arguments, options_of
-from labkit.service.choice import ChoiceReader
+from labkit.service.choice import ChoiceReader, thinks_apart
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.remote import RemoteImages, public_address
 from labkit.service.scheduler import Event
 from labkit.service.schema_limits import narrowed
-from labkit.service.schemas import FunctionDefinition
-from labkit.service.tools import ToolUse, as_tool_call, call_schema
+from labkit.service.schemas import FunctionDefinition, read_request
+from labkit.service.tools import ToolUse, as_tool_call, call_schema, tool_use
 
 ANSWERS = [
     ("<think>a b</think><answer>x</answer>", False, "a b", "<answer>x</answer>"),
@@ -29,6 +30,13 @@ ANSWERS = [
     ("<thin", False, "", "<thin"),
     ("  \n<think></think>x", False, "", "x"),
     ("", False, "", ""),
+    ("<think>a</think>b", True, "a", "b"),
+    (
+        '\n<answer>do(action="Type", text="</think>")',
+        True,
+        "",
+        '\n<answer>do(action="Type", text="</think>")',
+    ),
 ]
 
 
@@ -49,6 +57,112 @@ def test_answer_tags_are_taken_out_wherever_the_pieces_fall(size):
     text, tags = "a < b <answer>do(x)</answer> <ans", TagFilter()
     pieces = [tags.push(text[at : at + size]) for at in range(0, len(text), size)]
     assert "".join(pieces) + tags.flush() == "a < b do(x) <ans"
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+@pytest.mark.parametrize(
+    "typed", ["a</answer>b", "<answer>", 'say "</answer>"', "</answer>", "\\</answer>\n)", "'</answer>'"]
+)
+def test_answer_tags_that_an_action_types_stay(typed, size):
+    for action in (Action("Type", {"text": typed}), Action("finish", {"message": typed})):
+        call, tags = format_action(action), TagFilter()
+        text = f"<think>{call}</think><answer>{call}</answer>"
+        pieces = [tags.push(text[at : at + size]) for at in range(0, len(text), size)]
+        assert ("".join(pieces) + tags.flush()).endswith(f"</think>{call}")
+
+
+CALL = '{"name": "f", "arguments": {"a": "</answer>"}}'
+
+
+def read_all(text, finish_reason, size, **options):
+    """The reader, and the texts that its stream gave."""
+    reader, content, reasoning = ChoiceReader(0, **options), "", ""
+    events = [Event(0, text[at : at + size]) for at in range(0, len(text), size)]
+    for event in [*events, Event(0, finish_reason=finish_reason)]:
+        news = reader.read(event)
+        content, reasoning = content + news.content, reasoning + news.reasoning
+    assert (content, reasoning) == (reader.content, reader.reasoning)
+    return reader
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+@pytest.mark.parametrize("tools", [ToolUse(), ToolUse((FunctionDefinition(name="f"),))])
+@pytest.mark.parametrize(
+    ("text", "opened", "finish_reason", "reasoning", "content"),
+    [
+        ("<think>on and on", False, "stop", "on and on", "on and on"),
+        ("on and on</thi", True, "stop", "on and on</thi", "on and on</thi"),
+        ("<think>on and on", False, "length", "on and on", ""),
+        ("<think>a</think>b <think>c", False, "stop", "a", "b <think>c"),
+        ("<think>a<answer>b</answer>", False, "stop", "a<answer>b</answer>", "a<answer>b</answer>"),
+        ("<answer>b</answer>", True, "stop", "", "<answer>b</answer>"),
+        ("<think></think>b", False, "stop", "", "b"),
+        ("<thi", True, "stop", "<thi", "<thi"),
+    ],
+)
+def test_nothing_that_a_model_wrote_is_lost(text, opened, finish_reason, reasoning, content, tools, size):
+    reader = read_all(text, finish_reason, size, apart=True, opened=opened, tools=tools)
+    assert (reader.reasoning, reader.content) == (reasoning, content)
+    assert reader.finish_reason == finish_reason
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+@pytest.mark.parametrize("must", [False, True])
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [(f"<think>it is f</think>\n{CALL}", "it is f"), (f"<think>{CALL}", CALL), (CALL, "")],
+)
+def test_a_call_after_thinking_is_one_and_keeps_its_text(text, reasoning, must, size):
+    tools = ToolUse((FunctionDefinition(name="f"),), must=must)
+    reader = read_all(text, "stop", size, apart=True, tools=tools, tags=False)
+    assert (reader.reasoning, reader.content, reader.finish_reason) == (reasoning, "", "tool_calls")
+    assert json.loads(reader.tool_call.function.arguments) == {"a": "</answer>"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "apart"),
+    [
+        ({}, False),
+        ({"enable_thinking": True}, False),
+        ({"enable_thinking": False}, True),
+        ({"return_reasoning": True}, True),
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"response_format": {"type": "action"}}, False),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, True),
+    ],
+)
+def test_where_thinking_goes(fields, apart):
+    request = read_request({"model": "m", "messages": [{"role": "user", "content": "x"}], **fields})
+    assert thinks_apart(request, tool_use(request)) is apart
+
+
+def test_a_deep_schema_is_refused_at_the_door():
+    schema = {"type": "null"}
+    for _ in range(300):
+        schema = {"items": schema}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for fields in ({"response_format": wanted}, {"tools": tools}):
+        with pytest.raises(ApiError, match="nested more than 100 levels deep"):
+            read_request({"model": "m", "messages": [{"role": "user", "content": "x"}], **fields})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": ["f"], "arguments": {}}',
+        '{"name": "f", "arguments": {"a": NaN}}',
+        '{"name": "f", "arguments": [1]}',
+    ],
+)
+def test_what_is_no_call_is_content(text):
+    assert as_tool_call(text, {"f"}) is None
+
+
+def test_arguments_can_be_sent_whatever_they_hold():
+    call = as_tool_call('{"name": "f", "arguments": {"a": "\\ud800", "b": "é"}}', {"f"})
+    assert json.loads(call.model_dump_json())["function"]["arguments"].isascii()
+    assert json.loads(call.function.arguments) == {"a": "\ud800", "b": "é"}
 
 
 def test_narrow_schemas_close_objects_and_bound_strings():

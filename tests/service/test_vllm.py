@@ -236,7 +236,7 @@ def test_it_is_ready_when_vllm_has_answered(service):
         ({}, "", ANSWER),
         ({"enable_thinking": True}, "", ANSWER),
         ({"enable_thinking": True, "return_reasoning": True}, "a b", ANSWER.partition("</think>")[2]),
-        ({"enable_thinking": False}, "", ANSWER.partition("</think>")[2]),
+        ({"enable_thinking": False}, "a b", ANSWER.partition("</think>")[2]),
     ],
 )
 def test_thinking_is_split_as_asked(service, vllm, stream, fields, reasoning, content):

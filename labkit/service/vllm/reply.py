@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from labkit.service.choice import APART, HIDDEN, INLINE, ChoiceReader, News
+from labkit.service.choice import ChoiceReader, News, thinks_apart
 from labkit.service.scheduler import Event
 from labkit.service.schemas import ChatRequest
 from labkit.service.tools import tool_use
@@ -17,8 +17,7 @@ class ReplyTranslator:
     def __init__(self, asked: ChatRequest):
         self._asked = asked
         self._tools = tool_use(asked)
-        mode = HIDDEN if asked.thinks is False else APART if asked.splits_reasoning else INLINE
-        self._mode = HIDDEN if self._tools.functions and mode == INLINE else mode
+        self._apart = thinks_apart(asked, self._tools)
         self._readers: dict[int, ChoiceReader] = {}
 
     def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ class ReplyTranslator:
     def _reader(self, index: int) -> ChoiceReader:
         if index not in self._readers:
             self._readers[index] = ChoiceReader(
-                index, reasoning=self._mode, tools=self._tools, tags=self._asked.keeps_tags
+                index, apart=self._apart, tools=self._tools, tags=self._asked.keeps_tags
             )
         return self._readers[index]
 

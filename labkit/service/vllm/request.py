@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from labkit.engine.grammar import LONGEST_STRING, action_rules
+from labkit.engine.action_grammar import LONGEST_STRING, action_rules
 from labkit.service.engine_settings import longest_answer
 from labkit.service.options import ServiceOptions
 from labkit.service.schema_limits import narrowed
@@ -67,7 +67,7 @@ def translated(
 def action_grammar(thinking: bool) -> str:
     """The action syntax for vLLM's guidance back end; tags are letters there."""
     think = '("<think>" THOUGHT "</think>")? ' if thinking else ""
-    lines = [f"start: {think}body", action_rules('"<answer>"', LONGEST_STRING)]
+    lines = [f"start: {think}body", action_rules('"<answer>"', '"</answer>"', LONGEST_STRING)]
     if think:
         lines.append("THOUGHT: /[^<]{0,600}/")
     return "\n".join(lines)
