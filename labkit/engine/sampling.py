@@ -237,13 +237,13 @@ class Sampler:
             self.constraint.accept(token)
 
     def logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
-        """What is wanted to be known about a token that was chosen from these logits ``[vocabulary]``."""
+        """The log-probabilities that are wanted of a token that was chosen from these logits ``[vocabulary]``."""
         if self.settings.logprobs is None:
             return None
-        known = torch.log_softmax(logits.float(), dim=-1)
-        best = known.topk(min(self.settings.logprobs, known.numel()))
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        best = logprobs.topk(min(self.settings.logprobs, logprobs.numel()))
         top = tuple(zip(best.indices.tolist(), best.values.tolist()))
-        return TokenLogprobs(token, known[token].item(), top)
+        return TokenLogprobs(token, logprobs[token].item(), top)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         settings, logits = self.settings, logits.clone()

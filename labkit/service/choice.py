@@ -80,7 +80,7 @@ class ChoiceReader:
         self._filter = None if tags or tools.must else TagFilter()
         self._grammars = grammars
         self._pending: list[TokenLogprob] = []
-        self._of_thought: list[TokenLogprob] = []
+        self._of_thought: list[TokenLogprob] = []  # given out only if the thought becomes the answer
         self._call_text = ""
 
     def read(self, event: Event) -> News:
@@ -91,7 +91,7 @@ class ChoiceReader:
         self.reasoning_tokens += thinking and event.token is not None
         if event.logprobs is not None and not event.is_end:
             hidden = self._apart and thinking
-            (self._of_thought if hidden else self._pending).append(self._told(event.logprobs))
+            (self._of_thought if hidden else self._pending).append(self._entries(event.logprobs))
         if event.finish_reason == "stop" and self._apart and self._splitter.unfinished:
             # The model has ended without closing its thinking: that was its answer.
             content, self._pending = self._splitter.unfinished, self._of_thought
@@ -137,9 +137,10 @@ class ChoiceReader:
         elif news.finish_reason == "stop" and not self._tools.named:
             news.finish_reason = "tool_calls"
 
-    def _told(self, known: TokenLogprobs) -> TokenLogprob:
-        top = [self._entry(token, logprob) for token, logprob in known.top]
-        return TokenLogprob(**self._entry(known.token, known.logprob).model_dump(), top_logprobs=top)
+    def _entries(self, logprobs: TokenLogprobs) -> TokenLogprob:
+        top = [self._entry(token, logprob) for token, logprob in logprobs.top]
+        chosen = self._entry(logprobs.token, logprobs.logprob)
+        return TokenLogprob(**chosen.model_dump(), top_logprobs=top)
 
     def _entry(self, token: int, logprob: float) -> TopLogprob:
         raw = self._grammars.bytes_of(token)

@@ -26,8 +26,8 @@ def _narrowed(schema: Any, limit: int) -> Any:
         return [_narrowed(entry, limit) for entry in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {
-        key: {name: _narrowed(one, limit) for name, one in value.items()}
+    narrow = {
+        key: {name: _narrowed(inner, limit) for name, inner in value.items()}
         if key in _OF_SCHEMAS and isinstance(value, dict)
         else value
         if key in _AS_IS
@@ -36,10 +36,10 @@ def _narrowed(schema: Any, limit: int) -> Any:
     }
     joins = any(key in schema for key in ("allOf", "patternProperties"))
     if "properties" in schema and not joins:
-        made.setdefault("additionalProperties", False)
+        narrow.setdefault("additionalProperties", False)
     if _is_free_string(schema):
-        made["maxLength"] = limit
-    return made
+        narrow["maxLength"] = limit
+    return narrow
 
 
 def _is_free_string(schema: dict[str, Any]) -> bool:

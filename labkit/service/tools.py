@@ -82,7 +82,7 @@ def call_schema(functions: Sequence[FunctionDefinition]) -> dict[str, Any]:
 
 def describe(use: ToolUse) -> str:
     """What a model is told of them."""
-    told = [
+    definitions = [
         json.dumps(function.model_dump(exclude_none=True), ensure_ascii=False) for function in use.functions
     ]
     form = '{"name": …, "arguments": {…}}'
@@ -91,7 +91,7 @@ def describe(use: ToolUse) -> str:
         if use.must
         else f"You may call one of these functions: then answer with JSON of the form {form} only."
     )
-    return "\n".join([asked, *told])
+    return "\n".join([asked, *definitions])
 
 
 def may_be_call(text: str) -> bool:

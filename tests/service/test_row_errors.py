@@ -55,10 +55,10 @@ def test_a_schema_that_names_a_control_token_is_answered_with_its_text(service):
         assert json.loads(response.json()["choices"][0]["message"]["content"]) == f"{SECRET} <answer>"
 
 
-def test_a_grammar_that_cannot_be_followed_ends_its_own_answer(service):
+def test_a_grammar_that_no_answer_fits_is_refused(service):
     response = beside_seven(service, response_format=schema({"$ref": "#"}))
     assert response.status_code == 400
-    assert "the grammar cannot be followed" in response.json()["error"]["message"]
+    assert "no answer fits it" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stage", ["prefill", "accept", "event"])
