@@ -67,4 +67,7 @@ def _config(config_class: Any, source: str, name: str) -> PreTrainedConfig:
         raise LoadError(f"the config.json of {name} is not valid: {_first_line(error)}") from None
     for part in (config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))):
         vars(part).pop("quantization_config", None)  # the lab dequantizes the weights itself
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if layers is not None and layers < 1:  # transformers builds such a model, and fails in use
+        raise LoadError(f"the config.json of {name} is not valid: num_hidden_layers is {layers}")
     return config

@@ -24,10 +24,10 @@ from labkit.models.spec import ModelSpec, list_models
 from labkit.models.stored import StoredTensor, stored_tensors
 from labkit.models.token_ids import IdProcessor
 from labkit.models.weight_files import WeightFiles, weight_files
-from labkit.models.weights import ShardedSource, check_unused, copies_of_ties, stored_names
+from labkit.models.weights import ShardedSource, check_unused, copies_of_ties
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +153,7 @@ class Checkpoint:
         """
         stored, name = self._stored(), self.spec.name
         skeleton = self.skeleton()
-        copies_of_ties(
-            dict(skeleton.state_dict(keep_vars=True)), stored_names(skeleton, stored, name), stored, name
-        )
+        copies_of_ties(skeleton, stored, name)
         plain = (tensor.read().dtype for tensor in stored.values() if tensor.layout is None)
         dtype = self.config.dtype or next(
             (dtype for dtype in plain if dtype.is_floating_point), torch.float32
@@ -184,16 +182,36 @@ class Checkpoint:
         return model.eval()
 
     def processor(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The processor, built without torchvision (see :mod:`labkit.models.processors`)."""
+        """The processor, built without torchvision (see :mod:`labkit.models.processors`).
+
+        Raises:
+            LoadError: it cannot be built, or its tokenizer is of another model.
+        """
         try:
             with quiet_transformers():
-                return processor_of(self.source, self.spec.name, self.config, self.family, dtype)
+                processor = processor_of(self.source, self.spec.name, self.config, self.family, dtype)
+            self._check_vocabulary(processor.tokenizer)
+            return processor
         except LabError:
             raise
         except Exception as error:
             raise LoadError(
                 f"the processor of {self.spec.name} cannot be built: {_first_line(error)}"
             ) from error
+
+    def _check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that writes more tokens than the model has rows; added ones may never be used."""
+        name, rows = self.spec.name, self.config.get_text_config(decoder=True).vocab_size
+        if tokenizer.vocab_size > rows:
+            raise LoadError(
+                f"the tokenizer of {name} has {tokenizer.vocab_size} tokens, the model {rows}: it is another model's"
+            )
+        if len(tokenizer) > rows:
+            logger.warning(
+                "%s has no rows for %d tokens of its tokenizer: prompts with them are refused",
+                name,
+                len(tokenizer) - rows,
+            )
 
     def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Any:
         """The processor; where none is available, one whose prompts are token ids."""

@@ -57,7 +57,9 @@ class WeightFiles:
         self.headers: dict[str, Header] = {}
         self.unlisted: list[str] = []
         self._open: dict[Path, Any] = {}
-        self._lock = threading.Lock()  # transformers reads from several threads, and safetensors' files bear one
+        self._lock = (
+            threading.Lock()
+        )  # transformers reads from several threads, and safetensors' files bear one
         for file_name, path in paths.items():
             try:
                 with safe_open(path, framework="pt") as file:

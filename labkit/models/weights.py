@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +59,7 @@ class ShardedSource:
     ) -> None:
         places = dict(skeleton.state_dict(keep_vars=True))
         names = stored_names(skeleton, stored, name)
-        copies = copies_of_ties(places, names, stored, name)
+        copies = copies_of_ties(skeleton, stored, name)
         self._tensors = {key: stored[names[key]] for key in names if key not in copies}
         for key, tensor in self._tensors.items():
             if tensor.shape != tuple(places[key].shape):
@@ -122,21 +123,25 @@ def stored_names(skeleton: nn.Module, stored: Iterable[str], model: str) -> dict
     return names
 
 
-def copies_of_ties(
-    places: Mapping[str, Tensor], names: Mapping[str, str], stored: Mapping[str, StoredTensor], model: str
-) -> set[str]:
+def copies_of_ties(skeleton: nn.Module, stored: Mapping[str, StoredTensor], model: str) -> set[str]:
     """Names of tensors that the configuration ties to another one that is stored too, with equal values.
 
     Raises:
         LoadError: their values differ. Readers disagree on what is meant, so the lab does not choose.
     """
-    first: dict[int, str] = {}
+    places = dict(skeleton.state_dict(keep_vars=True))
+    count = Counter(id(place) for place in places.values())
+    tied = {key: place for key, place in places.items() if count[id(place)] > 1}
+    rename = renamer(skeleton, places)
+    first: dict[int, tuple[str, str]] = {}
     copies = set()
-    for key in names:
-        original = first.setdefault(id(places[key]), key)
+    for name in stored if tied else ():
+        if (key := rename(name)) not in tied:
+            continue
+        original, original_name = first.setdefault(id(places[key]), (key, name))
         if original == key:
             continue
-        left, right = (stored[names[entry]].read() for entry in (original, key))
+        left, right = stored[original_name].read(), stored[name].read()
         if left.shape != right.shape or not torch.equal(left.to(right.dtype), right):
             raise LoadError(
                 f"the configuration of {model} ties {key} and {original}, and its files hold two different tensors: "

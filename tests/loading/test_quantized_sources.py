@@ -412,3 +412,41 @@ def test_a_quantized_source_with_random_weights_is_its_architecture(tmp_path):
 def test_a_tiny_model_has_the_projections_that_these_tests_count():
     names = [name for name, _ in tiny_models.llama().named_parameters() if name.endswith(PROJECTIONS)]
     assert len(names) == 14
+
+
+def test_experts_that_are_stored_in_fp8_one_by_one_are_joined_dequantized(tmp_path):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        **{
+            name: getattr(tiny_models.llama_config(), name)
+            for name in ("vocab_size", "hidden_size", "eos_token_id")
+        },
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=96,
+        max_position_embeddings=256,
+    )
+    model = tiny_models.random_model(Qwen3MoeForCausalLM, config)
+    folders = [tmp_path / "source", tmp_path / "plain"]
+    for folder in folders:
+        model.save_pretrained(folder)
+        tiny_models.tokenizer().save_pretrained(folder)
+    dense = rewrite(folders[0], fp8_block((64, 96)), **BLOCKS)
+    save_file(
+        load_file(folders[1] / "model.safetensors") | dense,
+        folders[1] / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    assert sum(".experts." in name for name in dense) == 12
+    read, expected = (logits(load(folder, "fp32", "cpu", progress=False), HELLO) for folder in folders)
+    assert torch.equal(read, expected)
+    weights = load_file(folders[0] / "model.safetensors")
+    change_config(folders[0], quantization_config=None)
+    with pytest.raises(LabError, match=r"which belongs to .*proj\.weight"):
+        load(folders[0], "fp32", "cpu", progress=False)
+    assert any(name.endswith("experts.0.up_proj.weight_scale_inv") for name in weights)

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
-from checkpoint_models import HELLO, save_llama
+from checkpoint_models import HELLO, picture, save_llama
 from safetensors.torch import load_file, save_file
 
 from labkit.common.errors import LabError
@@ -151,7 +151,7 @@ def test_a_tied_head_of_other_values_is_refused_and_of_equal_values_tied(tmp_pat
             continue
         for read in (loaded, lambda folder: Checkpoint(get_spec(folder)).weights(torch.device("cpu"))):
             with pytest.raises(
-                LabError, match="ties .* two different tensors: set tie_word_embeddings to false"
+                LabError, match=r"ties .* two different tensors: set tie_word_embeddings to false"
             ):
                 read(tmp_path)
 
@@ -202,7 +202,7 @@ def test_a_configuration_that_builds_no_model_is_an_error_of_one_line(tmp_path, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("body", ["[]", "{", '{"max_new_tokens": "many"}', '{"temperature": "hot"}'])
+@pytest.mark.parametrize("body", ["[]", "{", '{"max_new_tokens": "many"}'])
 def test_a_broken_generation_config_is_an_error_of_one_line(tmp_path, body):
     (save_llama(tmp_path) / "generation_config.json").write_text(body)
     with pytest.raises(LabError, match=r"generation_config\.json") as caught:
@@ -216,13 +216,13 @@ def with_rows(folder, rows):
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         weights[name] = weights[name][:rows]
     save(folder, "model.safetensors", weights)
-    change_config(folder, vocab_size=rows)
+    change_config(folder, vocab_size=rows, pad_token_id=None, eos_token_id=0)
     return folder
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused_at_loading(tmp_path):
     with_rows(save_llama(tmp_path), 60)
-    with pytest.raises(LabError, match="tokenizer of .* has 256 tokens, the model 60"):
+    with pytest.raises(LabError, match=r"tokenizer of .* has 256 tokens, the model 60"):
         loaded(tmp_path)
 
 
@@ -232,11 +232,11 @@ def test_an_added_token_that_the_model_lacks_is_refused_where_a_prompt_has_it(tm
     words.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     words.save_pretrained(folder)
     engine = loaded(folder)
-    assert "no row for 5 tokens of its tokenizer" in caplog.text
+    assert "no rows for 5 tokens of its tokenizer" in caplog.text
     assert engine.generate(HELLO, max_new_tokens=2).completion_tokens == 2
     words.chat_template += "<|assistant|>"
     words.save_pretrained(folder)
-    with pytest.raises(LabError, match=r"token 258 \('<\|assistant\|>'\), which .* does not have"):
+    with pytest.raises(LabError, match=r"the token 258 \('<\|assistant\|>'\), and .* has 0 to 257"):
         loaded(folder).generate(HELLO, max_new_tokens=2)
 
 
@@ -271,4 +271,4 @@ def test_a_text_only_gemma3n_answers_as_transformers_does(tmp_path):
     expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert engine.generate(HELLO, max_new_tokens=12).token_ids == expected.tolist()
     with pytest.raises(LabError, match="does not take image input; it takes text"):
-        engine.generate([{"role": "user", "content": [{"type": "image", "image": object()}]}])
+        engine.generate([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
