@@ -18,7 +18,7 @@ from labkit.common.errors import HubError, LabError, LoadError
 from labkit.models.architecture import architecture_of, published_architecture
 from labkit.models.families import family_of
 from labkit.models.hub import _first_line, model_file, read_json
-from labkit.models.processors import processor_of
+from labkit.models.processors import Processor, processor_of
 from labkit.models.source_formats import CONFIG_FILES, SourceFormat, source_format
 from labkit.models.spec import ModelSpec, list_models
 from labkit.models.stored import StoredTensor, stored_tensors
@@ -181,7 +181,7 @@ class Checkpoint:
         self.add_generation_config(model)
         return model.eval()
 
-    def processor(self, dtype: torch.dtype = torch.float32) -> Any:
+    def processor(self, dtype: torch.dtype = torch.float32) -> Processor:
         """The processor, built without torchvision (see :mod:`labkit.models.processors`).
 
         Raises:
@@ -213,7 +213,7 @@ class Checkpoint:
                 len(tokenizer) - rows,
             )
 
-    def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Any:
+    def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Processor:
         """The processor; where none is available, one whose prompts are token ids."""
         if self._unreachable is None:
             try:

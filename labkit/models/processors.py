@@ -20,7 +20,8 @@ from labkit.models.families import Family
 from labkit.models.hub import _first_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ class TemplateProcessor:
 
     def __init__(
         self,
-        tokenizer: Any,
-        image_processor: Any = None,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Glm4vImageProcessorPil | None = None,
         image_token: str = "<|image|>",
         missing: Mapping[str, str] | None = None,
     ):
@@ -178,7 +179,9 @@ class AutoProcessorAdapter:
         dtype: the dtype floating inputs (pixels, spectrograms) are cast to, as these models expect.
     """
 
-    def __init__(self, processor: Any, modalities: Sequence[str], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, processor: ProcessorMixin, modalities: Sequence[str], dtype: torch.dtype = torch.float32
+    ):
         self._processor = processor
         self.tokenizer = processor.tokenizer
         self.modalities = tuple(modalities)

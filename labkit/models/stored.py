@@ -20,6 +20,7 @@ from labkit.common.errors import LoadError
 from labkit.models.source_formats import Layout, SourceFormat
 from labkit.models.weight_files import Header, WeightFiles
 
+QUANTIZED_DTYPES = ("I8", "F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale", "_scale_inv")
 _OF_ACTIVATIONS = re.compile(
     r"(?:input|output|activation|[qkv])_(?:scale|scale_inv|scale_ub|global_scale|zero_point)"
@@ -112,6 +113,9 @@ def stored_tensors(
         for part in parts.values():
             tensors.pop(part, None)
         tensors[weight] = StoredTensor(files, shape, parts, layout)
+    for name, tensor in tensors.items():
+        if tensor.layout is None and tensor.header.dtype in QUANTIZED_DTYPES:
+            raise LoadError(f"{model}: {name} is stored in {tensor.header.dtype} and has no scale beside it")
     return tensors
 
 
@@ -199,7 +203,7 @@ def _check(headers: Mapping[str, Header], shape: tuple[int, ...], layout: Layout
         if "shape" not in headers or len(shape) < 2 or not 1 <= bits <= 8:
             raise ValueError(f"it is packed at {bits} bits with the shape {list(shape)}")
         _check_words(main.shape[-1], bits, shape[-1])
-    elif main.dtype not in ("I8", "F8_E4M3", "F8_E5M2"):
+    elif main.dtype not in QUANTIZED_DTYPES:
         raise ValueError(f"it is stored in {main.dtype} and has scales beside it, as if it were quantized")
     scale = headers["scale"].shape
     if "g_idx" in headers and headers["g_idx"].shape != shape[-1:]:

@@ -403,6 +403,17 @@ def test_parts_that_do_not_fit_each_other_are_named(tmp_path, change, message):
         load(folder, "fp32", "cpu", progress=False)
 
 
+def test_a_quantized_weight_without_its_scale_is_named(tmp_path):
+    folder = save_llama(tmp_path)
+    rewrite(folder, fp8_tensor(()), quantization_config={"quant_method": "fp8"})
+    weights = load_file(folder / "model.safetensors")
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    del weights[f"{weight}_scale"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LabError, match=f"{weight} is stored in F8_E4M3 and has no scale beside it"):
+        load(folder, "fp32", "cpu", progress=False)
+
+
 def test_a_quantized_source_with_random_weights_is_its_architecture(tmp_path):
     folder = save_llama(tmp_path)
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
