@@ -203,6 +203,12 @@ class Engine:
         length = inputs["input_ids"].shape[1]
         if length == 0:
             raise LabError("the prompt is empty")
+        last = int(inputs["input_ids"].max())
+        if last >= self.vocabulary:
+            raise LabError(
+                f"the prompt has the token {last} ({self.tokenizer.decode([last])!r}), and {self.spec.name} has "
+                f"0 to {self.vocabulary - 1}: its tokenizer has more tokens than the model"
+            )
         if self.max_length is not None and length >= self.max_length:
             raise PromptTooLongError(
                 f"the prompt has {length} tokens; {self.spec.name} takes {self.max_length - 1}"

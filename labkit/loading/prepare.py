@@ -16,7 +16,7 @@ from labkit.engine.row_cache import keeps_rows
 from labkit.loading.datasets import Datasets
 from labkit.loading.manifest import Manifest
 from labkit.loading.placement import Placement, check_map, check_placed_memory, placed_on
-from labkit.loading.restore import check_stored_plan, resolve_stored
+from labkit.loading.stored_plan import check_stored_plan, resolve_stored
 from labkit.models.checkpoint import Checkpoint, LoadError
 from labkit.models.families import find_roles
 from labkit.models.spec import ModelSpec, get_spec

@@ -19,6 +19,7 @@ from labkit.loading import readme
 from labkit.loading.manifest import NAME, Manifest, file_facts
 from labkit.loading.tensors import SHARD_BYTES, write_tensors
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.source_formats import without_quantization
 from labkit.plans.quantize import weights_bytes
 
 QUANT_METHOD = "labkit"
@@ -119,7 +120,7 @@ def writing(folder: Path) -> Iterator[Path]:
 
 def _mark_config(path: Path) -> None:
     """Mark a copied configuration, so that other libraries refuse the checkpoint."""
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = without_quantization(json.loads(path.read_text(encoding="utf-8")))
     facts["quantization_config"] = {"quant_method": QUANT_METHOD, "manifest": NAME}
     path.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

@@ -6,28 +6,34 @@ Weights are read from safetensors only, and code from a model's repository is ne
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from labkit.common.errors import HubError, LabError, LoadError
+from labkit.models.architecture import architecture_of, published_architecture
 from labkit.models.families import family_of
-from labkit.models.hub import _first_line, _from_hub
-from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
+from labkit.models.hub import _first_line, model_file, read_json
+from labkit.models.processors import Processor, processor_of
+from labkit.models.source_formats import CONFIG_FILES, SourceFormat, source_format
 from labkit.models.spec import ModelSpec, list_models
+from labkit.models.stored import StoredTensor, stored_tensors
 from labkit.models.token_ids import IdProcessor
-from labkit.models.weights import ShardedSource
+from labkit.models.weight_files import WeightFiles, weight_files
+from labkit.models.weights import ShardedSource, check_unused, copies_of_ties
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 """Files of a checkpoint beside its weights: configuration, tokenizer, processor, licence."""
-NO_COMPANIONS = ("*.index.json", "labkit*.json", "quantize_config.json")
+NO_COMPANIONS = ("*.index.json", "labkit*.json", *CONFIG_FILES)
 HASHED_BYTES = 1_000_000_000
 """The fingerprint covers the content of checkpoints up to this size, and file sizes and times above it."""
 
@@ -53,103 +59,59 @@ class Checkpoint:
         try:
             if not ask_hub and spec.folder is None and spec.availability() != "downloaded":
                 raise HubError(f"{spec.source} is not in the local cache, and the hub is not asked")
-            facts = self._read_json("config.json")
+            facts = read_json(self.spec, "config.json")
         except HubError as error:
             if spec.published is None:
                 raise
             self._unreachable, facts = error, dict(spec.published)
+        self._facts = facts
         self.model_type = facts.get("model_type")
         if not isinstance(self.model_type, str):
             raise LoadError(f"the config.json of {spec.name} names no model_type")
         self.family = family_of(self.model_type)
-        self.config, self.model_class = self._find_class(facts)
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        spec = self.spec
-        path = spec.folder / name if spec.folder is not None else _from_hub(spec.source, name)
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            where = f"the folder {spec.folder}" if spec.folder else spec.source
-            raise LoadError(f"{where} has no {name}") from None
-        except (OSError, ValueError) as error:
-            raise LoadError(f"{path} is broken: {error}") from None
-        if not isinstance(facts, dict):
-            raise LoadError(f"{path} is broken: expected an object")
-        return facts
-
-    def _find_class(self, facts: Mapping[str, Any]) -> tuple[Any, type]:
-        import transformers
-
-        if self.family.name == "pocket":
-            from labkit.models.pocket import PocketConfig, PocketForConditionalGeneration
-
-            return self._config(PocketConfig), PocketForConditionalGeneration
-        if self._unreachable is not None:
-            return transformers.AutoConfig.for_model(**facts), getattr(
-                transformers, facts["architectures"][0]
-            )
-        if self.model_type == "qwen2_5_omni":  # the part that reads and writes; its talker only speaks
-            config = self._config(transformers.AutoConfig).thinker_config
-            return config, transformers.Qwen2_5OmniThinkerForConditionalGeneration
-        if self.model_type not in transformers.CONFIG_MAPPING:
-            code = " (it brings its own code, which is not run here)" if "auto_map" in facts else ""
-            raise LoadError(
-                f"transformers {transformers.__version__} has no architecture {self.model_type!r}{code}"
-            )
-        config = self._config(transformers.AutoConfig)
-        for name in facts.get("architectures") or []:
-            model_class = getattr(transformers, name, None)
-            if model_class is not None and hasattr(model_class, "generate"):
-                return config, model_class
-        mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        if type(config) in mapping:
-            return config, mapping[type(config)]
-        raise LoadError(f"{self.spec.name} ({self.model_type}) is not a model that generates text")
-
-    def _config(self, config_class: Any) -> Any:
-        try:
-            return config_class.from_pretrained(self.source)
-        except Exception as error:
-            raise LoadError(
-                f"the config.json of {self.spec.name} is not valid: {_first_line(error)}"
-            ) from None
+        if self._unreachable is None:
+            self.config, self.model_class = architecture_of(self.source, spec.name, facts, self.family)
+        else:
+            self.config, self.model_class = published_architecture(facts)
 
     def check_weights(self) -> None:
-        """Check a local folder's safetensors headers: every shard exists and none is truncated.
+        """Check a local folder's safetensors headers, and that the lab reads the format of its weights.
 
         Raises:
-            LoadError: a shard is missing or damaged (the message names it), or the hub cannot be reached.
+            LoadError: a file is missing, damaged or contradicts the index; weights are quantized in a format that
+                the lab does not read; or the hub cannot be reached.
         """
         if self._unreachable is not None:
             raise self._unreachable
-        folder = self.spec.folder
-        if folder is None:
-            return
-        names = self._weight_names()
-        for name in names:
-            path = folder / name
-            if not path.is_file():
-                others = sorted(file.name for file in folder.glob("*.bin"))
-                hint = f" ({others[0]} is a pickle, which is never loaded: convert it)" if others else ""
-                raise LoadError(f"{folder} has no {name}{hint}: weights are read from safetensors only")
-            from safetensors import SafetensorError, safe_open
+        checked = [self._generation_config, self.source_format]
+        if self.spec.folder is not None:
+            checked.append(self._files)
 
-            try:
-                with safe_open(path, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise LoadError(f"{path} is broken or cut off: {_first_line(error)}") from None
+    @cached_property
+    def source_format(self) -> SourceFormat | None:
+        """The format in which others quantized these weights, which are dequantized as they are read; else None.
 
-    def _weight_names(self) -> list[str]:
-        """Names of the files that hold the weights, from the index if there is one."""
-        index = "model.safetensors.index.json"
-        try:
-            return sorted(set(self._read_json(index).get("weight_map", {}).values()))
-        except LoadError:
-            if self.spec.folder is not None and (self.spec.folder / index).is_file():
-                raise
-            return ["model.safetensors"]  # a single file
+        Raises:
+            LoadError: the lab does not read the format.
+        """
+        return source_format(self._facts, self.spec.folder, self.spec.name)
+
+    @cached_property
+    def _files(self) -> WeightFiles:
+        return weight_files(self.spec)
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        """The tensors by the names of an unquantized model; hub files are downloaded unless they are cached."""
+        if self._unreachable is not None:
+            raise self._unreachable
+        if self.source_format is not None:
+            logger.warning(
+                "%s is quantized already, by %s: its weights are dequantized as they are read, its activations and "
+                "KV cache are the plan's",
+                self.spec.name,
+                self.source_format.name,
+            )
+        return stored_tensors(self._files, self.source_format, self.spec.name)
 
     def tensors(self, skeleton: torch.nn.Module) -> ShardedSource:
         """The weights, tensor by tensor; a hub model's weights are downloaded first unless they are cached.
@@ -157,26 +119,30 @@ class Checkpoint:
         Raises:
             LoadError: weights are missing from the files, or their shapes differ from the configuration's.
         """
-        if self._unreachable is not None:
-            raise self._unreachable
-        folder = self.spec.folder
-        files = [
-            folder / name if folder else _from_hub(self.spec.source, name) for name in self._weight_names()
-        ]
-        return ShardedSource(skeleton, files, self.spec.name)
+        stored = self._stored()
+        return ShardedSource(skeleton, stored, self.spec.name, self._files.unlisted)
 
     def stored_bytes(self, skeleton: torch.nn.Module) -> int:
-        """Bytes of the weights as stored: from the files, or on the hub from the configuration's dtype."""
-        if self.spec.folder is not None:
+        """Bytes of the weights when read whole: from the files, or on the hub from the configuration's dtype."""
+        if self.spec.folder is not None and self.source_format is None:
             return sum(path.stat().st_size for path in self.spec.folder.glob("*.safetensors"))
         itemsize = getattr(self.config.dtype, "itemsize", 2)
         return sum(parameter.numel() for parameter in skeleton.parameters()) * itemsize
 
     def skeleton(self) -> torch.nn.Module:
-        """The model without weights, on the meta device: names, shapes and ties only."""
-        with quiet_transformers(), torch.device("meta"):
-            model = self.model_class(self.config)
-        model.tie_weights()
+        """The model without weights, on the meta device: names, shapes and ties only.
+
+        Raises:
+            LoadError: no model can be built of the configuration.
+        """
+        try:
+            with quiet_transformers(), torch.device("meta"):
+                model = self.model_class(self.config)
+            model.tie_weights()
+        except Exception as error:
+            raise LoadError(
+                f"no model can be built of the config.json of {self.spec.name}: {_first_line(error)}"
+            ) from error
         return model.eval()
 
     def weights(self, device: torch.device, progress: bool = True) -> torch.nn.Module:
@@ -185,34 +151,47 @@ class Checkpoint:
         Raises:
             LoadError: weights are missing from the files, or their shapes differ from the configuration's.
         """
+        stored, name = self._stored(), self.spec.name
+        skeleton = self.skeleton()
+        copies_of_ties(skeleton, stored, name)
+        plain = (tensor.read().dtype for tensor in stored.values() if tensor.layout is None)
+        dtype = self.config.dtype or next(
+            (dtype for dtype in plain if dtype.is_floating_point), torch.float32
+        )
         with quiet_transformers(progress):
             try:
                 model, report = self.model_class.from_pretrained(
-                    self.source,
+                    None,
                     config=self.config,
-                    dtype="auto",
-                    use_safetensors=True,
+                    state_dict=stored,
+                    dtype=dtype,
                     device_map={"": device} if device.type == "cuda" else None,
                     output_loading_info=True,
                 )
             except (OSError, RuntimeError, ValueError) as error:
-                raise LoadError(
-                    f"the weights of {self.spec.name} cannot be loaded: {_first_line(error)}"
-                ) from error
+                raise LoadError(f"the weights of {name} cannot be loaded: {_first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):
             raise LoadError(
-                f"the weights of {self.spec.name} lack {len(missing)} tensors of its configuration: "
+                f"the weights of {name} lack {len(missing)} tensors of its configuration: "
                 + ", ".join(missing[:5])
             )
-        if unexpected := report["unexpected_keys"]:
-            logger.warning("%s: %d tensors were not used", self.spec.name, len(unexpected))
+        if unused := [*self._files.unlisted, *report["unexpected_keys"]]:
+            check_unused(skeleton, unused, {*stored, *skeleton.state_dict()} - set(unused), name)
+            logger.warning("%s: %d tensors were not used, such as %s", name, len(unused), unused[0])
+        self.add_generation_config(model)
         return model.eval()
 
-    def processor(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The processor, built without torchvision (see :mod:`labkit.models.processors`)."""
+    def processor(self, dtype: torch.dtype = torch.float32) -> Processor:
+        """The processor, built without torchvision (see :mod:`labkit.models.processors`).
+
+        Raises:
+            LoadError: it cannot be built, or its tokenizer is of another model.
+        """
         try:
             with quiet_transformers():
-                return self._processor(dtype)
+                processor = processor_of(self.source, self.spec.name, self.config, self.family, dtype)
+            self._check_vocabulary(processor.tokenizer)
+            return processor
         except LabError:
             raise
         except Exception as error:
@@ -220,7 +199,21 @@ class Checkpoint:
                 f"the processor of {self.spec.name} cannot be built: {_first_line(error)}"
             ) from error
 
-    def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Any:
+    def _check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that writes more tokens than the model has rows; added ones may never be used."""
+        name, rows = self.spec.name, self.config.get_text_config(decoder=True).vocab_size
+        if tokenizer.vocab_size > rows:
+            raise LoadError(
+                f"the tokenizer of {name} has {tokenizer.vocab_size} tokens, the model {rows}: it is another model's"
+            )
+        if len(tokenizer) > rows:
+            logger.warning(
+                "%s has no rows for %d tokens of its tokenizer: prompts with them are refused",
+                name,
+                len(tokenizer) - rows,
+            )
+
+    def processor_or_ids(self, dtype: torch.dtype = torch.float32) -> Processor:
         """The processor; where none is available, one whose prompts are token ids."""
         if self._unreachable is None:
             try:
@@ -231,28 +224,42 @@ class Checkpoint:
 
     def companions(self) -> list[Path]:
         """Configuration, tokenizer, processor and licence files: in the folder, or in the hub's cache."""
-        folder = self.spec.folder or _from_hub(self.spec.source, "config.json").parent
+        folder = model_file(self.spec, "config.json").parent
         files = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
         return sorted(path for path in files if not any(path.match(pattern) for pattern in NO_COMPANIONS))
 
     def add_generation_config(self, model: torch.nn.Module) -> None:
-        """Set the generation config of a model whose weights the lab loaded; transformers' own loading does so."""
+        """Set the generation config of a model whose weights the lab loaded."""
+        if self._generation_config is not None:
+            model.generation_config = self._generation_config
+
+    @cached_property
+    def _generation_config(self) -> GenerationConfig | None:
+        """The generation config; None for a model without one.
+
+        Raises:
+            LoadError: it is malformed.
+        """
         from transformers import GenerationConfig
 
-        if self._unreachable is not None:
-            return
+        name, folder = "generation_config.json", self.spec.folder
+        if self._unreachable is not None or (folder is not None and not (folder / name).is_file()):
+            return None
         try:
-            facts = self._read_json("generation_config.json")
-        except LoadError:
-            return  # it has none
-        model.generation_config = GenerationConfig.from_dict(facts)
+            facts = read_json(self.spec, name)
+        except HubError:
+            return None
+        try:
+            return GenerationConfig.from_dict(facts)
+        except Exception as error:
+            raise LoadError(f"the {name} of {self.spec.name} is not valid: {_first_line(error)}") from None
 
     def facts(self) -> dict[str, Any]:
         """What identifies this model in a record: ``name, source, on_hub, commit, fingerprint, model_type``."""
         spec = self.spec
         registered = any(listed.source == spec.source for listed in list_models())
         on_hub = spec.folder is None
-        snapshot = _from_hub(spec.source, "config.json").parent.name if on_hub else None
+        snapshot = model_file(spec, "config.json").parent.name if on_hub else None
         return {
             "name": spec.name,
             "source": spec.name if registered and not on_hub else spec.source,
@@ -261,31 +268,6 @@ class Checkpoint:
             "fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
             "model_type": self.model_type,
         }
-
-    def _processor(self, dtype: torch.dtype) -> Any:
-        from transformers import AutoProcessor, AutoTokenizer
-
-        if self.family.name == "pocket":
-            from labkit.models.pocket import PocketProcessor
-
-            return PocketProcessor.from_pretrained(self.source)
-        tokenizer = AutoTokenizer.from_pretrained(self.source)
-        if self.family.name == "Glm4v":
-            from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
-            pixels = Glm4vImageProcessorPil.from_pretrained(self.source)
-            token = tokenizer.convert_ids_to_tokens(self.config.image_token_id)
-            return TemplateProcessor(tokenizer, pixels, token)
-        if not self.family.modalities:
-            return TemplateProcessor(tokenizer)
-        try:
-            return AutoProcessorAdapter(
-                AutoProcessor.from_pretrained(self.source), self.family.modalities, dtype
-            )
-        except (ImportError, OSError, ValueError) as error:
-            reason = f"its processor cannot be built here ({_first_line(error)})"
-            logger.warning("%s takes text only: %s", self.spec.name, reason)
-            return TemplateProcessor(tokenizer, missing=dict.fromkeys(self.family.modalities, reason))
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -58,6 +58,12 @@ _TEXT = (
     (r"lm_head", "lm_head"),
 )
 
+_GEMMA3N_TEXT = (
+    (r"model\.(?:language_model\.)?per_layer_model_projection", "decoder"),
+    (r"model\.(?:language_model\.)?altup_(?:unembed_)?projections\.\d+", "decoder"),
+    *_TEXT,
+)
+
 _GLM4V = (
     (r"model\.visual\.(?:merger\..+|downsample)", "projector"),
     (r"model\.visual\..+", "vision"),
@@ -94,17 +100,16 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "Gemma3n",
-        ("gemma3n", "gemma3n_text"),
+        ("gemma3n",),
         (
             (r"model\.vision_tower\..+", "vision"),
             (r"model\.audio_tower\..+", "speech"),
             (r"model\.embed_(?:vision|audio)\..+", "projector"),
-            (r"model\.(?:language_model\.)?per_layer_model_projection", "decoder"),
-            (r"model\.(?:language_model\.)?altup_(?:unembed_)?projections\.\d+", "decoder"),
-            *_TEXT,
+            *_GEMMA3N_TEXT,
         ),
         modalities=("image", "audio"),
     ),
+    Family("Gemma3n text", ("gemma3n_text",), _GEMMA3N_TEXT),
     Family(
         "Phi4Multimodal",
         ("phi4_multimodal",),

@@ -1,11 +1,42 @@
-"""Files of the Hugging Face hub; an unreachable hub is reported within seconds."""
+"""Files of a model, in its folder or on the Hugging Face hub; an unreachable hub is reported within seconds."""
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from pathlib import Path
+from typing import Any
 
-from labkit.common.errors import HubError
+from labkit.common.errors import HubError, LoadError
+from labkit.models.spec import ModelSpec
+
+
+def model_file(spec: ModelSpec, name: str) -> Path:
+    """A file of a model, which may not exist in a folder; from the hub it is downloaded if it is not in the cache.
+
+    Raises:
+        HubError: see `_from_hub`.
+    """
+    return _from_hub(spec.source, name) if spec.folder is None else spec.folder / name
+
+
+def read_json(spec: ModelSpec, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a model.
+
+    Raises:
+        LoadError: the file is missing or broken, or holds no object.
+    """
+    path = model_file(spec, name)
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        where = f"the folder {spec.folder}" if spec.folder else spec.source
+        raise LoadError(f"{where} has no {name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"{path} is broken: {_first_line(error)}") from None
+    if not isinstance(facts, dict):
+        raise LoadError(f"{path} is broken: expected an object")
+    return facts
 
 
 def _from_hub(source: str, name: str) -> Path:

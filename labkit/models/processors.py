@@ -9,16 +9,35 @@ The pocket model's own processor has the same interface.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from labkit.common.errors import LabError
+from labkit.models.families import Family
+from labkit.models.hub import _first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+logger = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
 MARK = "\x00"
 """Encloses, in a templated prompt, the number of a text that holds control tokens."""
+
+
+class Processor(Protocol):
+    """What every processor has."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(
+        self, messages: Sequence[Message], enable_thinking: bool = False
+    ) -> dict[str, torch.Tensor]: ...
 
 
 class TemplateProcessor:
@@ -35,8 +54,8 @@ class TemplateProcessor:
 
     def __init__(
         self,
-        tokenizer: Any,
-        image_processor: Any = None,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Glm4vImageProcessorPil | None = None,
         image_token: str = "<|image|>",
         missing: Mapping[str, str] | None = None,
     ):
@@ -160,7 +179,9 @@ class AutoProcessorAdapter:
         dtype: the dtype floating inputs (pixels, spectrograms) are cast to, as these models expect.
     """
 
-    def __init__(self, processor: Any, modalities: Sequence[str], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, processor: ProcessorMixin, modalities: Sequence[str], dtype: torch.dtype = torch.float32
+    ):
         self._processor = processor
         self.tokenizer = processor.tokenizer
         self.modalities = tuple(modalities)
@@ -191,6 +212,46 @@ class AutoProcessorAdapter:
             key: value.to(self.dtype) if value.is_floating_point() else value
             for key, value in tensors.items()
         }
+
+
+def processor_of(
+    source: str, name: str, config: PreTrainedConfig, family: Family, dtype: torch.dtype
+) -> Processor:
+    """The processor of a checkpoint, built without torchvision.
+
+    Args:
+        source: the checkpoint's folder or hub id.
+        name: the model's name, for messages.
+        config: its configuration.
+        family: its family.
+        dtype: the dtype of floating inputs, where transformers' own processor makes them.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    if family.name == "pocket":
+        from labkit.models.pocket import PocketProcessor
+
+        return PocketProcessor.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if family.name == "Glm4v":
+        from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+        pixels = Glm4vImageProcessorPil.from_pretrained(source)
+        token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        return TemplateProcessor(tokenizer, pixels, token)
+    if not family.modalities:
+        return TemplateProcessor(tokenizer)
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        if not hasattr(
+            processor, "tokenizer"
+        ):  # transformers returns a tokenizer where there is no processor
+            raise ValueError("it has a tokenizer only")
+        return AutoProcessorAdapter(processor, family.modalities, dtype)
+    except (ImportError, OSError, ValueError) as error:
+        reason = f"its processor cannot be built here ({_first_line(error)})"
+        logger.warning("%s takes text only: %s", name, reason)
+        return TemplateProcessor(tokenizer, missing=dict.fromkeys(family.modalities, reason))
 
 
 def plain_text(messages: Sequence[Message]) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from labkit.common.errors import LabError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Message = Mapping[str, Any]
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id")
@@ -71,7 +74,7 @@ class IdProcessor:
     takes_ids = True
     missing: Mapping[str, str] = {}
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         self._config = config
         media = [getattr(config, name, None) for name in MEDIA_TOKENS]
         self.tokenizer = IdTokenizer(config.get_text_config(decoder=True).vocab_size, media)

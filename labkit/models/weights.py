@@ -1,12 +1,12 @@
-"""Sources of a model's tensors, read one at a time: the shards of a checkpoint, or a seed."""
+"""Sources of a model's tensors, read one at a time: a checkpoint's files, or a seed."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LoadError
+from labkit.models.stored import StoredTensor
 
 logger = logging.getLogger(__name__)
 
@@ -35,82 +36,143 @@ class Source(Protocol):
 
 
 class ShardedSource:
-    """The safetensors files of a transformers checkpoint.
+    """The tensors of a transformers checkpoint.
 
     The constructor checks all names and shapes against the files' headers, before any weight is read.
 
     Args:
         skeleton: the model on the meta device.
-        files: the checkpoint's safetensors files.
+        stored: the checkpoint's tensors (`labkit.models.stored`).
         name: the model's name, for messages.
+        unlisted: names of tensors in the files that the checkpoint's index does not list.
 
     Raises:
-        LoadError: tensors are missing, or their shapes differ from the configuration's.
+        LoadError: tensors are missing, differ in shape from the configuration's, or contradict each other.
     """
 
-    def __init__(self, skeleton: nn.Module, files: Sequence[Path], name: str) -> None:
-        from safetensors import safe_open
-
+    def __init__(
+        self,
+        skeleton: nn.Module,
+        stored: Mapping[str, StoredTensor],
+        name: str,
+        unlisted: Collection[str] = (),
+    ) -> None:
         places = dict(skeleton.state_dict(keep_vars=True))
-        rename = renamer(skeleton, places)
-        self._files: dict[Path, list[str]] = {}
-        self._where: dict[str, tuple[Path, str]] = {}
-        self._open: dict[Path, Any] = {}
-        self.largest_bytes = 0
-        unused = 0
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                for stored in file.keys():  # noqa: SIM118 - the file is not a dictionary
-                    key = rename(stored)
-                    if key not in places:
-                        unused += 1
-                        continue
-                    shape = tuple(file.get_slice(stored).get_shape())
-                    if shape != tuple(places[key].shape):
-                        raise LoadError(
-                            f"the weights of {name} cannot be loaded: {stored} is {shape}, "
-                            f"and its configuration says {tuple(places[key].shape)}"
-                        )
-                    self._where[key] = path, stored
-                    self._files.setdefault(path, []).append(key)
-                    size = places[key].numel() * _itemsize(file.get_slice(stored).get_dtype())
-                    self.largest_bytes = max(self.largest_bytes, size)
-        if missing := _missing(skeleton, places, self._where):
+        names = stored_names(skeleton, stored, name)
+        copies = copies_of_ties(skeleton, stored, name)
+        self._tensors = {key: stored[names[key]] for key in names if key not in copies}
+        for key, tensor in self._tensors.items():
+            if tensor.shape != tuple(places[key].shape):
+                raise LoadError(
+                    f"the weights of {name} cannot be loaded: {names[key]} is {tensor.shape}, "
+                    f"and its configuration says {tuple(places[key].shape)}"
+                )
+            if tensor.is_integer and places[key].is_floating_point():
+                raise LoadError(
+                    f"the weights of {name} cannot be loaded: {names[key]} holds integers "
+                    f"({tensor.header.dtype}), and its config.json does not say how they are quantized"
+                )
+        used = set(names.values())
+        unused = [*unlisted, *(other for other in stored if other not in used)]
+        check_unused(skeleton, unused, used, name)
+        if missing := _missing(skeleton, places, self._tensors):
+            others = f"; not used are {len(unused)}, such as {unused[0]}" if unused else ""
             raise LoadError(
                 f"the weights of {name} lack {len(missing)} tensors of its configuration: "
                 + ", ".join(missing[:5])
+                + others
             )
         if unused:
-            logger.warning("%s: %d tensors were not used", name, unused)
+            logger.warning("%s: %d tensors were not used, such as %s", name, len(unused), unused[0])
+        self.largest_bytes = max((tensor.bytes for tensor in self._tensors.values()), default=0)
 
     def shards(self) -> Iterator[list[str]]:
         """See `Source`."""
-        for path, names in self._files.items():
-            with self._opened(path):
-                yield names
+        by_path: dict[Path, list[str]] = {}
+        for key, tensor in self._tensors.items():
+            by_path.setdefault(tensor.path, []).append(key)
+        for path, keys in by_path.items():
+            with self._tensors[keys[0]].files.opened(path):
+                yield keys
 
     def read(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """See `Source`. Opens the file for this tensor if it is not open."""
-        path, stored = self._where[name]
-        with ExitStack() as stack:
-            file = self._open.get(path) or stack.enter_context(self._opened(path))
-            tensor = file.get_tensor(stored)
-            # a copy: the tensor lies in the file's memory map and would keep the whole map in memory
-            moved = tensor.to(device=device).to(dtype=dtype or tensor.dtype)
-            return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+        tensor = self._tensors[name].read(device)
+        # a copy: the tensor lies in the file's memory map and would keep the whole map in memory
+        moved = tensor.to(dtype=dtype or tensor.dtype)
+        mapped = self._tensors[name].layout is None and tensor.device.type == "cpu"
+        return moved.clone() if mapped and moved.data_ptr() == tensor.data_ptr() else moved
 
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
-        from safetensors import SafetensorError, safe_open
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                self._open[path] = file
-                yield file
-        except (SafetensorError, OSError) as error:
-            raise LoadError(f"{path} is broken: {str(error).splitlines()[0]}") from None
-        finally:
-            self._open.pop(path, None)
+def stored_names(skeleton: nn.Module, stored: Iterable[str], model: str) -> dict[str, str]:
+    """Name of a tensor in the model -> its stored name, for every stored tensor that the model has a place for.
+
+    Raises:
+        LoadError: two stored tensors are for one place.
+    """
+    places = dict(skeleton.state_dict(keep_vars=True))
+    rename = renamer(skeleton, places)
+    names: dict[str, str] = {}
+    for name in stored:
+        key = rename(name)
+        if key not in places:
+            continue
+        if key in names:
+            raise LoadError(f"the weights of {model} hold {key} twice: as {names[key]} and as {name}")
+        names[key] = name
+    return names
+
+
+def copies_of_ties(skeleton: nn.Module, stored: Mapping[str, StoredTensor], model: str) -> set[str]:
+    """Names of tensors that the configuration ties to another one that is stored too, with equal values.
+
+    Raises:
+        LoadError: their values differ. Readers disagree on what is meant, so the lab does not choose.
+    """
+    places = dict(skeleton.state_dict(keep_vars=True))
+    count = Counter(id(place) for place in places.values())
+    tied = {key: place for key, place in places.items() if count[id(place)] > 1}
+    rename = renamer(skeleton, places)
+    first: dict[int, tuple[str, str]] = {}
+    copies = set()
+    for name in stored if tied else ():
+        if (key := rename(name)) not in tied:
+            continue
+        original, original_name = first.setdefault(id(places[key]), (key, name))
+        if original == key:
+            continue
+        left, right = stored[original_name].read(), stored[name].read()
+        if left.shape != right.shape or not torch.equal(left.to(right.dtype), right):
+            raise LoadError(
+                f"the configuration of {model} ties {key} and {original}, and its files hold two different tensors: "
+                "set tie_word_embeddings to false in its config.json to use both, or remove one of them"
+            )
+        copies.add(key)
+    return copies
+
+
+def check_unused(skeleton: nn.Module, unused: Iterable[str], used: Collection[str], model: str) -> None:
+    """Refuse a stored tensor that is not used although it belongs to a weight that is, such as its scale.
+
+    Raises:
+        LoadError: without the tensor the weight is not what its maker stored.
+    """
+    ignored = getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or ()
+    computed = {
+        key for module in skeleton.modules() for key in module._non_persistent_buffers_set
+    }  # stored by older versions of transformers, and computed by newer ones
+    for name in unused:
+        if name.rpartition(".")[2] in computed or any(re.search(pattern, name) for pattern in ignored):
+            continue
+        modules = [name[: match.start()] for match in re.finditer(r"\.", name)]
+        leaf = name.rpartition(".")[2]
+        weights = [name.removesuffix(leaf) + leaf[: match.start()] for match in re.finditer("_", leaf)]
+        owners = (*weights, *modules, *(f"{module}.weight" for module in modules))
+        if (owner := next((owner for owner in owners if owner in used), None)) is not None:
+            raise LoadError(
+                f"the weights of {model} hold {name}, which belongs to {owner} and has no place in the model: "
+                "without it the answers would be wrong. Does its config.json lack its quantization_config?"
+            )
 
 
 class RandomSource:
@@ -186,9 +248,3 @@ def _missing(skeleton: nn.Module, places: Mapping[str, Tensor], stored_names: It
         for name, place in places.items()
         if id(place) not in stored and not any(re.search(pattern, name) for pattern in ignored)
     )
-
-
-def _itemsize(safetensors_dtype: str) -> int:
-    """``BF16`` -> 2."""
-    digits = re.search(r"\d+", safetensors_dtype)
-    return int(digits[0]) // 8 if digits and safetensors_dtype != "BOOL" else 1
