@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from labkit.common.errors import HubError, LabError, LoadError
+from labkit.models.experts import unfuse_
 from labkit.models.families import family_of
 from labkit.models.hub import _first_line, _from_hub
 from labkit.models.processors import AutoProcessorAdapter, TemplateProcessor
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 """Files of a checkpoint beside its weights: configuration, tokenizer, processor, licence."""
 NO_COMPANIONS = ("*.index.json", "labkit*.json", "quantize_config.json")
+ALIGNMENT = 64
+"""Bytes that torch aligns its own tensors at: sums of a product can depend on it."""
 HASHED_BYTES = 1_000_000_000
 """The fingerprint covers the content of checkpoints up to this size, and file sizes and times above it."""
 
@@ -173,10 +176,11 @@ class Checkpoint:
         return sum(parameter.numel() for parameter in skeleton.parameters()) * itemsize
 
     def skeleton(self) -> torch.nn.Module:
-        """The model without weights, on the meta device: names, shapes and ties only."""
+        """The model without weights, on the meta device: names, shapes and ties only; experts as Linears."""
         with quiet_transformers(), torch.device("meta"):
             model = self.model_class(self.config)
         model.tie_weights()
+        unfuse_(model)
         return model.eval()
 
     def weights(self, device: torch.device, progress: bool = True) -> torch.nn.Module:
@@ -206,6 +210,10 @@ class Checkpoint:
             )
         if unexpected := report["unexpected_keys"]:
             logger.warning("%s: %d tensors were not used", self.spec.name, len(unexpected))
+        unfuse_(model)
+        for parameter in model.parameters():
+            if parameter.is_cpu and parameter.data_ptr() % ALIGNMENT:  # it lies in the file's memory map
+                parameter.data = parameter.data.clone()
         return model.eval()
 
     def processor(self, dtype: torch.dtype = torch.float32) -> Any:

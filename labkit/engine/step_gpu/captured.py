@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labkit.engine.forward import PADDED_ROWS, Forward, Row
 from labkit.engine.kv_cache import Keeping
+from labkit.engine.own_way import OwnForward, has_own_way
 from labkit.engine.row_cache import PLAIN
 from labkit.engine.step_gpu.cache import StaticCache, Storage
 from labkit.engine.step_gpu.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
@@ -37,15 +38,17 @@ class StaticRow(Row):
     position: int = 0
 
 
-def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
+def forward_of(model: nn.Module, keeping: Keeping = PLAIN, joins: bool | None = None) -> Forward:
     """The passes of a model: with a captured step where there can be one, else through the model's own modules.
 
-    ``keeping`` says how its cache is kept; ``route`` of what is returned, which of the two it is, and why.
+    ``keeping`` and ``joins`` are those of `Forward`; ``route`` of what is returned says which of the two it is, and why.
     """
+    if has_own_way(type(model)):
+        return OwnForward(model, keeping)
     reason = why_not(model)
     if reason is None:
         return StaticForward(model, keeping)
-    forward = Forward(model, keeping)
+    forward = Forward(model, keeping, joins)
     forward.route = f"the model's own modules: {reason}"
     return forward
 
