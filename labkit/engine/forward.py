@@ -23,7 +23,6 @@ from labkit.common.errors import LabError
 from labkit.engine.kv_cache import PLAIN, Keeping
 from labkit.engine.row_cache import JoinedCache, RowCache, use_rows
 from labkit.engine.step_cpu import NativeStep, describe
-from labkit.engine.trial import try_family
 from labkit.models.experts import is_mixture
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.logits import keep_logits_
@@ -72,7 +71,7 @@ class Forward:
     Args:
         model: a transformers causal model (text or multimodal) in evaluation mode.
         keeping: how its cache is kept.
-        joins: whether several rows may share a pass; None: as the family's trial shows (`labkit.engine.trial`).
+        joins: whether rows may share a pass, where their caches allow it (`labkit.engine.trial` shows it).
 
     ``route`` says by what a token is decoded. ``way`` says how rows are: ``together`` (any number, as they come),
     ``padded`` (always `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of
@@ -83,14 +82,12 @@ class Forward:
     and the cache keeps numbers as they come; ``native`` is that step or None, and ``not_native`` says why there is none.
     """
 
-    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN, joins: bool | None = None):
+    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN, joins: bool = True):
         keep_logits_(model)
         self._model = model
         self._keeping = keeping
         self._config = model.config.get_text_config(decoder=True)
         self._growing = growing_frequencies(model)
-        if joins is None:
-            joins = try_family(type(model), model.config).joins
         self._joins = use_rows(model) and joins and not self._growing
         self._way: str | None = None
         self._route = "the model's own modules"

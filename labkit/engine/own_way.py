@@ -33,6 +33,11 @@ def has_own_way(model_class: type) -> bool:
     return overridden or not model_class._supports_default_dynamic_cache()
 
 
+def plain_forward(model: nn.Module, keeping: Keeping = PLAIN, joins: bool = True) -> Forward:
+    """The passes of a model through its own modules; ``keeping`` and ``joins`` as for `Forward`."""
+    return OwnForward(model, keeping) if has_own_way(type(model)) else Forward(model, keeping, joins)
+
+
 @dataclass
 class OwnRow(Row):
     """A conversation with what `generate` keeps between two passes.

@@ -228,7 +228,9 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 def use_rows(model: torch.nn.Module) -> bool:
     """Let a model's decoder use `attend_rows`, where it can: SDPA attention, plain caches. Says whether it does."""
     config = model.config.get_text_config(decoder=True)
-    plain = RowCache(config).is_plain
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    # a family that does not ask for its attention by name would take this one's for eager attention (Falcon)
+    plain = RowCache(config).is_plain and decoder._can_set_attn_implementation()
     if plain and config._attn_implementation == "sdpa":
         config._attn_implementation = ATTENTION
     return plain and config._attn_implementation == ATTENTION

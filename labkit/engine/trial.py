@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LoadError
+from labkit.engine.own_way import plain_forward
 from labkit.models.checkpoint import quiet_transformers
 from labkit.models.twin import twin_of
 
@@ -31,6 +33,8 @@ TRIED = frozenset(
 PROMPTS = (4, 13, 20)
 """Tokens of the trial's prompts: a twin's windows and short contexts are met in the answer and in the prompt."""
 ANSWER = 6
+PATIENCE_S = 5.0
+"""After this time the trial begins no further prompt: some families have slow layers on the CPU."""
 TOLERANCE = 1e-2
 """The largest difference of two logits, in standard deviations of the logits; sums in another order give 1e-4."""
 
@@ -90,8 +94,11 @@ def _try(model_class: type, config: Any) -> Outcome:
     twin = twin_of(model_class, config)
     if twin is None:
         return Outcome(None, joins=False)
+    started = time.monotonic()
     try:
-        references = [_reference(twin, length) for length in PROMPTS]
+        references = [
+            _reference(twin, length) for length in PROMPTS if time.monotonic() - started < PATIENCE_S
+        ]
     except (
         Exception
     ):  # the twin itself cannot answer: its size was guessed wrongly, which says nothing of the family
@@ -116,9 +123,7 @@ def _reference(twin: nn.Module, length: int) -> _Reference:
 
 
 def _alone(twin: nn.Module, references: list[_Reference]) -> str | None:
-    from labkit.engine.step_gpu.captured import forward_of
-
-    forward = forward_of(twin, joins=False)
+    forward = plain_forward(twin, joins=False)
     for reference in references:
         row, logits = forward.prefill({"input_ids": reference.prompt})
         for number, expected in enumerate(reference.logits):
@@ -131,10 +136,8 @@ def _alone(twin: nn.Module, references: list[_Reference]) -> str | None:
 
 def _agree_together(twin: nn.Module, references: list[_Reference]) -> bool:
     """Whether rows of one pass get the logits that they get alone."""
-    from labkit.engine.step_gpu.captured import forward_of
-
     try:
-        forward = forward_of(twin, joins=True)
+        forward = plain_forward(twin, joins=True)
         rows = [forward.prefill({"input_ids": reference.prompt})[0] for reference in references]
         for number in range(ANSWER - 1):
             tokens = torch.stack([reference.answer[number] for reference in references])

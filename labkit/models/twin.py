@@ -46,6 +46,8 @@ _MOST = {
     "q_lora_rank": 32,
     "kv_lora_rank": 32,
     "hidden_size_per_layer_input": 16,
+    "mamba_chunk_size": 16,
+    "chunk_size": 16,
 }
 _WIDTH = 64
 _LEFT_OUT = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
@@ -87,7 +89,9 @@ def _shrunk(facts: Mapping[str, Any]) -> dict[str, Any]:
     layers = _first(small, _LAYERS)
     kept = _kept_layers(small, layers) if layers else []
     for key, value in small.items():
-        if isinstance(value, Mapping):
+        if key == "per_layer_config" and isinstance(value, Mapping):
+            small[key] = {kept.index(int(index)): own for index, own in value.items() if int(index) in kept}
+        elif isinstance(value, Mapping):
             small[key] = _shrunk(value)
         elif isinstance(value, list) and layers and layers > 1 and len(value) == layers:
             small[key] = [value[index] for index in kept]

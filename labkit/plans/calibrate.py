@@ -12,7 +12,9 @@ from tqdm.auto import tqdm
 
 from labkit.common.errors import LabError
 from labkit.models.experts import every_expert_runs
-from labkit.plans.sequential import TOO_LARGE, SequentialRun, run_model, to_device
+from labkit.plans.batch_pass import TOO_LARGE
+from labkit.plans.batches import run_model, to_device
+from labkit.plans.sequential import SequentialRun
 from labkit.plans.walk import PlanWalk
 from labkit.quantization import Scheme
 from labkit.quantization.gptq_blocks import forget_graphs

@@ -10,12 +10,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from labkit.models.experts import unfuse_
+from labkit.plans.batches import checked_batches
 from labkit.plans.calibrate import calibrate_
 from labkit.plans.finished import WorkFolder, fingerprint_of, opened
 from labkit.plans.plan import PlanError, QuantizationPlan
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
-from labkit.plans.sequential import checked_batches
 from labkit.plans.walk import PlanWalk
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
