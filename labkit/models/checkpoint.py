@@ -180,6 +180,7 @@ class Checkpoint:
         with quiet_transformers(), torch.device("meta"):
             model = self.model_class(self.config)
         model.tie_weights()
+        _leave_values_(model)
         unfuse_(model)
         return model.eval()
 
@@ -294,6 +295,21 @@ class Checkpoint:
             reason = f"its processor cannot be built here ({_first_line(error)})"
             logger.warning("%s takes text only: %s", self.spec.name, reason)
             return TemplateProcessor(tokenizer, missing=dict.fromkeys(self.family.modalities, reason))
+
+
+def _leave_values_(model: torch.nn.Module) -> None:
+    """Move what a checkpoint stores to the meta device: some families draw parameters on the CPU whatever the
+    device, and these would pass for loaded ones."""
+    moved: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or tensor.is_meta or name in module._non_persistent_buffers_set:
+                    continue
+                bare = torch.empty_like(tensor, device="meta")
+                if isinstance(tensor, torch.nn.Parameter):
+                    bare = torch.nn.Parameter(bare, requires_grad=False)
+                tensors[name] = moved.setdefault(id(tensor), bare)
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 EXPERTS = "labkit_linears"
 """Name of `experts_forward` among transformers' implementations of experts."""
 MARK = "_labkit_unfused"
+OTHER_LINEARS = {
+    "Conv1D": "transformers.pytorch_utils",
+    "FalconLinear": "transformers.models.falcon.modeling_falcon",
+}
+"""Classes beside `nn.Linear` that compute the same -> where they are; ``Conv1D`` holds its weight transposed."""
 
 
 class FusedExperts(Protocol):
@@ -49,8 +54,9 @@ def unfuse_(model: nn.Module) -> list[str]:
         if is_fused(module):
             names += [f"{name}.{own}" for own in _unfuse_experts_(module)]
         for attribute, child in list(module._modules.items()):
-            if _is_transposed(child):
-                setattr(module, attribute, _linear(child.weight.T, child.bias, child.training))
+            if (kind := _other_linear(child)) is not None:
+                weight = child.weight.T if kind == "Conv1D" else child.weight
+                setattr(module, attribute, _linear(weight, child.bias, child.training))
                 names.append(f"{name}.{attribute}".lstrip("."))
     if names:
         setattr(model, MARK, True)
@@ -59,7 +65,7 @@ def unfuse_(model: nn.Module) -> list[str]:
 
 def has_fused(model: nn.Module) -> bool:
     """Whether `unfuse_` would change the model."""
-    return any(is_fused(module) or _is_transposed(module) for module in model.modules())
+    return any(is_fused(module) or _other_linear(module) for module in model.modules())
 
 
 def unfused_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -112,9 +118,10 @@ def every_expert_runs(model: nn.Module) -> Iterator[None]:
             module.computes_all = False
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether the module is GPT-2's ``Conv1D``; by its name, so that nothing imports transformers for it."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+def _other_linear(module: nn.Module) -> str | None:
+    """The name of a class that computes what a Linear does; by its name, so that nothing imports transformers."""
+    name, origin = type(module).__name__, type(module).__module__
+    return name if origin == OTHER_LINEARS.get(name) else None
 
 
 def _unfuse_experts_(module: nn.Module) -> list[str]:

@@ -18,7 +18,7 @@ from labkit.common.errors import PlanError
 from labkit.models.experts import expert_names, has_fused, unfused_copy
 from labkit.plans.resolved import NO_ROLE, Part, ResolvedPlan
 from labkit.plans.rule import Rule, kind_of, relative_depths
-from labkit.quantization import QuantizedLinear, Scheme, SchemeError
+from labkit.quantization import DTYPES, QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int8_storage import StoredInt8, module_kind
 from labkit.quantization.logits import LogitsLinear
@@ -191,7 +191,9 @@ def _about_small_shares(resolved: ResolvedPlan) -> list[str]:
     """A sentence for each role that the plan means to quantize and of whose values it reaches less than half."""
     notes = []
     for role, (reached, total) in resolved.reached_by_role.items():
-        meant = any(rule.takes_all_of(role) for rule in resolved.plan.rules)
+        meant = any(
+            rule.takes_all_of(role) and rule.scheme.name not in DTYPES for rule in resolved.plan.rules
+        )
         if not meant or not 0 < reached < total / 2:
             continue
         missed = [
