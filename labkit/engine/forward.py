@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from labkit.common.errors import LabError
 from labkit.engine.kv_cache import PLAIN, Keeping
 from labkit.engine.row_cache import JoinedCache, RowCache, use_rows
 from labkit.engine.step_cpu import NativeStep, describe
+from labkit.models.experts import is_mixture
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.upcast import upcast
 from labkit.quantization.logits import keep_logits_
@@ -70,6 +72,7 @@ class Forward:
     Args:
         model: a transformers causal model (text or multimodal) in evaluation mode.
         keeping: how its cache is kept.
+        joins: whether rows may share a pass, where their caches allow it (`labkit.engine.trial` shows it).
 
     ``route`` says by what a token is decoded. ``way`` says how rows are: ``together`` (any number, as they come),
     ``padded`` (always `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of
@@ -80,12 +83,13 @@ class Forward:
     and the cache keeps numbers as they come; ``native`` is that step or None, and ``not_native`` says why there is none.
     """
 
-    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN):
+    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN, joins: bool = True):
         keep_logits_(model)
         self._model = model
         self._keeping = keeping
         self._config = model.config.get_text_config(decoder=True)
-        self._joins = use_rows(model)
+        self._growing = growing_frequencies(model)
+        self._joins = use_rows(model) and joins and not self._growing
         self._way: str | None = None
         self._route = "the model's own modules"
         self.native: NativeStep | None = None
@@ -135,6 +139,7 @@ class Forward:
         keep_logits_(self._model)  # its head may be another by now
         if self.native is not None and not self.native.is_current():
             self.find_native()
+        self.reset_frequencies()
         model, inputs = self._model, dict(inputs)
         ids = inputs.pop("input_ids")
         mask = inputs.pop("attention_mask", None)
@@ -235,7 +240,15 @@ class Forward:
         positions = torch.cat([*(row.positions for row in rows), *filling], dim=-2)
         return self._call(tokens, positions, None, JoinedCache([row.cache for row in rows]))
 
+    def reset_frequencies(self) -> None:
+        """Forget the longest conversation so far, on which "dynamic" rotary frequencies depend."""
+        for rotary in self._growing:
+            if rotary.rope_type == "dynamic":
+                rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
+                rotary.max_seq_len_cached = rotary.original_max_seq_len
+
     def _call(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
+        self.reset_frequencies()
         output = self._model(
             input_ids=tokens[:, None],
             position_ids=positions,
@@ -245,6 +258,25 @@ class Forward:
             return_dict=True,
         )
         return output.logits[:, -1]
+
+
+def growing_frequencies(model: nn.Module) -> list[nn.Module]:
+    """The modules whose rotary frequencies depend on the longest of the rows, which are thus computed one by one.
+
+    Raises:
+        LabError: frequencies that grow with the length, in one kind of a model's layers alone.
+    """
+    growing = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, Mapping) and any("dynamic" in str(kind) for kind in kinds.values()):
+            raise LabError(
+                f"{type(model).__name__} with dynamic rotary frequencies in some layers is not supported"
+            )
+        names = kinds.values() if isinstance(kinds, Mapping) else [kinds]
+        if not {"dynamic", "longrope"}.isdisjoint(names):
+            growing.append(module)
+    return growing
 
 
 @torch.inference_mode()
@@ -260,6 +292,8 @@ def find_way(model: nn.Module) -> str:
             options = (type(module), module.in_features, module.out_features, module.extra_repr())
             kinds.setdefault(options, module)
     ways = {_way_of(module) for module in kinds.values()}
+    if is_mixture(model) and ways != {"together"}:
+        return "single"  # how many rows an expert multiplies depends on the rows beside
     return next(way for way in ("single", "padded", "together") if way in ways or way == "together")
 
 
@@ -270,6 +304,8 @@ def _way_of(module: nn.Module) -> str:
     rows = torch.randn(max(TRIED_ROWS), module.in_features, generator=generator)
     rows[PADDED_ROWS // 2, :4] = 60.0
     rows = rows.to(tensor.device, dtype)
+    if isinstance(module, nn.Linear) and not isinstance(module(rows[:1]), Tensor):  # Phi-3.5-MoE's router
+        module = partial(nn.Linear.forward, module)
     first, others = rows[:1], rows[PADDED_ROWS:]
     padded = module(rows[:PADDED_ROWS])
     moved = module(torch.cat((others[: PADDED_ROWS - 1], first)))[-1:]

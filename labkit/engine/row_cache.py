@@ -43,6 +43,9 @@ class RowLayer(DynamicLayer):
         self._keeping = keeping
         self._plain = keeping == PLAIN
         self._store = Store(keeping)
+        self._values: Store | None = (
+            None  # for values of another width than the keys; else they are in `_store`
+        )
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.length = 0
         super().__init__()
@@ -57,6 +60,13 @@ class RowLayer(DynamicLayer):
         """
         self.is_initialized = True
         start, self.length = self.length, self.length + key_states.shape[-2]
+        if key_states.shape != value_states.shape:  # they are not kept together
+            self._values = self._values or Store(self._keeping)
+            parts = (self._store, key_states), (self._values, value_states)
+            kept = [store.append(states, start) for store, states in parts]
+            if key_states.shape[-2] == 1 or self._plain:
+                return kept[0], kept[1]
+            return of_prompt(self._keeping, key_states, value_states, start)
         kept = self._store.append(torch.cat((key_states, value_states)), start)
         if key_states.shape[-2] == 1 or self._plain:
             return kept[:1], kept[1:]
@@ -66,7 +76,7 @@ class RowLayer(DynamicLayer):
     def buffers(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values with room for more, ``[1, H, room, D]`` each, the same objects until they grow; None before
         the first token, and where numbers are not kept as they come."""
-        numbers = self._store.numbers if self._plain else None
+        numbers = self._store.numbers if self._plain and self._values is None else None
         if numbers is None:
             self._buffers = None
         elif self._buffers is None or self._buffers[0].data_ptr() != numbers.data_ptr():
@@ -103,7 +113,7 @@ class RowLayer(DynamicLayer):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the buffers."""
-        return self._store.stored_bytes
+        return self._store.stored_bytes + (self._values.stored_bytes if self._values is not None else 0)
 
 
 class RowCache(DynamicCache):
@@ -111,7 +121,10 @@ class RowCache(DynamicCache):
 
     def __init__(self, config: Any, keeping: Keeping = PLAIN):
         super().__init__(config=config)
-        self.layers = [RowLayer(keeping) if type(layer) is DynamicLayer else layer for layer in self.layers]
+        if getattr(config, "kv_lora_rank", None) is None:  # DeepSeek's layers keep latent vectors
+            self.layers = [
+                RowLayer(keeping) if type(layer) is DynamicLayer else layer for layer in self.layers
+            ]
 
     @property
     def is_plain(self) -> bool:
@@ -215,7 +228,9 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 def use_rows(model: torch.nn.Module) -> bool:
     """Let a model's decoder use `attend_rows`, where it can: SDPA attention, plain caches. Says whether it does."""
     config = model.config.get_text_config(decoder=True)
-    plain = RowCache(config).is_plain
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    # a family that does not ask for its attention by name would take this one's for eager attention (Falcon)
+    plain = RowCache(config).is_plain and decoder._can_set_attn_implementation()
     if plain and config._attn_implementation == "sdpa":
         config._attn_implementation = ATTENTION
     return plain and config._attn_implementation == ATTENTION

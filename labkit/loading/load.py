@@ -21,12 +21,12 @@ from labkit.loading.prepare import RANDOM, Prepared
 from labkit.loading.restore import restore
 from labkit.models.spec import ModelSpec
 from labkit.models.weights import RandomSource, has_plain_names
+from labkit.plans.batches import checked_batches
 from labkit.plans.fill import fill_, largest_work_bytes
 from labkit.plans.finished import WorkFolder, fingerprint_of, opened
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.plans.resolved import ResolvedPlan
-from labkit.plans.sequential import checked_batches
 from labkit.quantization.native import library as native
 
 

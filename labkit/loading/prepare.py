@@ -13,6 +13,7 @@ from torch import nn
 
 from labkit.common.errors import CheckpointError
 from labkit.engine.row_cache import keeps_rows
+from labkit.engine.trial import check_family
 from labkit.loading.datasets import Datasets
 from labkit.loading.manifest import Manifest
 from labkit.loading.placement import Placement, check_map, check_placed_memory, placed_on
@@ -162,6 +163,7 @@ class Prepared:
         Raises:
             LabError: the plan does not fit the model, the devices or their memory, or lacks its calibration.
         """
+        check_family(self.checkpoint.model_class, self.checkpoint.config)
         check_runtime(self.checkpoint, plan)
         resolved = self.resolve(plan)
         calibrated = self.manifest is None and resolved.requires_calibration

@@ -23,7 +23,7 @@ from labkit.common.files import atomic_path
 from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
 from labkit.measure.quality import MAX_NEW_TOKENS
-from labkit.plans.sequential import run_model, to_device
+from labkit.plans.batches import run_model, to_device
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 
 from labkit.common.errors import HubError, LabError, LoadError
 from labkit.models.architecture import architecture_of, published_architecture
+from labkit.models.experts import unfuse_
 from labkit.models.families import family_of
 from labkit.models.hub import _first_line, model_file, read_json
 from labkit.models.processors import Processor, processor_of
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 """Files of a checkpoint beside its weights: configuration, tokenizer, processor, licence."""
 NO_COMPANIONS = ("*.index.json", "labkit*.json", *CONFIG_FILES)
+ALIGNMENT = 64
+"""Bytes that torch aligns its own tensors at: sums of a product can depend on it."""
 HASHED_BYTES = 1_000_000_000
 """The fingerprint covers the content of checkpoints up to this size, and file sizes and times above it."""
 
@@ -130,7 +133,7 @@ class Checkpoint:
         return sum(parameter.numel() for parameter in skeleton.parameters()) * itemsize
 
     def skeleton(self) -> torch.nn.Module:
-        """The model without weights, on the meta device: names, shapes and ties only.
+        """The model without weights, on the meta device: names, shapes and ties only; experts as Linears.
 
         Raises:
             LoadError: no model can be built of the configuration.
@@ -139,6 +142,8 @@ class Checkpoint:
             with quiet_transformers(), torch.device("meta"):
                 model = self.model_class(self.config)
             model.tie_weights()
+            _leave_values_(model)
+            unfuse_(model)
         except Exception as error:
             raise LoadError(
                 f"no model can be built of the config.json of {self.spec.name}: {_first_line(error)}"
@@ -179,6 +184,10 @@ class Checkpoint:
             check_unused(skeleton, unused, {*stored, *skeleton.state_dict()} - set(unused), name)
             logger.warning("%s: %d tensors were not used, such as %s", name, len(unused), unused[0])
         self.add_generation_config(model)
+        unfuse_(model)
+        for parameter in model.parameters():
+            if parameter.is_cpu and parameter.data_ptr() % ALIGNMENT:  # it lies in the file's memory map
+                parameter.data = parameter.data.clone()
         return model.eval()
 
     def processor(self, dtype: torch.dtype = torch.float32) -> Processor:
@@ -268,6 +277,21 @@ class Checkpoint:
             "fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
             "model_type": self.model_type,
         }
+
+
+def _leave_values_(model: torch.nn.Module) -> None:
+    """Move what a checkpoint stores to the meta device: some families draw parameters on the CPU whatever the
+    device, and these would pass for loaded ones."""
+    moved: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or tensor.is_meta or name in module._non_persistent_buffers_set:
+                    continue
+                bare = torch.empty_like(tensor, device="meta")
+                if isinstance(tensor, torch.nn.Parameter):
+                    bare = torch.nn.Parameter(bare, requires_grad=False)
+                tensors[name] = moved.setdefault(id(tensor), bare)
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -55,6 +55,8 @@ class Family:
 _TEXT = (
     (r"(?:model\.)?(?:language_model\.)?embed_tokens(?:_per_layer)?", "embedding"),
     (r"(?:model\.)?(?:language_model\.)?layers\.\d+\..+", "decoder"),
+    (r"transformer\.(?:wte|wpe|word_embeddings)", "embedding"),  # GPT-2 and those named after it
+    (r"transformer\.h\.\d+\..+", "decoder"),
     (r"lm_head", "lm_head"),
 )
 
@@ -135,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 TEXT_FAMILY = Family("text", (), _TEXT)
-"""Llama, Qwen, Mistral, GLM, Gemma, Phi and all others with modules named ``model.layers.N`` and ``lm_head``."""
+"""Llama, Qwen, Mistral, GLM, Gemma, Phi and all others with modules named ``model.layers.N`` or ``transformer.h.N``."""
 
 
 def family_of(model_type: str | None) -> Family:
@@ -164,7 +166,7 @@ def roles_of_names(names: Iterable[str], family: Family, model: str = "this mode
         more = f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else ""
         raise LabError(
             f"no role is known for {len(unmatched)} modules of {model}: {', '.join(unmatched[:6])}{more}. "
-            f"Known families: {families}, and text models with model.layers.N, embed_tokens and lm_head. "
+            f"Known families: {families}, and text models with model.layers.N or transformer.h.N, embeddings and lm_head. "
             "Name the modules in the plan with match: rules and pass roles={} to quantize_, "
             "or add the family to labkit/models/families.py"
         )

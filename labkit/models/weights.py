@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LoadError
+from labkit.models.experts import is_unfused
 from labkit.models.stored import StoredTensor
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,9 @@ def has_plain_names(skeleton: nn.Module) -> bool:
     with fused experts, transformers merges several stored tensors; then transformers itself must load them."""
     from transformers.core_model_loading import WeightRenaming
 
-    return all(isinstance(conversion, WeightRenaming) for conversion in _conversions(skeleton))
+    return not is_unfused(skeleton) and all(
+        isinstance(conversion, WeightRenaming) for conversion in _conversions(skeleton)
+    )
 
 
 def renamer(skeleton: nn.Module, places: Mapping[str, Any]):

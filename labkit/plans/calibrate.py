@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.common.errors import LabError
-from labkit.plans.sequential import TOO_LARGE, SequentialRun, run_model, to_device
+from labkit.models.experts import every_expert_runs
+from labkit.plans.batch_pass import TOO_LARGE
+from labkit.plans.batches import run_model, to_device
+from labkit.plans.sequential import SequentialRun
 from labkit.plans.walk import PlanWalk
 from labkit.quantization import Scheme
 from labkit.quantization.gptq_blocks import forget_graphs
@@ -60,7 +63,10 @@ def calibrate_(
 
     try:
         linears = {name: model.get_submodule(name) for name in schemes}
-        with SequentialRun(model, linears, batches, device, references) as run:
+        with (
+            every_expert_runs(model),
+            SequentialRun(model, linears, batches, device, references) as run,
+        ):
             del linears  # so that each original is freed as soon as it is replaced
             missing = run.find_order()
             if needing := [name for name in missing if schemes[name].requires_calibration]:
@@ -69,6 +75,8 @@ def calibrate_(
             for name in missing:
                 visit(name, [], None)
             run.visit_all(visit)
+            if run.watched:  # the path of the quantized layers' values passes them by
+                raise LabError(_about_missing(list(run.watched)))
     except torch.OutOfMemoryError as error:
         raise LabError(TOO_LARGE) from error
     finally:

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from labkit.models.experts import unfuse_
+from labkit.plans.batches import checked_batches
 from labkit.plans.calibrate import calibrate_
 from labkit.plans.finished import WorkFolder, fingerprint_of, opened
 from labkit.plans.plan import PlanError, QuantizationPlan
 from labkit.plans.resolve import default_dtype_of
 from labkit.plans.resolved import ResolvedPlan
-from labkit.plans.sequential import checked_batches
 from labkit.plans.walk import PlanWalk
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
@@ -70,6 +71,7 @@ def quantize_(
     for name in calibrated if calibration is None else ():
         raise PlanError(f"{_where(resolved, name)} needs calibration batches")
     batches = checked_batches(calibration) if calibrated else []
+    unfuse_(model)
     run = partial(fingerprint_of, model, resolved.schemes, plan.dtype, batches) if calibrated else None
     with (
         opened(work_folder, run) as work,

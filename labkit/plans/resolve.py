@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from labkit.common.errors import PlanError
+from labkit.models.experts import expert_names, has_fused, unfused_copy
 from labkit.plans.resolved import NO_ROLE, Part, ResolvedPlan
 from labkit.plans.rule import Rule, kind_of, relative_depths
-from labkit.quantization import QuantizedLinear, Scheme, SchemeError
+from labkit.quantization import DTYPES, QuantizedLinear, Scheme, SchemeError
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int8_storage import StoredInt8, module_kind
 from labkit.quantization.logits import LogitsLinear
@@ -35,10 +36,17 @@ def resolve(
     """See `QuantizationPlan.resolve`."""
     if any(isinstance(module, (QuantizedLinear, StoredInt8)) for module in model.modules()):
         raise PlanError("the model is quantized already: load it anew and apply one plan")
-    roles = _roles_of(plan, model) if roles is None else roles
-    linears, fixed = replaceable_linears(model)
     if device is None:
         device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    separated: list[str] = []
+    if has_fused(model):
+        model, separated = unfused_copy(model)  # as `quantize_` will change it
+    if roles is None:
+        roles = _roles_of(plan, model)
+    else:
+        role_of = _role_lookup(roles)  # the caller's roles are of the model before its experts are separated
+        roles = {**{name: role_of(name) for name in separated}, **roles}
+    linears, fixed = replaceable_linears(model)
     schemes, rule_numbers, notes = {}, {}, [f"{name} is left alone: {why}" for name, why in fixed.items()]
     modules = linears | replaceable_others(model, {kind for rule in plan.rules for kind in rule.modules})
     tied = tied_linears(model, modules)
@@ -70,12 +78,21 @@ def resolve(
         notes.extend(reasons)
         more = f", and {len(reasons) - 1} more Linears" if len(reasons) > 1 else ""
         warnings.warn(f"plan {plan.name}, rule {number}: {reasons[0]}{more}", stacklevel=3)
+    experts = [name for name in expert_names(model) if f"{name}.down_proj" in schemes]
+    if experts:
+        notes.append(
+            f"{len(experts)} experts are quantized as Linears of their own, such as {experts[0]}.down_proj"
+        )
     _refuse_idle_rules(plan, rule_numbers, shadowed, modules, tied, roles, matches)
     if "" in schemes:
         raise PlanError(
             "the model itself is one Linear and cannot be replaced in place: wrap it in nn.Sequential"
         )
-    return ResolvedPlan(plan, schemes, rule_numbers, _account(plan, model, schemes, roles), notes)
+    resolved = ResolvedPlan(plan, schemes, rule_numbers, _account(plan, model, schemes, roles), notes)
+    for note in _about_small_shares(resolved):
+        notes.append(note)
+        warnings.warn(f"plan {plan.name}: {note}", stacklevel=3)
+    return resolved
 
 
 def resolved_as(
@@ -168,6 +185,26 @@ def _scheme_for(
             raise PlanError(f"{where}; nor can {rule.on_unsupported.name}: {second}") from error
         note = f"{name} gets {rule.on_unsupported.name} instead of {rule.scheme.name}: {error}"
         return rule.on_unsupported, note
+
+
+def _about_small_shares(resolved: ResolvedPlan) -> list[str]:
+    """A sentence for each role that the plan means to quantize and of whose values it reaches less than half."""
+    notes = []
+    for role, (reached, total) in resolved.reached_by_role.items():
+        meant = any(
+            rule.takes_all_of(role) and rule.scheme.name not in DTYPES for rule in resolved.plan.rules
+        )
+        if not meant or not 0 < reached < total / 2:
+            continue
+        missed = [
+            part for part in resolved.parts if part.role == role and part.module not in resolved.schemes
+        ]
+        largest = max(missed, key=lambda part: part.parameters)
+        notes.append(
+            f"{role}: the rules reach {reached / total:.0%} of its {total:,} values; the rest is no Linear that "
+            f"can be replaced and stays {resolved.plan.default}, most of it as in {largest.module}"
+        )
+    return notes
 
 
 def _refuse_idle_rules(plan, used, shadowed, linears, tied, roles, matches) -> None:

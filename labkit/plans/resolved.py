@@ -71,6 +71,16 @@ class ResolvedPlan:
             total[part.role] += part.bytes
         return dict(total)
 
+    @property
+    def reached_by_role(self) -> dict[str, tuple[int, int]]:
+        """Role -> how many of its values (parameters) the rules give a scheme, and how many it has."""
+        reached: Counter[str] = Counter()
+        total: Counter[str] = Counter()
+        for part in self.parts:
+            total[part.role] += part.parameters
+            reached[part.role] += part.parameters * (part.module in self.schemes)
+        return {role: (reached[role], total[role]) for role in total}
+
     def rows(self) -> list[dict[str, object]]:
         """One entry per role and scheme: linears, parameters, bytes, bits a parameter."""
         grouped: dict[tuple[str, str], list[Part]] = {}

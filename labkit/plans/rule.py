@@ -83,6 +83,12 @@ class Rule:
             return re.fullmatch(self.match[3:], name) is not None
         return name == self.match or fnmatch.fnmatchcase(name, self.match)
 
+    def takes_all_of(self, role: str) -> bool:
+        """Whether this rule is for every Linear of ``role``: by the role or for all names, and not narrowed."""
+        if self.linears or self.depth is not None or "linear" not in self.modules:
+            return False
+        return role in self.roles or self.match in ("re:.*", "*")
+
     def names_exactly(self, name: str) -> bool:
         """Whether this rule matches the module by its exact name."""
         return self.match == name

@@ -6,37 +6,16 @@ Each layer is calibrated on the outputs of the already quantized layers before i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from labkit.common.errors import LabError
-from labkit.quantization.kernels.upcast import upcast
+from labkit.plans.batch_pass import BatchPass, failure_of, with_index
+from labkit.plans.batches import Batch, kind_of_batch, run_model, to_device
 
 Visit = Callable[[str, list[Tensor], list[Tensor] | None], nn.Module]
-
-
-def run_model(model: nn.Module, batch: Any) -> Any:
-    """``model(**batch)`` for a mapping, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
-
-    Transformers models run without a KV cache, which nothing would read.
-    """
-    options = {"use_cache": False} if hasattr(model, "prepare_inputs_for_generation") else {}
-    with upcast(next((tensor.device for tensor in model.parameters()), torch.device("cpu"))):
-        if isinstance(batch, Mapping):
-            return model(**{**options, **batch})
-        return model(*batch, **options) if isinstance(batch, tuple | list) else model(batch, **options)
-
-
-def to_device(batch: Any, device: torch.device | str | None) -> Any:
-    """``batch`` with its tensors on ``device`` (None: where they are)."""
-    if isinstance(batch, Tensor):
-        return batch if device is None else batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return type(batch)(to_device(value, device) for value in batch) if type(batch) in (tuple, list) else batch
+"""``visit(name, inputs, references)`` -> the replacement of the module ``name``."""
 
 
 class SequentialRun:
@@ -66,18 +45,18 @@ class SequentialRun:
         self,
         model: nn.Module,
         watched: Mapping[str, nn.Module],
-        batches: Sequence[Any],
+        batches: Sequence[Batch],
         device: torch.device | str | None = None,
         references: bool = False,
     ) -> None:
-        self.model, self.device, self.references = model, _with_index(device), references
+        self.model, self.device, self.references = model, with_index(device), references
         self.watched = dict(watched)
         self.batches = list(batches)
         self.replacements: dict[str, nn.Module] = {}
         self.called: list[str] | None = None  # names called, while `find_order` runs a batch
         self.original: Callable[[Tensor], Tensor] | None = None  # the current module, unquantized
-        self._orders: dict[Any, list[str]] = {}
-        self._passes: list[_Pass] = []
+        self._orders: dict[Hashable, list[str]] = {}
+        self._passes: list[BatchPass] = []
 
     def __enter__(self) -> SequentialRun:
         for name, module in self.watched.items():
@@ -97,7 +76,7 @@ class SequentialRun:
         Runs one batch of each kind (batches with the same arguments) through the unchanged model, and all batches
         if those do not call every watched module. Raises LabError if a batch does not run.
         """
-        kinds = [_kind(batch) for batch in self.batches]
+        kinds = [kind_of_batch(batch) for batch in self.batches]
         first = [index for index, kind in enumerate(kinds) if kind not in kinds[:index]]
         rest = [index for index in range(len(kinds)) if index not in first]
         missing = set(self.watched)
@@ -108,7 +87,7 @@ class SequentialRun:
             try:
                 run_model(self.model, to_device(self.batches[index], self.device))
             except Exception as error:
-                raise _about_failure(index, error) from error
+                raise failure_of(index, error) from error
             finally:
                 self.called = None
             order = self._orders.setdefault(kinds[index], [])
@@ -131,10 +110,10 @@ class SequentialRun:
         """
         while self.batches:
             batch = self.batches.pop(0)
-            order = set(self._orders.get(_kind(batch), ()))
-            batch_pass = _Pass(len(self._passes), self.model, batch, self.device, order)
+            order = set(self._orders.get(kind_of_batch(batch), ()))
+            batch_pass = BatchPass(len(self._passes), self.model, batch, self.device, order)
             if self.references:
-                batch_pass.reference = _Pass(batch_pass.number, self.model, batch, self.device, order)
+                batch_pass.reference = BatchPass(batch_pass.number, self.model, batch, self.device, order)
                 batch_pass.reference.is_reference = True
             self._passes.append(batch_pass)
             batch_pass.advance()
@@ -190,137 +169,3 @@ def _at_hand(linear: nn.Linear, inputs: Tensor) -> Callable[[Tensor], Tensor]:
     weight, bias = linear.weight.to(inputs), linear.bias
     bias = None if bias is None else bias.to(inputs)
     return lambda rows: nn.functional.linear(rows, weight, bias)
-
-
-class _Ended(BaseException):
-    """Unwinds the thread of a cancelled pass; a BaseException, so that no model code catches it."""
-
-
-class _Pass(threading.Thread):
-    """One batch's forward pass: a thread that runs only while `advance` waits, so one runs at a time."""
-
-    def __init__(self, number: int, model: nn.Module, batch: Any, device: Any, order: set[str]) -> None:
-        super().__init__(daemon=True, name="labkit-pass")
-        self.number, self.order = number, order
-        self.reference: _Pass | None = None
-        self.is_reference = False
-        self.halted_at: str | None = None
-        self.inputs: Tensor | None = None
-        self._model, self._batch, self._device = model, batch, device
-        self._error: BaseException | None = None
-        self._unwanted = False
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self.start()
-
-    def advance(self) -> None:
-        """Run to the next halt or to the end of the model. Raises LabError if the model raises an error."""
-        self.halted_at = self.inputs = None
-        self._go.release()
-        self._back.acquire()
-        if self._error is not None:
-            raise _about_failure(self.number, self._error) from self._error
-        if self.inputs is not None and self.inputs.is_cuda:
-            _free_workspaces()
-        if self.reference is not None:
-            self.reference.advance()
-            if not self._is_beside(self.reference):
-                self.reference.end()
-                self.reference = None
-
-    def _is_beside(self, other: _Pass) -> bool:
-        """Whether the other pass has halted at the same module: the two may part where the model's path depends
-        on its values, as with experts."""
-        if self.halted_at is None or self.halted_at != other.halted_at:
-            return False
-        return self.inputs.shape == other.inputs.shape
-
-    @property
-    def reference_inputs(self) -> Tensor:
-        """The inputs in the reference pass; this pass's own if the reference has parted from it."""
-        return self.inputs if self.reference is None else self.reference.inputs
-
-    def end(self) -> None:
-        """End the pass wherever it has halted."""
-        if self.reference is not None:
-            self.reference.end()
-        self._unwanted = True
-        self._go.release()
-        self.join()
-        self.halted_at = self.inputs = None
-
-    def halt(self, name: str, inputs: Tensor) -> None:
-        """Called in the pass's thread: wait for the module's replacement."""
-        self.halted_at, self.inputs = name, inputs
-        self._back.release()
-        self._go.acquire()
-        if self._unwanted:
-            raise _Ended
-
-    def run(self) -> None:
-        self._go.acquire()
-        try:
-            if not self._unwanted:
-                batch, self._batch = self._batch, None
-                self._run(batch)
-        except _Ended:
-            pass
-        except Exception as error:
-            self._error = error
-        finally:
-            self._back.release()
-
-    def _run(self, batch: Any) -> None:
-        device = None if self._device is None else torch.device(self._device)
-        if device is not None and device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # the current device is a setting of each thread
-        with torch.no_grad():
-            run_model(self._model, to_device(batch, device))
-
-
-def _with_index(device: torch.device | str | None) -> torch.device | str | None:
-    """``cuda`` with this thread's current index: in another thread ``cuda`` means the first GPU."""
-    if device is None or torch.device(device).type != "cuda" or torch.device(device).index is not None:
-        return device
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _free_workspaces() -> None:
-    """Free cuBLAS's workspaces, 32 MB for each thread on recent cards: hundreds of threads wait and one works."""
-    if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):
-        clear()
-
-
-def _kind(batch: Any) -> Any:
-    """What batches with the same arguments share: they take the same path through a model."""
-    if isinstance(batch, Mapping):
-        return frozenset(key for key, value in batch.items() if value is not None)
-    return len(batch) if isinstance(batch, tuple | list) else None
-
-
-TOO_LARGE = (
-    "what the calibration batches hold at one layer does not fit into the device's memory: give fewer or shorter ones, "
-    "or a scheme that needs no second pass of the unquantized model (gptq with drift_correction: 0.0), which halves it"
-)
-
-
-def _about_failure(index: int, error: Exception) -> LabError:
-    if isinstance(error, torch.OutOfMemoryError):
-        return LabError(TOO_LARGE)
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return LabError(f"calibration batch {index} does not run through the model ({reason})")
-
-
-def checked_batches(batches: Iterable[Any]) -> list[Any]:
-    """The batches as a list. Raises LabError if it is empty or a batch has a type that no model takes."""
-    if isinstance(batches, Tensor | Mapping):
-        raise LabError("calibration is a list of batches; this is a single one: put it in a list")
-    checked = list(batches)
-    if not checked:
-        raise LabError("there are no calibration batches")
-    for index, batch in enumerate(checked):
-        if not isinstance(batch, Tensor | Mapping | tuple | list):
-            raise LabError(
-                f"calibration batch {index} is of type {type(batch).__name__}; a batch is a tensor, a mapping of "
-                "arguments, or a tuple of them"
-            )
-    return checked

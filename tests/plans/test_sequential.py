@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from labkit.common.errors import LabError
-from labkit.plans.sequential import SequentialRun, checked_batches, run_model
+from labkit.plans.batches import checked_batches, run_model
+from labkit.plans.sequential import SequentialRun
 
 
 class Branches(nn.Module):

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from labkit.engine.forward import PADDED_ROWS, Forward, Row
 from labkit.engine.kv_cache import Keeping
+from labkit.engine.own_way import has_own_way, plain_forward
 from labkit.engine.row_cache import PLAIN
 from labkit.engine.step_gpu.cache import StaticCache, Storage
 from labkit.engine.step_gpu.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
 from labkit.engine.step_gpu.products import KernelProduct
 from labkit.engine.step_gpu.reference import TorchOperations
 from labkit.engine.step_gpu.step import KernelOperations, Products, capture, decode
+from labkit.engine.trial import try_family
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.kernels.cuda_products import available, on
@@ -42,10 +44,12 @@ def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
 
     ``keeping`` says how its cache is kept; ``route`` of what is returned, which of the two it is, and why.
     """
+    if has_own_way(type(model)):
+        return plain_forward(model, keeping)
     reason = why_not(model)
     if reason is None:
         return StaticForward(model, keeping)
-    forward = Forward(model, keeping)
+    forward = plain_forward(model, keeping, try_family(type(model), model.config).joins)
     forward.route = f"the model's own modules: {reason}"
     return forward
 

@@ -21,6 +21,7 @@ from labkit.loading.prepare import Prepared
 from labkit.loading.restore import restore
 from labkit.loading.save import check_space, check_target, writing
 from labkit.loading.tensors import SHARD_BYTES, shard_names, tensor_entries
+from labkit.models.experts import is_unfused
 from labkit.models.spec import get_spec
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import QuantizedLinear
@@ -79,6 +80,11 @@ def export(
             "of Qwen2.5-Omni the lab quantizes the thinker alone, which is no model that others load"
         )
     prepared = Prepared.of(spec, "cpu")
+    if is_unfused(prepared.skeleton):
+        raise LabError(
+            f"{spec.name} has experts or transposed layers, which the lab quantizes as Linears of their own; other "
+            "engines know them under other names, and no export writes these yet"
+        )
     prepared.check_files()
     source, resolved = prepared.checkpoint, prepared.resolve(prepared.choose_plan())
     unquantized = _named_parts(dequantize, resolved, prepared.roles)

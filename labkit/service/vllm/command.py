@@ -15,6 +15,7 @@ from labkit.common.errors import LabError
 from labkit.common.files import checkout_folder
 from labkit.loading.export.compressed_tensors import NEAREST
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.experts import is_unfused
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import DTYPES
 
@@ -83,6 +84,10 @@ def check_plan(resolved: ResolvedPlan, skeleton: Any, options: VllmOptions) -> N
         raise LabError(
             f"vLLM keeps the cache in its own way: the runtime options of the plan {plan} are for the lab's engine; "
             "take a plan without them"
+        )
+    if is_unfused(skeleton) and any(scheme.name not in DTYPES for scheme in resolved.schemes.values()):
+        raise LabError(
+            f"vLLM cannot serve the plan {plan}: no export writes this model's experts yet; bf16 works"
         )
     for name, scheme in resolved.schemes.items():
         if scheme.name in NEAREST:
