@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.client.launch.start import Service, find, start
+from labkit.client.launch.start import Service, check_port, find, start
 from labkit.common.errors import LabError
 from labkit.service.options import ServiceOptions
 
@@ -28,7 +28,8 @@ def setup() -> dict[str, Any]:
     ``LABKIT_PORT`` and ``LABKIT_MODEL`` in Jupyter's environment replace port 8000 and the pocket model. Services on
     other ports are at ``…/proxy/PORT/`` (`proxied`).
     """
-    port = int(os.environ.get("LABKIT_PORT") or ServiceOptions.port)
+    text = os.environ.get("LABKIT_PORT") or str(ServiceOptions.port)
+    port = check_port(int(text) if text.isdecimal() else text)
     model = os.environ.get("LABKIT_MODEL") or "pocket"
     return {
         "command": [
