@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from labkit.cli.arguments import add_command, kept_config, result_folder
+from labkit.cli.arguments import add_command, measured
 from labkit.cli.terminal import console, make_table, print_files
 from labkit.common.formats import format_bytes
 from labkit.common.options import add_options, settings_of
@@ -42,18 +42,10 @@ def run(options: argparse.Namespace) -> None:
     """Measure, then print the table and the path of the file."""
     from labkit.measure.perplexity import compare_perplexity
 
-    settings = settings_of(options, PerplexityOptions)
-    output = result_folder(options, "perplexity")
-    with kept_config(options, output):
-        result = compare_perplexity(
-            options.model,
-            settings.plans,
-            datasets=settings_of(options, Datasets),
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-            output=output,
-        )
+    datasets = settings_of(options, Datasets)
+    result, output = measured(
+        options, compare_perplexity, PerplexityOptions, "perplexity-{model}", datasets=datasets
+    )
     rows = [
         [
             record["plan"],

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         calibration=settings_of(options, CalibrationSettings, prefix="calibration_"),
         force=settings.force,
     )
-    for note in quantized.engine.resolved.notes:
+    for note in quantized.engine.resolved.summary:
         print(f"• {note}")
     if quantized.continued:
         print(f"• {quantized.continued} Linears were finished by an earlier run.")

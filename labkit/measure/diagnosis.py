@@ -1,11 +1,7 @@
-"""``labkit doctor``: what this machine can run, and what is missing.
-
-`diagnose` returns plain data, `render` formats it, `examine` prints it. A failed check becomes a line of the report.
-"""
+"""What this machine can run, and what is missing: the checks of ``labkit doctor``, as plain data."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -13,12 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-from labkit.cli.arguments import add_command
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
-MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 SIZES = (4096, 4096)
 """The Linear that the schemes are checked with: in_features, out_features."""
 
@@ -41,7 +33,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Run all checks in order. Takes a few seconds, mostly for importing torch."""
+    """Run all checks in order; a check that fails becomes a finding. Takes a few seconds, mostly for importing torch."""
     checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
         ("Python", _python),
         ("Packages", _packages),
@@ -61,32 +53,6 @@ def diagnose() -> list[Finding]:
         except Exception as error:
             findings.append(Finding(topic, NOTE, f"could not be examined: {type(error).__name__}: {error}"))
     return findings
-
-
-def render(findings: Iterable[Finding]) -> str:
-    """The findings as text, with a heading for each topic and the number of problems at the end."""
-    findings = list(findings)
-    lines: list[str] = []
-    topic = None
-    for finding in findings:
-        if finding.topic != topic:
-            lines += ([""] if lines else []) + [finding.topic]
-            topic = finding.topic
-        lines.append(f"  {MARKS[finding.status]} {finding.text}")
-        if finding.advice:
-            lines.append(f"      {finding.advice}")
-    problems = sum(finding.status == PROBLEM for finding in findings)
-    verdict = (
-        f"{problems} problem{'s' if problems != 1 else ''} found." if problems else "Nothing is missing."
-    )
-    return "\n".join([*lines, "", verdict])
-
-
-def examine() -> int:
-    """Print the diagnosis.  Returns 1 if there is a problem, else 0."""
-    findings = diagnose()
-    print(render(findings))
-    return int(any(finding.status == PROBLEM for finding in findings))
 
 
 def _python() -> Iterator[Finding]:
@@ -306,13 +272,3 @@ def _training() -> Iterator[Finding]:
     availability = f"found: {', '.join(tools)}" if tools else "none found"
     text = f"speech synthesizers and ffmpeg are needed only to train the pocket model anew ({availability})"
     yield Finding("Training only", NOTE, text)
-
-
-def add(commands: Any) -> None:
-    """Add the command to the command line."""
-    add_command(commands, "doctor", run, "say what this machine can run, and what is missing", config=False)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print the diagnosis."""
-    return examine()

@@ -12,6 +12,7 @@ import yaml
 from labkit.cli.main import build_parser, main
 from labkit.common.options import REQUIRED
 from labkit.measure import compare as measuring
+from labkit.results.config import write_config
 
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "compare_fakes.py"))
 EXTRA = ("options", "command", "run", "config")
@@ -75,13 +76,12 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_what_is_written_is_what_was_given(tmp_path, line):
-    from labkit.cli.arguments import write_config
-
     options = build_parser().parse_args(line.split())
-    if getattr(options, "output", None) is None:
-        options.output = "out"
     folder = tmp_path / "r"
-    write_config(options, folder)
+    arguments = {action.dest: getattr(options, action.dest) for action in options.command.settings()}
+    write_config(
+        folder, line.split()[0], {"output": None, **arguments} if "output" in arguments else arguments
+    )
     again = parsed(line.split()[0], "--config", folder / "config.yaml")
     expected = {name: value for name, value in vars(options).items() if name not in EXTRA}
     for values in (again, expected):
@@ -118,7 +118,12 @@ def test_what_is_given_wins_over_the_file(write):
         ("compare pocket", "weights: mine\n", ["weights must be one of random"]),
         ("compare pocket", "command: fit\n", ["is for `labkit fit`, not for `labkit compare`"]),
         ("compare pocket", "- items\n", ["`option: value` a line"]),
-        ("compare pocket", "items: [\n", ["cannot be read"]),
+        ("compare pocket", "items: [\n", ["not readable as YAML"]),
+        ("compare pocket", "items: {{ n }}\n", ["unfilled {{ template }}"]),
+        ("compare pocket", "items: 5\nitems: 6\n", ["'items' is given twice"]),
+        ("compare pocket", "items: 2026-13-45\n", ["items must be a whole number, not '2026-13-45'"]),
+        ("compare pocket", f"plans: {'[' * 3000}{']' * 3000}\n", ["nested too deeply"]),
+        ("fit pocket", "memory: 12\n", ["5.5GB, not '12'; 12GB?"]),
         ("search pocket", "memory: 1MB\nbits: 4\n", ["memory and bits exclude each other"]),
     ],
 )
