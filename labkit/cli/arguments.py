@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from labkit.common.errors import LabError
 from labkit.common.files import user_path
@@ -64,8 +64,12 @@ class CommandParser(Parser):
         return probe.parse_known_args(args)[0].config
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+"""The place in the parser where a command adds itself."""
+
+
 def add_command(
-    commands: Any,
+    commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int | None],
     help: str,
@@ -155,5 +159,5 @@ def _key(action: argparse.Action) -> str:
     return action.option_strings[0].removeprefix("--") if action.option_strings else action.dest
 
 
-def _names(group: Any) -> set[str]:
+def _names(group: argparse._MutuallyExclusiveGroup) -> set[str]:
     return {action.dest for action in group._group_actions}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, measured
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
 from labkit.common.options import add_options
 from labkit.measure.options import GpuOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

@@ -5,9 +5,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.common.errors import LabError
 from labkit.common.options import add_options, option
 
@@ -28,7 +27,7 @@ class ChatOptions:
     browser: bool = option(True, "open a browser")
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

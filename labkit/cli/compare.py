@@ -4,13 +4,13 @@ import argparse
 import sys
 from typing import Any
 
-from labkit.cli.arguments import MODEL, add_command, measured
+from labkit.cli.arguments import MODEL, Commands, add_command, measured
 from labkit.cli.terminal import console, make_table
 from labkit.common.options import add_options
 from labkit.measure.options import CompareOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

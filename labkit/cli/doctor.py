@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.measure.diagnosis import NOTE, OK, PROBLEM, Finding, diagnose
 
 MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     add_command(commands, "doctor", run, "say what this machine can run, and what is missing", config=False)
 

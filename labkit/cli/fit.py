@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import fields
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, result_folder
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, result_folder
 from labkit.common.errors import LabError
 from labkit.common.options import add_options
 from labkit.measure.options import FitOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

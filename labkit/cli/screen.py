@@ -1,14 +1,13 @@
 """``labkit screen``: draw a phone screen of the benchmark."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.common.errors import LabError
 from labkit.common.options import Kind
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

@@ -1,9 +1,8 @@
 """``labkit sensitivity``: the loss from quantizing each layer alone."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, measured
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
 from labkit.cli.terminal import console, make_table, print_files, write_chart
 from labkit.common.formats import format_bytes, format_rate
 from labkit.common.options import add_options, settings_of
@@ -13,7 +12,7 @@ from labkit.measure.options import SensitivityOptions
 SHOWN_LINEARS = 12
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, TypeVar
 
 from labkit.common.errors import LabError, LaunchError, WorkerFailedError
-from labkit.common.files import naming, shortened
+from labkit.common.files import naming, reason_of, shortened
 
 T = TypeVar("T")
 
@@ -54,9 +54,7 @@ def exit_code(
     except MemoryError:
         return _end(f"{prefix}the memory is full", 1)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        place = "" if error.filename is None else f"{shortened(str(error.filename), 200)}: "
-        return _end(f"{prefix}{place}{reason}", 1 if error.errno in MACHINE else 2)
+        return _end(f"{prefix}{reason_of(error)}", 1 if error.errno in MACHINE else 2)
 
 
 class _Output:

@@ -57,6 +57,12 @@ def user_path(text: str | os.PathLike) -> Path:
     raise LabError(f"{shortened(os.fspath(text))}: {reason}")
 
 
+def reason_of(error: OSError) -> str:
+    """``FILE: No space left on device``: an OSError in a phrase, with its file if it names one."""
+    reason = error.strerror or " ".join(str(error).split())
+    return reason if error.filename is None else f"{shortened(str(error.filename), 200)}: {reason}"
+
+
 def shortened(text: str, length: int = 80) -> str:
     """The text, cut to a length that fits a message of one line."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -67,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[ERROR] {error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # Jupyter sends SIGTERM twice; nothing may interrupt the stop of the service
+        # Jupyter sends SIGTERM twice; nothing may interrupt the stop of the service.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if started is not None:
             started.stop()
     return 0

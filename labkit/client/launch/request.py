@@ -43,7 +43,7 @@ class Request:
             LabError: no such model, or a wrong argument.
         """
         spec = get_spec(model)
-        registered = str(model) in (known.name for known in list_models())
+        registered = str(model) in (entry.name for entry in list_models())
         words = [str(model) if registered or spec.folder is None else spec.source]
         file = None if plan is None else user_path(plan)
         is_file = file is not None and file.is_file()
