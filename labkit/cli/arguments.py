@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeAlias, TypeVar
 
 from labkit.common.errors import LabError
-from labkit.common.options import Kind
+from labkit.common.files import user_path
+from labkit.common.options import Kind, Parser, settings_of
 
 MODEL = "a name from `labkit models`, a checkpoint's folder, a folder of `labkit quantize`, or a hub id"
 UNQUANTIZED_MODEL = "a name from `labkit models`, a checkpoint's folder, or a hub id"
-CONFIG = "config.yaml"
+T = TypeVar("T")
 count = Kind(int, least=1)
 """A whole number of at least 1."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises its errors as `LabError`, which prints in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LabError(f"{message} (see `{self.prog} --help`)")
 
 
 class CommandParser(Parser):
@@ -71,8 +64,12 @@ class CommandParser(Parser):
         return probe.parse_known_args(args)[0].config
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+"""The place in the parser where a command adds itself."""
+
+
 def add_command(
-    commands: Any,
+    commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int | None],
     help: str,
@@ -103,12 +100,9 @@ def read_config(path: str, command: CommandParser) -> dict[str, Any]:
     Raises:
         LabError: an unreadable file, or a wrong key or value; the message names the file, the key and the known keys.
     """
-    import yaml
+    from labkit.common.yaml_text import read_yaml
 
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LabError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise LabError(f"{path} must hold one `option: value` a line")
     name = command.prog.split()[-1]
@@ -129,42 +123,25 @@ def read_config(path: str, command: CommandParser) -> dict[str, Any]:
     return values
 
 
-@contextmanager
-def kept_config(options: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Write ``config.yaml``, which repeats the command, into the result folder when the block finishes or is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder.is_dir():
-            write_config(options, folder)
-        raise
-    write_config(options, folder)
+def measured(
+    options: argparse.Namespace, measure: Callable[..., T], settings: type, name: str = "{model}", **more: Any
+) -> tuple[T, Path]:
+    """Call ``measure`` with the model, the fields of ``settings``, ``more`` and the result folder.
+
+    Returns:
+        Its result, and the folder, in which it keeps ``config.yaml`` (`labkit.results.config`).
+    """
+    folder = result_folder(options, name)
+    arguments = {**vars(settings_of(options, settings)), **more, "output": folder}
+    return measure(options.model, **arguments), folder
 
 
-def write_config(options: argparse.Namespace, folder: Path) -> None:
-    """Write the arguments of a command to ``config.yaml`` in its result folder."""
-    import yaml
-
-    from labkit.common.files import atomic_path
-
-    name = options.command.prog.split()[-1]
-    content: dict[str, Any] = {"command": name}
-    for action in options.command.settings():
-        value = str(folder) if action.dest == "output" else getattr(options, action.dest)
-        if value is not None:
-            content[_key(action)] = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    with atomic_path(folder / CONFIG) as temporary:
-        head = f"# Repeats this run: labkit {name} --config {CONFIG}\n"
-        temporary.write_text(head + text, encoding="utf-8")
-
-
-def result_folder(options: argparse.Namespace, kind: str | None = None) -> Path:
-    """The result folder of a command: ``--output``, or ``results/KIND-MODEL``."""
+def result_folder(options: argparse.Namespace, name: str) -> Path:
+    """The result folder of a command: ``--output``, or ``results/NAME``, with ``{model}`` in the name filled."""
     from labkit.models.spec import get_spec
 
     model = Path(get_spec(options.model).name).name
-    return Path(options.output or Path("results") / (f"{kind}-{model}" if kind else model))
+    return user_path(options.output or Path("results") / name.format(model=model))
 
 
 def _checked(action: argparse.Action, value: Any) -> Any:
@@ -182,5 +159,5 @@ def _key(action: argparse.Action) -> str:
     return action.option_strings[0].removeprefix("--") if action.option_strings else action.dest
 
 
-def _names(group: Any) -> set[str]:
+def _names(group: argparse._MutuallyExclusiveGroup) -> set[str]:
     return {action.dest for action in group._group_actions}

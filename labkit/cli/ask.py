@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.cli.arguments import MODEL, add_command
+from labkit.cli.arguments import MODEL, Commands, add_command
 from labkit.common.errors import LabError
 from labkit.common.formats import format_rate_per_s, format_seconds
 from labkit.common.options import add_options, option, settings_of
@@ -24,7 +24,7 @@ class AskOptions(LoadOptions):
     thinking: bool = option(False, "let the model think before it answers")
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

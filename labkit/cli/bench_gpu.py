@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, kept_config
-from labkit.common.errors import LabError
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
 from labkit.common.options import add_options
 from labkit.measure.options import GpuOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -38,59 +35,18 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure plan after plan, then print the tables."""
-    with kept_config(options, Path(options.output)):
-        return _measure(options)
-
-
-def _measure(options: argparse.Namespace) -> int:
     from labkit.cli.terminal import console, make_table
-    from labkit.common.errors import WorkerFailedError
-    from labkit.common.process import module_command, run_workers
-    from labkit.loading.prepare import choose_device
-    from labkit.models.spec import get_spec
-    from labkit.plans.plan import as_plan
-    from labkit.results.gpu import HEADERS, PROMPT_HEADERS, load_records, prompt_table, table
+    from labkit.measure.bench_gpu import bench_gpu
+    from labkit.results.gpu import HEADERS, PROMPT_HEADERS, prompt_table, table
 
-    numbers = {name: list(getattr(options, name)) for name in ("batches", "contexts", "prompts")}
-    if empty := [name for name, values in numbers.items() if not values]:
-        raise LabError(f"--{empty[0]} names no number; write 1,8")
-    choose_device("cuda")  # a GPU is required
-    folder = Path(options.output)
     screen = console()
-    failed = []
-    for source in options.plans:
-        plan = as_plan(source)
-        record = {
-            "model": get_spec(options.model).name,
-            "plan": plan.name,
-            "definition": plan.to_dict(),
-            "weights": options.weights,
-        }
-        request = {
-            "record": record,
-            "source": source,
-            "folder": str(folder),
-            "screenshot": options.screenshot,
-            **numbers,
-        }
-        screen.print(f"{plan.name} …")
-        log = folder / "logs" / f"{plan.name}.txt"
-        try:
-            run_workers(
-                module_command("labkit.measure.gpu_worker"),
-                {log: request},
-                lambda event: None,
-                threads=4,
-                timeout_s=options.timeout_s,
-            )
-        except WorkerFailedError as error:
-            failed.append(plan.name)
-            screen.print(f"{plan.name} could not be measured: {error}", highlight=False)
-    records = load_records(folder)
+    (records, failures), _ = measured(
+        options, bench_gpu, GpuOptions, say=lambda line: screen.print(line, highlight=False)
+    )
     screen.print(make_table("Decoding", HEADERS, table(records), (2,)))
     screen.print(make_table("Prompts", PROMPT_HEADERS, prompt_table(records)))
     if any(record.weights for record in records):
         screen.print(
             "The weights are random: this is what plans cost, and says nothing of how well they answer."
         )
-    return 1 if failed else 0
+    return 1 if failures else 0

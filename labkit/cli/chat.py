@@ -5,9 +5,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.common.errors import LabError
 from labkit.common.options import add_options, option
 
@@ -21,12 +20,14 @@ class ChatOptions:
     plans: tuple[str, ...] = option((), "one plan, or two for A/B", metavar="A,B", usual="bf16")
     api_key: str = option("EMPTY", "key of these services", metavar="KEY")
     host: str = option("127.0.0.1", "address to listen on", metavar="ADDRESS")
-    port: int | None = option(None, "port of the window", least=0, usual="7860, or the next free one")
+    port: int | None = option(
+        None, "port of the window", least=0, most=65535, usual="7860, or the next free one"
+    )
     language: str = option("en", "the window's language", ("en", "zh"))
     browser: bool = option(True, "open a browser")
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

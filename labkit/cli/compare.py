@@ -4,13 +4,13 @@ import argparse
 import sys
 from typing import Any
 
-from labkit.cli.arguments import MODEL, add_command, kept_config, result_folder
+from labkit.cli.arguments import MODEL, Commands, add_command, measured
 from labkit.cli.terminal import console, make_table
-from labkit.common.options import add_options, settings_of
+from labkit.common.options import add_options
 from labkit.measure.options import CompareOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -42,24 +42,12 @@ def run(options: argparse.Namespace) -> int:
     """Measure, then print conclusions, tables and the paths of the files."""
     from labkit.measure.compare import compare
     from labkit.results import tables
-    from labkit.results.comparison import describe
+    from labkit.results.comparison import Comparison, describe
 
-    settings = settings_of(options, CompareOptions)
-    output = result_folder(options)
-    with kept_config(options, output):
-        comparison = compare(
-            options.model,
-            None if settings.plans is None else list(settings.plans),
-            settings.items,
-            seed=settings.seed,
-            split=settings.split,
-            device=settings.device,
-            threads=settings.threads,
-            enable_thinking=settings.thinking,
-            batch_size=settings.batch_size,
-            weights=settings.weights,
-            output=output,
-        )
+    def measure(model: str, *, thinking: bool, **rest: Any) -> Comparison:
+        return compare(model, enable_thinking=thinking, **rest)
+
+    comparison, output = measured(options, measure, CompareOptions)
     screen = console()
     screen.print()
     screen.print(describe(comparison.settings), style="dim")

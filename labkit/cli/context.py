@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, kept_config, result_folder
-from labkit.common.options import add_options, settings_of
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
+from labkit.common.options import add_options
 from labkit.measure.options import ContextOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -35,29 +35,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, then print the table and the path of the file."""
-    import torch
-
     from labkit.cli.terminal import console, make_table
-    from labkit.measure.context import Timing, measure_growth
+    from labkit.measure.context import ContextGrowth, Timing, measure_growth
     from labkit.models.spec import get_spec
 
-    settings = settings_of(options, ContextOptions)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    output = result_folder(options, "context")
-    with kept_config(options, output):
-        growth = measure_growth(
-            options.model,
-            settings.plans,
-            windows=settings.windows,
-            contexts=settings.contexts,
-            items=settings.items,
-            timing=Timing(prompts=settings.prompts),
-            weights=settings.weights,
-            device=settings.device,
-            batch_size=settings.batch_size,
-            output=output,
-        )
+    def measure(model: str, *, prompts: int, **rest: Any) -> ContextGrowth:
+        return measure_growth(model, timing=Timing(prompts=prompts), **rest)
+
+    growth, output = measured(options, measure, ContextOptions, "context-{model}")
     screen = console()
     screen.print(make_table(f"{get_spec(options.model).name} at growing context", *growth.rows()))
     screen.print(str(output / growth.FILE), highlight=False, soft_wrap=True)

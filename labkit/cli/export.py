@@ -1,15 +1,14 @@
 """``labkit export``: a quantized folder in a format that other engines load."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.common.formats import format_bytes
 from labkit.common.options import add_options, settings_of
 from labkit.loading.options import ExportOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, kept_config, result_folder
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, result_folder
 from labkit.common.errors import LabError
 from labkit.common.options import add_options
 from labkit.measure.options import FitOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -46,8 +44,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int | None:
     """Predict and print the table, or measure with ``--check``."""
     if options.check:
-        with kept_config(options, result_folder(options, "fit")):
-            return _check(options)
+        return _check(options)
     if not options.memory and not options.card:
         raise LabError("give the device's memory (--memory 8GB) or a card (--card rtx-4090); or --check")
     from labkit.cli.terminal import console, make_table
@@ -86,52 +83,23 @@ def run(options: argparse.Namespace) -> int | None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """``labkit fit --check``: runs each plan in its own process. Returns 1 if a prediction is off, or a plan failed."""
+    """``labkit fit --check``: print what was measured. Returns 1 if a prediction is off, or a plan failed."""
     from labkit.cli.terminal import console, make_table
-    from labkit.common.errors import WorkerFailedError
-    from labkit.common.machine import environment, gpus, usable_cores
-    from labkit.common.process import module_command, run_workers
-    from labkit.measure.fit_check import PEAK_LIMIT, WEIGHTS_LIMIT
-    from labkit.models.spec import get_spec
-    from labkit.plans.plan import QuantizationPlan, presets
-    from labkit.results.fit import FitCheck
+    from labkit.measure.fit_check import check_fit
 
-    spec, screen = get_spec(options.model), _pixels(options.screen)
-    names = options.plans or presets()
-    plans = [name for name in names if not QuantizationPlan.from_yaml(name).requires_calibration]
-    output = result_folder(options, "fit")
-    records, failures = [], {}
-    page = console()
-    for plan in plans:
-        request = {
-            "model": options.model,
-            "plan": plan,
-            "context": options.context,
-            "screen": screen,
-            "max_pixels": options.max_pixels,
-            "device": options.device,
-        }
-        try:
-            run_workers(
-                module_command("labkit.measure.fit_check"),
-                {output / "logs" / f"{Path(plan).stem}.log": request},
-                lambda event: records.append(event["record"]),
-                threads=usable_cores(),
-            )
-        except WorkerFailedError as error:
-            failures[plan] = str(error)
-            page.print(f"{plan} could not be measured: {error}", highlight=False)
-    on_gpu = any(record["device"].startswith("cuda") for record in records)
-    check = FitCheck(
-        {"weights": WEIGHTS_LIMIT, "peak": PEAK_LIMIT},
-        records,
-        failures,
-        settings={"model": spec.name, "weights": "random", "context": options.context, "screen": screen},
-        environment=environment(gpus()[0] if on_gpu else None),
+    page, output = console(), result_folder(options, "fit-{model}")
+    check = check_fit(
+        options.model,
+        options.plans,
+        context=options.context,
+        screen=_pixels(options.screen),
+        max_pixels=options.max_pixels,
+        device=options.device,
+        output=output,
+        say=lambda line: page.print(line, highlight=False),
     )
-    file = check.save(output)
-    page.print(make_table(f"{spec.name}, {options.context:,} tokens", *check.rows()))
-    page.print(str(file), highlight=False, soft_wrap=True)
+    page.print(make_table(f"{check.settings['model']}, {options.context:,} tokens", *check.rows()))
+    page.print(str(output / check.FILE), highlight=False, soft_wrap=True)
     return int(not check.passed)
 
 

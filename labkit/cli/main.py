@@ -1,11 +1,6 @@
-"""The command ``labkit``: its commands, help and exit codes. Each command is a file in this folder.
-
-Exit codes: 0 done; 1 a plan or the lab failed; 2 a wrong request (one line on standard error); 130 interrupted.
-"""
+"""The command ``labkit``: its commands and help. Each command is a file in this folder."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from labkit import __version__
@@ -28,8 +23,9 @@ from labkit.cli import (
     sensitivity,
     serve,
 )
-from labkit.cli.arguments import CommandParser, Parser
-from labkit.common.errors import LabError
+from labkit.cli.arguments import CommandParser
+from labkit.common.command import exit_code
+from labkit.common.options import Parser
 
 COMMANDS = (
     *(compare, ask, quantize, export, screen, plot),
@@ -40,18 +36,12 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    try:
-        options = build_parser().parse_args(arguments)
+
+    def run(words: Sequence[str]) -> int:
+        options = build_parser().parse_args(words)
         return options.run(options) or 0
-    except LabError as error:
-        print(f"labkit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interruption:
-        print(f"\nlabkit: {interruption or 'interrupted'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+    return exit_code(run, arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

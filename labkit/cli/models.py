@@ -2,14 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.cli.terminal import console, make_table
 from labkit.common.formats import format_bytes
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(commands, "models", run, "list the models that can be named", config=False)
     command.add_argument(

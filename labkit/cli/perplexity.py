@@ -1,9 +1,8 @@
 """``labkit perplexity``: plans on a language model, by the perplexity of text."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import add_command, kept_config, result_folder
+from labkit.cli.arguments import Commands, add_command, measured
 from labkit.cli.terminal import console, make_table, print_files
 from labkit.common.formats import format_bytes
 from labkit.common.options import add_options, settings_of
@@ -14,7 +13,7 @@ BROKEN = 9.0
 """A larger change of the perplexity than this is shown as a factor, not in percent."""
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -42,18 +41,10 @@ def run(options: argparse.Namespace) -> None:
     """Measure, then print the table and the path of the file."""
     from labkit.measure.perplexity import compare_perplexity
 
-    settings = settings_of(options, PerplexityOptions)
-    output = result_folder(options, "perplexity")
-    with kept_config(options, output):
-        result = compare_perplexity(
-            options.model,
-            settings.plans,
-            datasets=settings_of(options, Datasets),
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-            output=output,
-        )
+    datasets = settings_of(options, Datasets)
+    result, output = measured(
+        options, compare_perplexity, PerplexityOptions, "perplexity-{model}", datasets=datasets
+    )
     rows = [
         [
             record["plan"],

@@ -1,14 +1,13 @@
 """``labkit plans``: the quantization plans, with ``--model`` also their predicted bytes."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.cli.terminal import console, make_table
 from labkit.common.formats import format_bytes
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(commands, "plans", run, "list the quantization plans", config=False)
     command.add_argument(

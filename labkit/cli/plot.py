@@ -1,14 +1,12 @@
 """``labkit plot``: a chart of a finished comparison."""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.common.errors import LabError
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -24,19 +22,16 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw the chart, with the settings of the comparison below it."""
-    from labkit.common.files import atomic_path
+    from labkit.common.files import atomic_path, user_path
     from labkit.results.charts.svg import comparison_svg
     from labkit.results.comparison import Comparison, describe
 
-    path = Path(options.output)
+    path = user_path(options.output)
     if path.suffix.lower() != ".svg":
         raise LabError(f"--output must end in .svg, not {path.suffix or path.name!r}")
     comparison = Comparison.load(options.results)
     settings = comparison.settings
     picture = comparison_svg(comparison.measurements, describe(settings) if settings else "")
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
+    with atomic_path(path) as temporary:
+        temporary.write_text(picture, encoding="utf-8")
     print(path)

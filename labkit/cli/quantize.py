@@ -1,15 +1,14 @@
 """``labkit quantize``: quantize a model and save it."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command
 from labkit.common.formats import format_bytes
 from labkit.common.options import add_options, settings_of
 from labkit.loading.options import CalibrationOptions, QuantizeOptions
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         calibration=settings_of(options, CalibrationSettings, prefix="calibration_"),
         force=settings.force,
     )
-    for note in quantized.engine.resolved.notes:
+    for note in quantized.engine.resolved.summary:
         print(f"• {note}")
     if quantized.continued:
         print(f"• {quantized.continued} Linears were finished by an earlier run.")

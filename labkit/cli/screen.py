@@ -1,15 +1,13 @@
 """``labkit screen``: draw a phone screen of the benchmark."""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from labkit.cli.arguments import add_command
+from labkit.cli.arguments import Commands, add_command
 from labkit.common.errors import LabError
 from labkit.common.options import Kind
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -26,16 +24,13 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Draw a screen, and print a request that fits it."""
     from labkit import phonetap
-    from labkit.common.files import atomic_path
+    from labkit.common.files import atomic_path, user_path
 
-    path = Path(options.output)
+    path = user_path(options.output)
     if path.suffix.lower() != ".png":
         raise LabError(f"--output must end in .png, not {path.suffix or path.name!r}")
     item = phonetap.items(split="typed", count=1, seed=options.seed, part="test")[0]
-    try:
-        with atomic_path(path) as temporary:
-            item.screen.image.save(temporary)
-    except OSError as error:
-        raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
+    with atomic_path(path) as temporary:
+        item.screen.image.save(temporary)
     width, height = item.screen.size
     print(f"{path}: {width}×{height} pixels; try the instruction: {item.instruction}")

@@ -1,10 +1,8 @@
 """``labkit search``: the best plan within a budget of bytes."""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, kept_config
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
 from labkit.cli.terminal import console, make_table, print_files, write_chart
 from labkit.common.formats import format_bytes, format_rate
 from labkit.common.options import add_options, settings_of
@@ -13,7 +11,7 @@ from labkit.measure.options import GoalOptions, SearchOptions
 from labkit.measure.search.goal import Goal
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -44,33 +42,13 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Search for a plan, then print the measurements and the paths of the files."""
     from labkit.measure.search.search import search_plan
-    from labkit.models.spec import get_spec
 
-    settings, goal = settings_of(options, SearchOptions), settings_of(options, GoalOptions)
-    short = Path(get_spec(options.model).name).name
-    label = Goal.of(goal.memory, goal.bits, goal.max_loss).label
-    output = Path(options.output or Path("results") / f"search-{short}-{label}")
-    with kept_config(options, output):
-        result = search_plan(
-            options.model,
-            memory=goal.memory,
-            bits=goal.bits,
-            max_loss=goal.max_loss,
-            schemes=settings.schemes,
-            against=list(settings.against),
-            datasets=settings_of(options, Datasets),
-            test_items=settings.test_items,
-            name=settings.name,
-            device=settings.device,
-            jobs=settings.jobs,
-            threads=settings.threads,
-            sensitivities=settings.sensitivities,
-            parts=settings.parts,
-            apart=settings.apart,
-            rounds=settings.rounds,
-            dtype=settings.dtype,
-            output=output,
-        )
+    goal = vars(settings_of(options, GoalOptions))
+    label = Goal.of(**goal).label
+    datasets = settings_of(options, Datasets)
+    result, output = measured(
+        options, search_plan, SearchOptions, f"search-{{model}}-{label}", datasets=datasets, **goal
+    )
     write_chart(output / "pareto.html", result.plot())
     screen = console()
     rows = [

@@ -1,9 +1,8 @@
 """``labkit sensitivity``: the loss from quantizing each layer alone."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import UNQUANTIZED_MODEL, add_command, kept_config, result_folder
+from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
 from labkit.cli.terminal import console, make_table, print_files, write_chart
 from labkit.common.formats import format_bytes, format_rate
 from labkit.common.options import add_options, settings_of
@@ -13,7 +12,7 @@ from labkit.measure.options import SensitivityOptions
 SHOWN_LINEARS = 12
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,
@@ -43,26 +42,17 @@ def run(options: argparse.Namespace) -> None:
     """Measure, then print the most sensitive layers and the paths of the files."""
     from labkit.measure.search.sensitivity import measure_sensitivity
 
-    settings = settings_of(options, SensitivityOptions)
-    output = result_folder(options, "sensitivity")
-    with kept_config(options, output):
-        result = measure_sensitivity(
-            options.model,
-            settings.schemes,
-            datasets=settings_of(options, Datasets),
-            parts=settings.parts,
-            device=settings.device,
-            jobs=settings.jobs,
-            threads=settings.threads,
-            output=output,
-        )
+    datasets = settings_of(options, Datasets)
+    result, output = measured(
+        options, measure_sensitivity, SensitivityOptions, "sensitivity-{model}", datasets=datasets
+    )
     write_chart(output / "sensitivity.html", result.plot())
     screen = console()
     for scheme in result.settings["schemes"]:
-        measured = [record for record in result.linears if record["scheme"] == scheme and "kl" in record]
+        records = [record for record in result.linears if record["scheme"] == scheme and "kl" in record]
         rows = [
             [record["linear"], record["role"] or "–", f"{record['kl']:.2e}", f"{record['sqnr_db']:.1f} dB"]
-            for record in sorted(measured, key=lambda record: -record["kl"])[:SHOWN_LINEARS]
+            for record in sorted(records, key=lambda record: -record["kl"])[:SHOWN_LINEARS]
         ]
         headers = ["Linear", "Part", "KL, nats a token", "Output"]
         screen.print(make_table(f"Most sensitive to {scheme}, each alone", headers, rows, text_columns=(1,)))

@@ -1,15 +1,14 @@
 """``labkit serve``: the OpenAI-compatible service."""
 
 import argparse
-from typing import Any
 
-from labkit.cli.arguments import MODEL, add_command
+from labkit.cli.arguments import MODEL, Commands, add_command
 from labkit.common.options import add_options
 from labkit.loading.options import LoadOptions
 from labkit.service.arguments import add_service_arguments, options_of
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the command line."""
     command = add_command(
         commands,

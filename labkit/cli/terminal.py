@@ -1,29 +1,34 @@
 """The console, and the look of tables."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from rich.console import Console
+    from rich.table import Table
 
 WIDTH_WITHOUT_TERMINAL = 120
 
 
-def console() -> Any:
+def console() -> Console:
     """The terminal, or a plain page of fixed width if the output is redirected."""
     from rich.console import Console
 
     class LabConsole(Console):
-        def on_broken_pipe(
-            self,
-        ) -> None:  # rich's method exits with code 1; `labkit.cli.main.main` handles the error
-            raise BrokenPipeError
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich's own method exits with code 1; `exit_code` treats it as the end
 
     return LabConsole() if sys.stdout.isatty() else LabConsole(width=WIDTH_WITHOUT_TERMINAL)
 
 
 def make_table(
     title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()
-) -> Any:
+) -> Table:
     """A table of text: the first column and ``text_columns`` to the left, the others to the right."""
     from rich import box
     from rich.table import Table
@@ -41,7 +46,7 @@ def make_table(
     return table
 
 
-def write_chart(path: Path, chart: Any) -> None:
+def write_chart(path: Path, chart: Figure) -> None:
     """Write a plotly chart as a page that opens offline."""
     from labkit.common.files import atomic_path
 
@@ -49,6 +54,6 @@ def write_chart(path: Path, chart: Any) -> None:
         chart.write_html(temporary, include_plotlyjs=True)
 
 
-def print_files(screen: Any, *paths: Any) -> None:
+def print_files(screen: Console, *paths: Path) -> None:
     """Print each path on its own unwrapped line, for copying."""
     screen.print("\n".join(map(str, paths)), highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """Writes files and folders atomically: neither a reader nor a run after a crash sees a partial file."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from labkit.common.errors import ResultsError
+from labkit.common.errors import LabError, ResultsError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 """Where the package is imported from."""
@@ -22,7 +23,9 @@ def assets_folder() -> Path:
     ``$LABKIT_ASSETS`` if set, else ``assets/`` inside the package (an installation) or beside it (a checkout).
     """
     if override := os.environ.get("LABKIT_ASSETS"):
-        return Path(override).expanduser()
+        if not (folder := user_path(override)).is_dir():
+            raise LabError(f"$LABKIT_ASSETS names no folder: {override}")
+        return folder
     inside = PACKAGE_FOLDER / "assets"
     return inside if inside.is_dir() else checkout_folder() / "assets"
 
@@ -30,6 +33,50 @@ def assets_folder() -> Path:
 def checkout_folder() -> Path:
     """The folder the package lies in: the checkout, or an environment's site-packages."""
     return PACKAGE_FOLDER.parent
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """The path that a user names, ``~`` resolved; nothing needs to be there.
+
+    Raises:
+        LabError: a home of nobody, or a name that no file can have.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.lstat()
+    except RuntimeError:
+        reason = f"this machine knows no home of {str(text).partition('/')[0]}"
+    except ValueError:
+        reason = "a path holds no NUL character"
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL):  # other faults show where the path is used
+            return path
+        reason = f"no file can be called that: {error.strerror}"
+    else:
+        return path
+    raise LabError(f"{shortened(os.fspath(text))}: {reason}")
+
+
+def reason_of(error: OSError) -> str:
+    """``FILE: No space left on device``: an OSError in a phrase, with its file if it names one."""
+    reason = error.strerror or " ".join(str(error).split())
+    return reason if error.filename is None else f"{shortened(str(error.filename), 200)}: {reason}"
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """The text, cut to a length that fits a message of one line."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+@contextmanager
+def naming(path: str | os.PathLike, temporary: Path | None = None) -> Iterator[None]:
+    """Name the file in an OSError of the block: a failed write, as on a full disk, carries no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, temporary, str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -47,10 +94,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path, temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -67,14 +67,16 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mi
 
 
 def bytes_of(text: str | int) -> int:
-    """``60MB`` -> 60,000,000; units are kB, MB, GB and KiB, MiB, GiB, and a number without a unit is bytes.
+    """``60MB`` -> 60,000,000; units are B, kB, MB, GB and KiB, MiB, GiB; an int is bytes.
 
     Raises:
-        LabError: the text is malformed, or the size is not positive.
+        LabError: the text is malformed or has no unit, or the size is not positive.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
     unit = UNITS.get(match[2].lower()) if match else None
+    has_unit = match is not None and (match[2] or isinstance(text, int))
     size = round(float(match[1]) * unit) if unit else 0
-    if size < 1:
-        raise LabError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}")
+    if size < 1 or not has_unit:
+        meant = f"; {match[1]}GB?" if size and not has_unit else ""
+        raise LabError(f"an amount of memory is written 60MB or 5.5GB, not {text!r}{meant}")
     return size

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from labkit.common.errors import LabError, MediaError
+from labkit.common.files import user_path
 
 SAMPLING_RATE = 16_000
 """Samples per second that all speech encoders here expect."""
@@ -54,7 +55,9 @@ def read_bytes(source: str | Path | bytes, what: str) -> bytes:
     else:
         name = f"the {what} {source}"
         try:
-            data = Path(source).expanduser().read_bytes()
+            data = user_path(source).read_bytes()
+        except LabError as error:
+            raise MediaError(f"the {what} {error}") from None
         except FileNotFoundError:
             raise MediaError(f"{name} does not exist") from None
         except (OSError, ValueError) as error:

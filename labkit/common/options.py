@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from labkit.common.errors import LabError
 
 REQUIRED = MISSING
 """The default of a required option."""
@@ -19,16 +21,28 @@ def option(
     *,
     metavar: str | None = None,
     least: int | None = None,
+    most: int | None = None,
     usual: str | None = None,
+    check: Callable[[str], object] | None = None,
     **more: Any,
 ) -> Any:
     """A dataclass field with its help.
 
-    choices: the allowed values, if there are few. metavar: the placeholder of a value in the help. least: the smallest
-    number. usual: the help's text for a default of None. more: arguments of `dataclasses.field`.
+    choices: the allowed values, if there are few. metavar: the placeholder of a value in the help. least, most: the
+    bounds of a number. usual: the help's text for a default of None. check: raises `LabError` for a text that is no
+    value. more: arguments of `dataclasses.field`.
     """
-    metadata = {"help": help, "choices": choices, "metavar": metavar, "least": least, "usual": usual}
-    return field(default=default, metadata=metadata, **more)
+    limits = {"least": least, "most": most, "choices": choices, "check_text": check}
+    return field(
+        default=default, metadata={"help": help, "metavar": metavar, "usual": usual, **limits}, **more
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises its errors as `LabError`, which prints in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message} (see `{self.prog} --help`)")
 
 
 def help_of(settings: type, name: str) -> str:
@@ -50,15 +64,18 @@ class Kind:
     base: type = str
     many: bool = False
     least: int | None = None
+    most: int | None = None
     choices: tuple | None = None
+    check_text: Callable[[str], object] | None = None
 
     @classmethod
-    def of(cls, annotation: Any, least: int | None = None, choices: tuple | None = None) -> Kind:
-        """The kind of a field's annotation, such as ``int | None`` or ``tuple[str, ...]``."""
+    def of(cls, annotation: Any, item: Field) -> Kind:
+        """The kind of a field with its annotation, such as ``int | None`` or ``tuple[str, ...]``."""
         if get_origin(annotation) is types.UnionType:
             annotation = next(part for part in get_args(annotation) if part is not type(None))
         many = get_origin(annotation) is tuple
-        return cls(get_args(annotation)[0] if many else annotation, many, least, choices)
+        limits = {name: item.metadata[name] for name in ("least", "most", "choices", "check_text")}
+        return cls(get_args(annotation)[0] if many else annotation, many, **limits)
 
     def __call__(self, text: str) -> Any:
         """Parse a value from the command line."""
@@ -90,14 +107,23 @@ class Kind:
     def _check(self, value: Any) -> Any:
         if self.base is float and type(value) is int:
             value = float(value)
+        if self.check_text is not None and type(value) in (int, float):
+            value = str(value)  # an amount without its unit, in a file
         if type(value) is not self.base:
             raise argparse.ArgumentTypeError(f"must be {_NAMES[self.base]}, not {value!r}")
         if self.least is not None and value < self.least:
             bound = "at least 1" if self.least == 1 else f"{self.least} or more"
             raise argparse.ArgumentTypeError(f"must be {bound}, not {value}")
+        if self.most is not None and value > self.most:
+            raise argparse.ArgumentTypeError(f"must be at most {self.most}, not {value}")
         if self.choices and value not in self.choices:
             allowed = ", ".join(map(str, self.choices))
             raise argparse.ArgumentTypeError(f"must be one of {allowed}, not {value!r}")
+        if self.check_text is not None:
+            try:
+                self.check_text(value)
+            except LabError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
         return value
 
 
@@ -116,7 +142,7 @@ def add_options(
     for item in fields(settings):
         if names is not None and item.name not in names:
             continue
-        kind = Kind.of(annotations[item.name], item.metadata["least"], item.metadata["choices"])
+        kind = Kind.of(annotations[item.name], item)
         arguments: dict[str, Any] = {
             "dest": prefix + item.name,
             "help": help_of(settings, item.name).replace("%", "%%"),

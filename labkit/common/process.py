@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from labkit.common.errors import LabError, WorkerFailedError
-from labkit.common.files import checkout_folder
+from labkit.common.files import checkout_folder, reason_of
 
 
 def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], Any]) -> int:
     """Call ``run(request, emit)`` with the JSON object from standard input; returns the process's exit code.
 
     Standard output carries only events, one JSON object per line; all other output goes to standard error.
-    An error becomes the event ``{"event": "error", "message": str, "known": bool}``; ``known`` marks a `LabError`,
-    whose message needs no traceback.
+    An error becomes the event ``{"event": "error", "message": str, "known": bool}``; ``known`` marks a `LabError` or an
+    `OSError`, whose message needs no traceback.
     """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -40,9 +40,14 @@ def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], N
         return 2
     except BrokenPipeError:  # the parent process is gone; the files on disk stay
         return 1
+    except OSError as error:
+        emit({"event": "error", "message": reason_of(error), "known": True})
+        with suppress(OSError):  # the log may be on the disk that is full
+            traceback.print_exc()
+        return 1
     except Exception as error:
-        traceback.print_exc()
         emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
+        traceback.print_exc()
         return 1
     return 0
 
@@ -94,10 +99,8 @@ def start(
             preexec_fn=_heed_interrupts if heed_interrupts else None,
         )
     if has_request:
-        with (
-            suppress(BrokenPipeError),
-            process.stdin as pipe,
-        ):  # the process has already ended; its log gives the reason
+        # A broken pipe: the process has already ended; its log gives the reason.
+        with suppress(BrokenPipeError), process.stdin as pipe:
             json.dump(request, pipe)
     return process
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.common.errors import LabError
+from labkit.common.files import user_path
 from labkit.common.options import option
 
 if TYPE_CHECKING:
@@ -111,6 +111,6 @@ class Datasets:
 
     def _read(self) -> str:
         try:
-            return Path(self.text).expanduser().read_text(encoding="utf-8")
+            return user_path(self.text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise LabError(f"the text {self.text} cannot be read: {error}") from None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from labkit.common.errors import CheckpointError, Interrupted
+from labkit.common.files import user_path
 from labkit.loading.calibration import Fingerprinted, default_calibration
 from labkit.loading.load import load_prepared
 from labkit.loading.options import CalibrationOptions
@@ -22,6 +23,7 @@ from labkit.loading.save import check_space, check_target, save
 from labkit.models.spec import ModelSpec
 from labkit.plans.finished import WorkFolder
 from labkit.plans.plan import QuantizationPlan, as_plan
+from labkit.results.config import write_config
 
 TEXT_TOKENS = 512  # length of a calibration sequence, unless the model's context is shorter
 
@@ -96,8 +98,9 @@ def quantize_to(
         LabError: anything that cannot work, before weights are read.
         Interrupted: on Ctrl-C.
     """
+    arguments = {**locals(), "output": folder, "folder": None, "calibration": None, "dtype": None}
     prepared = Prepared.of(model, choose_device(device), quantized="quantize the model that it was made of")
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     check_target(folder, force)
     plan, settings = as_plan(plan, dtype), calibration or CalibrationSettings()
     prepared.check_files()
@@ -125,6 +128,11 @@ def quantize_to(
     finally:
         work.close()
     work.remove()
+    if dtype is not None or not isinstance(arguments["plan"], str):
+        arguments["plan"] = folder / "plan.yaml"
+    for name, value in dataclasses.asdict(settings).items():
+        arguments[f"calibration_{name}"] = value
+    write_config(folder, "quantize", arguments)
     return Made(folder, engine, work.found)
 
 
@@ -138,7 +146,7 @@ def text_batches(
         CheckpointError: the file is unreadable, or shorter than a sequence.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -44,7 +44,7 @@ def text(name: str, engine: Any, manifest: Manifest) -> str:
         f"- Calibration: {_calibration(manifest.calibration)}",
         f"- Made on {manifest.made_with['time']} with labkit {manifest.made_with['labkit']}"
         f"{_commit(manifest.made_with)}, {_packages(manifest.made_with)}, on {manifest.made_with['device']}.",
-        *(f"- {note}" for note in manifest.notes),
+        *(f"- {note}" for note in engine.resolved.summary),
         "",
         "What the quantization costs in quality is not known from this card: "
         f"`labkit compare {name}` measures it beside the unquantized model.",

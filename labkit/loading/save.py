@@ -13,7 +13,7 @@ import yaml
 from safetensors import SafetensorError
 
 from labkit.common.errors import CheckpointError
-from labkit.common.files import atomic_folder
+from labkit.common.files import atomic_folder, user_path
 from labkit.common.machine import environment
 from labkit.loading import readme
 from labkit.loading.manifest import NAME, Manifest, file_facts
@@ -49,7 +49,7 @@ def save(
     Raises:
         CheckpointError: the folder cannot be written, or already exists.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     check_target(folder, force)
     if engine.resolved is None or engine.plan is None:
         raise CheckpointError("only a model that labkit.load gave can be saved: this engine has no plan")

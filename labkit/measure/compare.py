@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.common.errors import Interrupted, LabError, WorkerFailedError
+from labkit.common.errors import Interrupted, WorkerFailedError
 from labkit.common.machine import environment
 from labkit.common.process import module_command, run_workers
 from labkit.measure.job import Job, prepare
 from labkit.results.comparison import Comparison
+from labkit.results.config import write_config
 from labkit.results.folders import RunFolder
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def compare(
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
     before anything is measured, and `Interrupted` (a KeyboardInterrupt) on Ctrl-C.
     """
+    arguments = dict(locals())
+    arguments["thinking"] = arguments.pop("enable_thinking")  # the command's word for it
     job = prepare(
         model,
         plans,
@@ -72,6 +75,7 @@ def compare(
             output = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-"))
         folder = RunFolder(output)
         folder.open(job.settings)
+        write_config(folder.path, "compare", arguments)
         return _measure_all(job, folder, progress, _worker)
 
 
@@ -119,7 +123,7 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
         current().save(folder.path)
     if not measurements:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise LabError(f"no plan could be measured ({reasons})")
+        raise WorkerFailedError(f"no plan could be measured ({reasons})")
     comparison = current()
     comparison.save(folder.path)
     return comparison

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import torch
+
 from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.machine import environment, forget_models, gpus
@@ -19,10 +21,12 @@ from labkit.loading.load import load
 from labkit.measure import quality
 from labkit.measure.anatomy import Anatomy
 from labkit.measure.cost import peak_memory, start_peak
+from labkit.measure.job import check_count
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
 from labkit.results import summary
+from labkit.results.config import write_config
 from labkit.results.context import ContextGrowth
 from labkit.results.folders import RecordFolder
 
@@ -62,6 +66,7 @@ def measure_growth(
     timing: Timing | None = None,
     weights: str | None = None,
     device: str = "auto",
+    threads: int | None = None,
     batch_size: int = 8,
     output: str | os.PathLike,
     progress: bool = True,
@@ -83,6 +88,7 @@ def measure_growth(
         timing: number and length of the timed requests.
         weights: ``random`` measures cost alone (see `labkit.load`).
         device: as for `labkit.load`.
+        threads: CPU threads (default: torch's).
         batch_size: answers at a time.
         output: the folder for ``context.json`` and the records from which an interrupted run continues.
         progress: show a progress bar.
@@ -90,6 +96,10 @@ def measure_growth(
     Raises:
         LabError: a plan, context or folder is wrong, before anything is measured.
     """
+    arguments = {**locals(), "timing": None, "prompts": None if timing is None else timing.prompts}
+    if threads is not None:
+        check_count("threads", threads)
+        torch.set_num_threads(threads)
     spec, timing = get_spec(model), timing or Timing()
     chosen = _plans(plans, windows)
     contexts = _contexts(contexts)
@@ -106,6 +116,7 @@ def measure_growth(
         "reference": chosen[0].name,
     }
     folder.open(settings)
+    write_config(folder.path, "context", arguments)
     done = {(record["plan"], record["context"]): record for record in folder.records()}
     for plan in chosen:
         missing = [context for context in contexts if (plan.name, context) not in done]

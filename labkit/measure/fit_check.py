@@ -9,14 +9,22 @@ import contextlib
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from labkit.common.process import serve_request
+from labkit.common.errors import WorkerFailedError
+from labkit.common.machine import environment, gpus, usable_cores
+from labkit.common.process import module_command, run_workers, serve_request
+from labkit.measure.options import FitOptions
+from labkit.models.spec import get_spec
+from labkit.plans.plan import QuantizationPlan, presets
+from labkit.results.config import write_config
+from labkit.results.fit import FitCheck
 
 
 class LiveBytes(TorchDispatchMode):
@@ -134,6 +142,60 @@ def check_plan(
     record["weights_within"] = abs(record["weights_error"]) <= WEIGHTS_LIMIT
     record["peak_within"] = abs(record["peak_error"]) <= PEAK_LIMIT
     return record
+
+
+def check_fit(
+    model: str,
+    plans: Sequence[str] | None = None,
+    *,
+    context: int = FitOptions.context,
+    screen: tuple[int, int] | None,
+    max_pixels: int | None = None,
+    device: str = "auto",
+    output: Path,
+    say: Callable[[str], None] = print,
+) -> FitCheck:
+    """`check_plan` for each plan (None: all presets) in a process of its own; plans that calibrate are left out.
+
+    Writes ``fit.json`` and ``config.yaml`` to the folder ``output``; ``say`` is called with each failure.
+    """
+    asked = {"context": context, "max_pixels": max_pixels, "device": device}
+    pixels = "none" if screen is None else f"{screen[0]}x{screen[1]}"
+    chosen = [
+        name for name in plans or presets() if not QuantizationPlan.from_yaml(name).requires_calibration
+    ]
+    config = {"model": model, "plans": plans, **asked, "screen": pixels, "check": True, "output": output}
+    write_config(output, "fit", config)
+    records: list[dict[str, Any]] = []
+    failures = {}
+    for plan in chosen:
+        try:
+            run_workers(
+                module_command("labkit.measure.fit_check"),
+                {
+                    output / "logs" / f"{Path(plan).stem}.log": {
+                        "model": model,
+                        "plan": plan,
+                        "screen": screen,
+                        **asked,
+                    }
+                },
+                lambda event: records.append(event["record"]),
+                threads=usable_cores(),
+            )
+        except WorkerFailedError as error:
+            failures[plan] = str(error)
+            say(f"{plan} could not be measured: {error}")
+    on_gpu = any(record["device"].startswith("cuda") for record in records)
+    check = FitCheck(
+        {"weights": WEIGHTS_LIMIT, "peak": PEAK_LIMIT},
+        records,
+        failures,
+        settings={"model": get_spec(model).name, "weights": "random", "context": context, "screen": screen},
+        environment=environment(gpus()[0] if on_gpu else None),
+    )
+    check.save(output)
+    return check
 
 
 def _prompt(engine: Any, tokens: int, screen: tuple[int, int] | None, max_pixels: int | None) -> list[dict]:

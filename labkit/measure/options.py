@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from labkit.common.formats import bytes_of
 from labkit.common.options import REQUIRED, option
 from labkit.loading.options import MachineOptions
 from labkit.measure.defaults import CANDIDATES, DEFAULT_PLANS, PERPLEXITY_PLANS
@@ -54,7 +55,7 @@ class ContextOptions(MachineOptions):
 class FitOptions:
     """What `labkit.measure.fit.needs` takes, the device's memory, and what ``--check`` needs."""
 
-    memory: str | None = option(None, "free memory of the device", metavar="8GB")
+    memory: str | None = option(None, "free memory of the device", metavar="8GB", check=bytes_of)
     card: str | None = option(None, "a graphics card, such as rtx-4090 or h100", metavar="NAME")
     bandwidth: float | None = option(None, "of the memory", metavar="GB/S", usual="the card's")
     context: int = option(4096, "tokens of the conversation", least=1)
@@ -123,7 +124,7 @@ class SensitivityOptions(LayerOptions):
 class GoalOptions:
     """What a search is for: one of three."""
 
-    memory: str | None = option(None, "bytes of all weights", metavar="60MB")
+    memory: str | None = option(None, "bytes of all weights", metavar="60MB", check=bytes_of)
     bits: float | None = option(
         None, "bits a value of the Linears, on average, scales included", metavar="4.5"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from labkit.common.errors import LabError
+from labkit.common.files import user_path
 from labkit.common.intervals import paired_difference
 from labkit.common.machine import environment
 from labkit.loading.datasets import Datasets
@@ -21,6 +22,7 @@ from labkit.models import get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
+from labkit.results.config import write_config
 from labkit.results.folders import RecordFolder
 from labkit.results.record import Record
 
@@ -99,6 +101,11 @@ def compare_perplexity(
     Raises:
         LabError: no text, an unknown plan, or another wrong argument, before anything is measured.
     """
+    arguments = {
+        **locals(),
+        "output": output,
+        "plans": plans if isinstance(plans, str) else ";".join(map(str, plans)),
+    }
     import torch
 
     from labkit.loading.load import load
@@ -126,6 +133,7 @@ def compare_perplexity(
     settings["device"] = evaluator.device.type
     resolved = [evaluator.prepared.resolve(plan) for plan in chosen]  # raises before anything is measured
     folder.open(settings)
+    write_config(folder.path, "perplexity", arguments)
     if not probe.is_file():
         _say("the unquantized model answers", progress)
         probe_of(load(spec, dtype, device, progress=False), datasets).save(probe)
@@ -155,7 +163,7 @@ def plans_of(plans: str | Sequence[str | os.PathLike]) -> list[QuantizationPlan]
 
 
 def _plan_of(text: str) -> QuantizationPlan:
-    if text in presets() or Path(text).expanduser().is_file():
+    if text in presets() or user_path(text).is_file():
         return QuantizationPlan.from_yaml(text)
     try:
         scheme = parse_candidate(text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.common.errors import LabError
-from labkit.common.files import assets_folder
+from labkit.common.files import assets_folder, user_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -72,7 +72,7 @@ class ModelSpec:
     @property
     def folder(self) -> Path | None:
         """The local folder, or None for a model on the hub."""
-        path = Path(self.source).expanduser()
+        path = user_path(self.source)
         return path if path.is_dir() else None
 
     @property
@@ -158,7 +158,7 @@ def get_spec(model: str | Path | ModelSpec) -> ModelSpec:
     registered = {spec.name: spec for spec in _registered()}
     if text in registered:
         return registered[text]
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise LabError(f"the folder {text} has no config.json, so it is no transformers checkpoint")

@@ -36,9 +36,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from labkit.common.errors import PlanError
-from labkit.common.files import assets_folder, atomic_path
+from labkit.common.errors import LabError, PlanError
+from labkit.common.files import assets_folder, atomic_path, user_path
 from labkit.common.options import option
+from labkit.common.yaml_text import read_yaml
 from labkit.models.checkpoint import LoadError
 from labkit.plans.rule import Rule
 from labkit.quantization import DTYPES, get_scheme
@@ -97,7 +98,9 @@ class QuantizationPlan:
     evidence: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.default not in DTYPES:
+        if not isinstance(self.name, str):
+            raise PlanError(f"a plan's name is text, not {self.name!r}")
+        if not isinstance(self.default, str) or self.default not in DTYPES:
             raise PlanError(
                 f"plan {self.name}: default must be one of {', '.join(DTYPES)}, not {self.default!r}"
             )
@@ -140,7 +143,7 @@ class QuantizationPlan:
         ]
         try:
             return cls(
-                name=str(data["name"]),
+                name=str(data["name"]) if type(data["name"]) in (int, float) else data["name"],
                 rules=tuple(rules),
                 description=str(data.get("description") or ""),
                 default=data.get("default", "bf16"),
@@ -153,7 +156,7 @@ class QuantizationPlan:
     @classmethod
     def from_yaml(cls, path_or_name: str | Path) -> QuantizationPlan:
         """A plan from a YAML file, or a preset by its name. Raises PlanError with the file's name."""
-        path = Path(path_or_name).expanduser()
+        path = user_path(path_or_name)
         if not path.is_file():
             if str(path_or_name) in presets():
                 path = plans_folder() / f"{path_or_name}.yaml"
@@ -161,9 +164,9 @@ class QuantizationPlan:
                 listed = ", ".join(presets())
                 raise PlanError(f"no plan file or preset {str(path_or_name)!r}; presets are {listed}")
         try:
-            data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+            data = read_yaml(path)
+        except LabError as error:
+            raise PlanError(str(error)) from None
         return cls.from_dict(data, path.name)
 
     @classmethod
@@ -222,21 +225,6 @@ def presets() -> list[str]:
     """Names of the plans that come with the lab: the usual ones first, then by name."""
     names = sorted(path.stem for path in plans_folder().glob("*.yaml"))
     return [name for name in _USUAL if name in names] + [name for name in names if name not in _USUAL]
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML silently keeps the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 class _PlanDumper(yaml.SafeDumper):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,22 @@ class Part:
     is_linear: bool
 
 
+def grouped(notes: Sequence[str]) -> list[str]:
+    """Notes that begin with a module's name, with one line for all that are alike after it.
+
+    >>> grouped(["a.fc is left alone: tied", "b.fc is left alone: tied"])
+    ['a.fc is left alone: tied (1 more like it)']
+    """
+    names: dict[str, list[str]] = {}
+    for note in notes:
+        name, _, reason = note.partition(" ")
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{alike[0]} {reason}" + (f" ({len(alike) - 1} more like it)" if len(alike) > 1 else "")
+        for reason, alike in names.items()
+    ]
+
+
 @dataclass(frozen=True)
 class ResolvedPlan:
     """What `QuantizationPlan.resolve` returns.
@@ -47,6 +64,11 @@ class ResolvedPlan:
     rules: dict[str, int]
     parts: list[Part] = field(repr=False)
     notes: list[str]
+
+    @property
+    def summary(self) -> list[str]:
+        """The notes for a reader: Linears with the same note share a line with their number."""
+        return grouped(self.notes)
 
     @property
     def requires_calibration(self) -> bool:

@@ -195,7 +195,7 @@ def known_schemes() -> dict[str, type[Scheme]]:
 
 def get_scheme(name: str, **options: Any) -> Scheme:
     """The scheme ``name`` with ``options``; raises SchemeError that lists the valid names."""
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise SchemeError(f"unknown scheme {name!r}; known are {', '.join(_REGISTRY)}")
     cls = _REGISTRY[name]
     option_names = [item.name for item in fields(cls)]

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from labkit.common.errors import LabError
+from labkit.common.yaml_text import parse_yaml
 from labkit.quantization import Scheme, SchemeError, get_scheme
 
 
@@ -23,7 +22,10 @@ def parse_candidate(text: str) -> Scheme:
         key, separator, value = pair.partition("=")
         if not separator:
             raise LabError(f"{text!r}: an option is written name=value, not {pair!r}")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = parse_yaml(value)
+        except LabError as error:
+            raise LabError(f"{text!r}: the value of {key.strip()} is {error}") from None
     if match["bits"]:
         options["num_bits"] = int(match["bits"])
     try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.common.errors import LabError, ResultsError
-from labkit.common.files import atomic_path, read_json
+from labkit.common.files import atomic_path, naming, read_json, user_path
 from labkit.results.measurement import Measurement
 
 ENVIRONMENTS = "environments.jsonl"
@@ -42,7 +42,7 @@ class RecordFolder:
     """Files that never exist without the settings."""
 
     def __init__(self, path: str | os.PathLike, what: str) -> None:
-        self.path, self.other = Path(path), f"{what} of another kind"
+        self.path, self.other = user_path(path), f"{what} of another kind"
 
     def check_writable(self) -> None:
         """Create the folder if needed. Raises `LabError` if that fails or it is not writable."""
@@ -94,7 +94,8 @@ class RecordFolder:
 
     def append(self, record: Mapping[str, Any], stream: int | str = 1) -> None:
         """Add a record; processes that write at the same time use different streams."""
-        with self._stream(stream).open("a", encoding="utf-8") as file:
+        path = self._stream(stream)
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from labkit.common.errors import ResultsError
-from labkit.common.files import atomic_path, read_json
+from labkit.common.files import atomic_path, read_json, user_path
 
 COMPACT_FROM = 200_000
 """Files of more characters than this have no line breaks: people read those with a program."""
@@ -68,7 +68,7 @@ class Record:
         Raises:
             ResultsError: the file is missing or damaged; the message names it, and the field.
         """
-        path = Path(path)
+        path = user_path(path)
         file = path if path.suffix == ".json" or path.is_file() else path / cls.FILE
         if not file.exists():
             raise ResultsError(f"{file}: no such file: measure with `labkit {cls.COMMAND}` first")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import suppress
 
 
 def info(message: str) -> None:
@@ -30,4 +31,5 @@ def fault(where: str, error: BaseException) -> None:
 
 def _write(level: str, message: str) -> None:
     line = "".join(character if character.isprintable() else " " for character in message)
-    print(f"[{level}] {line}", file=sys.stdout, flush=True)
+    with suppress(OSError):  # a full disk, or a closed pipe, ends no answer
+        print(f"[{level}] {line}", file=sys.stdout, flush=True)

@@ -23,7 +23,7 @@ class ServiceOptions:
     host: str = option(
         "127.0.0.1", "address to listen on; 0.0.0.0 is every one of this machine", metavar="ADDRESS"
     )
-    port: int = option(8000, "port to listen on", least=0)
+    port: int = option(8000, "port to listen on; 0: any free one", least=0, most=65535)
     streams: int = option(8, "most answers that are generated at a time", least=1)
     queue: int = option(32, "most answers that wait for their turn; further requests get status 429", least=0)
     max_tokens: int = option(1024, "longest answer of a request that does not say", least=1)

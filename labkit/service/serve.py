@@ -79,20 +79,25 @@ def run(backend: Backend, options: ServiceOptions, listener: socket.socket) -> N
 
 @contextlib.contextmanager
 def listening(options: ServiceOptions) -> Iterator[socket.socket]:
-    """The service's socket, bound before anything takes long; it takes connections once the server runs.
+    """The service's socket, bound before anything takes long; connections wait in it until the server runs.
 
     Raises:
         LabError: the port is taken, or the address is none of this machine's.
     """
     try:
-        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-    except OSError:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM
+        )[0]
+    except (OSError, UnicodeError):
         raise LabError(f"the address {options.host} is unknown") from None
-    with socket.socket(*found[:3]) as listener:  # with its protocol: asyncio then sends small pieces at once
+    with socket.socket(
+        family, kind, protocol
+    ) as listener:  # with its protocol: asyncio then sends small pieces at once
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(found[4])
+            listener.bind(address)
+            listener.listen()  # with SO_REUSEADDR, two sockets that only bind get the same port
         except OSError as error:
             raise LabError(
                 f"port {options.port} of {options.host} cannot be used: {error.strerror}; "

@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 import yaml
 
+import labkit
 from labkit.cli.main import build_parser, main
 from labkit.common.options import REQUIRED
+from labkit.loading.datasets import Datasets
 from labkit.measure import compare as measuring
+from labkit.plans.plan import QuantizationPlan
+from labkit.results.config import write_config
 
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "compare_fakes.py"))
 EXTRA = ("options", "command", "run", "config")
@@ -57,6 +62,47 @@ def test_a_folder_of_another_run_keeps_its_config(tmp_path, monkeypatch, capsys)
     assert (tmp_path / "config.yaml").read_text() == before
 
 
+def test_a_run_from_python_keeps_one_too(tmp_path):
+    plan = QuantizationPlan.uniform("int8", default="fp32")
+    settings = {"items": 5, "split": "typed", "device": "cpu", "threads": 1, "enable_thinking": True}
+    folder = tmp_path / "mine"
+    labkit.compare("pocket", ["fp32", plan], output=folder, progress=False, _worker=WORKER, **settings)
+    options = parsed("compare", "--config", folder / "config.yaml")
+    assert (options["model"], options["items"], options["thinking"]) == ("pocket", 5, True)
+    assert options["output"] == str(folder)
+    kept = options["plans"]
+    assert kept == ("fp32", str(folder / "plans" / "int8.yaml"))
+    assert QuantizationPlan.from_yaml(kept[1]) == plan
+
+
+def test_what_python_alone_knows_is_written_as_the_command_takes_it(tmp_path):
+    datasets = Datasets(text="book.txt", calibration=8)
+    arguments = {"model": tmp_path, "schemes": "int8;gptq:act_order=true,num_bits=3", "datasets": datasets}
+    write_config(tmp_path, "sensitivity", {**arguments, "jobs": None, "progress": True, "output": None})
+    options = parsed("sensitivity", "--config", tmp_path / "config.yaml")
+    assert (options["model"], options["text"], options["calibration"]) == (str(tmp_path), "book.txt", 8)
+    assert (options["schemes"], options["jobs"]) == (arguments["schemes"], None)
+
+
+def test_a_quantized_folder_is_made_again_from_its_own_config(tmp_path, capsys):
+    model, folder = tmp_path / "tiny", tmp_path / "quantized"
+    tiny_models.llama().save_pretrained(model)
+    tiny_models.tokenizer().save_pretrained(model)
+    given = ["quantize", str(model), "--plan", "int8", "--device", "cpu", "--output", str(folder)]
+    assert main([*given, "--calibration-items", "5", "--force"]) == 0
+    config = folder / "config.yaml"
+    options = parsed("quantize", "--config", config)
+    assert (options["plan"], options["force"], options["calibration_items"]) == ("int8", True, 5)
+    config.write_text(config.read_text().replace("force: true", "force: false"))
+    assert main(["quantize", "--config", str(config)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    before = (folder / "labkit.json").stat().st_ino
+    assert main(["quantize", "--config", str(config), "--force"]) == 0
+    assert (folder / "labkit.json").stat().st_ino != before
+    assert "force: true" in config.read_text()
+    assert main(["models", str(folder)]) == 0
+
+
 COMMANDS = [
     "compare pocket --plans fp32,int4 --seed 3 --thinking",
     "ask pocket hello --image a.png --temperature 0.5",
@@ -75,13 +121,12 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_what_is_written_is_what_was_given(tmp_path, line):
-    from labkit.cli.arguments import write_config
-
     options = build_parser().parse_args(line.split())
-    if getattr(options, "output", None) is None:
-        options.output = "out"
     folder = tmp_path / "r"
-    write_config(options, folder)
+    arguments = {action.dest: getattr(options, action.dest) for action in options.command.settings()}
+    write_config(
+        folder, line.split()[0], {"output": None, **arguments} if "output" in arguments else arguments
+    )
     again = parsed(line.split()[0], "--config", folder / "config.yaml")
     expected = {name: value for name, value in vars(options).items() if name not in EXTRA}
     for values in (again, expected):
@@ -118,7 +163,12 @@ def test_what_is_given_wins_over_the_file(write):
         ("compare pocket", "weights: mine\n", ["weights must be one of random"]),
         ("compare pocket", "command: fit\n", ["is for `labkit fit`, not for `labkit compare`"]),
         ("compare pocket", "- items\n", ["`option: value` a line"]),
-        ("compare pocket", "items: [\n", ["cannot be read"]),
+        ("compare pocket", "items: [\n", ["not readable as YAML"]),
+        ("compare pocket", "items: {{ n }}\n", ["unfilled {{ template }}"]),
+        ("compare pocket", "items: 5\nitems: 6\n", ["'items' is given twice"]),
+        ("compare pocket", "items: 2026-13-45\n", ["items must be a whole number, not '2026-13-45'"]),
+        ("compare pocket", f"plans: {'[' * 3000}{']' * 3000}\n", ["nested too deeply"]),
+        ("fit pocket", "memory: 12\n", ["5.5GB, not '12'; 12GB?"]),
         ("search pocket", "memory: 1MB\nbits: 4\n", ["memory and bits exclude each other"]),
     ],
 )

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from labkit.cli import doctor
-from labkit.cli.doctor import NOTE, OK, PROBLEM, Finding, diagnose, render
+from labkit.cli.doctor import render
+from labkit.measure import diagnosis
+from labkit.measure.diagnosis import NOTE, OK, PROBLEM, Finding, diagnose
 
 
 def texts(findings, status=None):
-    return "\n".join(one.text for one in findings if status in (None, one.status))
+    return "\n".join(finding.text for finding in findings if status in (None, finding.status))
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def findings():
 
 
 def test_every_topic_is_examined(findings):
-    topics = list(dict.fromkeys(one.topic for one in findings))
+    topics = list(dict.fromkeys(finding.topic for finding in findings))
     assert topics == [
         "Python", "Packages", "Machine", "GPU", "Schemes", "Models", "Benchmark", "Notebooks", "Network",
         "Training only",
@@ -31,7 +32,9 @@ def test_schemes_and_kernels_of_the_cpu_are_named(findings):
 
 
 def test_the_9b_models_need_what_the_plans_predict(findings):
-    line = next(one.text for one in findings if "9 B models" in one.text and one.topic == "Models")
+    line = next(
+        finding.text for finding in findings if "9 B models" in finding.text and finding.topic == "Models"
+    )
     assert "GB" in line
 
 
@@ -45,12 +48,12 @@ def test_the_9b_models_need_what_the_plans_predict(findings):
 def test_memory_decides_what_fits(monkeypatch, gigabytes, expected, status):
     monkeypatch.setattr("labkit.common.machine.memory", lambda: (gigabytes * 10**9, 10**9))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    [one] = doctor._does_9b_fit()
-    assert one.status == status
+    [finding] = diagnosis._does_9b_fit()
+    assert finding.status == status
     import re
 
-    assert re.search(expected, one.text)
-    assert "fp32 (" not in one.text
+    assert re.search(expected, finding.text)
+    assert "fp32 (" not in finding.text
 
 
 def test_a_containers_limit_is_what_counts(monkeypatch, tmp_path):
@@ -69,7 +72,7 @@ def test_missing_and_other_versions_are_told_apart(monkeypatch):
     monkeypatch.setattr(
         "labkit.common.machine.requirements", lambda: iter([("torch", "==0.1"), ("no-such-package", "==1.0")])
     )
-    other, missing = doctor._packages()
+    other, missing = diagnosis._packages()
     assert (other.status, missing.status) == (NOTE, PROBLEM)
     assert "the lab is tested with 0.1" in other.text
     assert missing.advice == "pip install 'no-such-package==1.0'"
@@ -78,9 +81,9 @@ def test_missing_and_other_versions_are_told_apart(monkeypatch):
 def test_a_driver_without_a_usable_torch_is_a_problem(monkeypatch):
     monkeypatch.setattr("labkit.common.machine.gpus", list)
     monkeypatch.setattr("labkit.common.machine.driver_versions", lambda: ["550.1"])
-    [one] = doctor._gpu()
-    assert one.status == PROBLEM
-    assert "driver 550.1 is there, but torch cannot use it" in one.text
+    [finding] = diagnosis._gpu()
+    assert finding.status == PROBLEM
+    assert "driver 550.1 is there, but torch cannot use it" in finding.text
 
 
 def test_a_proxy_that_would_catch_localhost_is_a_problem(monkeypatch):
@@ -88,20 +91,20 @@ def test_a_proxy_that_would_catch_localhost_is_a_problem(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert [one.status for one in doctor._network()] == [OK]
+    assert [finding.status for finding in diagnosis._network()] == [OK]
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
-    assert [one.status for one in doctor._network()] == [PROBLEM]
+    assert [finding.status for finding in diagnosis._network()] == [PROBLEM]
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
-    assert [one.status for one in doctor._network()] == [OK]
+    assert [finding.status for finding in diagnosis._network()] == [OK]
 
 
 def test_no_exception_escapes(monkeypatch):
     def fail():
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(doctor, "_machine", fail)
-    monkeypatch.setattr(doctor, "_does_9b_fit", lambda: iter(()))
-    [line] = [one for one in diagnose() if one.topic == "Machine"]
+    monkeypatch.setattr(diagnosis, "_machine", fail)
+    monkeypatch.setattr(diagnosis, "_does_9b_fit", lambda: iter(()))
+    [line] = [finding for finding in diagnose() if finding.topic == "Machine"]
     assert line.text == "could not be examined: OSError: the disk is gone"
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,8 +17,10 @@ import tiny_models
 
 from labkit.client import launch
 from labkit.client.launch import jupyter, state
-from labkit.client.launch.__main__ import _arguments, build_parser, main
+from labkit.client.launch.__main__ import build_parser, main
+from labkit.client.launch.request import flags_of
 from labkit.client.launch.start import _free_port, state_of
+from labkit.common.errors import LabError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "assets/run_autoglm_server.sh"
@@ -96,7 +99,7 @@ def test_a_service_from_python_whose_key_is_in_no_list_of_processes(model, recor
 
 
 def test_a_service_that_cannot_start_says_why():
-    with pytest.raises(launch.LaunchError, match="no model is called 'nobody'"):
+    with pytest.raises(LabError, match="no model is called 'nobody'"):
         launch.start("nobody", port=0, show=None)
 
 
@@ -118,26 +121,30 @@ def test_a_record_of_another_process_counts_as_ended():
     assert state_of(1).name == "died"
     (state.folder() / "service-1.json").write_text("{broken")
     assert state.read(1) is None
-    state.forget(1)
+    state.write(record)
+    state.forget(record)
+    assert state.read(1) is None
 
 
 def test_the_script_without_a_command_starts(monkeypatch):
-    told = []
-    monkeypatch.setattr(
-        "labkit.client.launch.__main__.start",
-        lambda model, plan, **options: told.append((model, plan, options)),
-    )
+    calls = []
+
+    def start(model, plan, **options):
+        calls.append((model, plan, options))
+        return SimpleNamespace(url="http://127.0.0.1:8000", base_url="http://127.0.0.1:8000/v1")
+
+    monkeypatch.setattr("labkit.client.launch.__main__.start", start)
     assert main([]) == 0
     assert main(["--plan", "int4", "--streams", "4", "--thinking"]) == 0
     assert main(["start", "x", "--engine", "vllm", "--api-key", "sesame", "--device", "cpu"]) == 0
-    assert [one[:2] for one in told] == [("pocket", None), ("pocket", "int4"), ("x", None)]
-    assert told[1][2]["arguments"] == ["--streams=4", "--thinking"]
-    assert told[2][2]["arguments"] == ["--engine=vllm", "--device=cpu"]
-    assert told[2][2]["api_key"] == "sesame"
+    assert [call[:2] for call in calls] == [("pocket", None), ("pocket", "int4"), ("x", None)]
+    assert calls[1][2]["arguments"] == ["--streams=4", "--thinking"]
+    assert sorted(calls[2][2]["arguments"]) == ["--device=cpu", "--engine=vllm"]
+    assert calls[2][2]["api_key"] == "sesame"
 
 
 def test_only_what_differs_from_the_defaults_is_handed_on():
-    assert _arguments(build_parser().parse_args(["start", "pocket", "--port", "8001"])) == []
+    assert flags_of(build_parser().parse_args(["start", "pocket", "--port", "8001"])) == []
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="no dash here")

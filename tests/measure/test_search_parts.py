@@ -19,16 +19,21 @@ from labkit.results.folders import RecordFolder
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("60MB", 60_000_000), ("5.5 GB", 5_500_000_000), ("2KiB", 2048), ("100", 100), (7, 7), ("1gib", 2**30)],
+    [("60MB", 60_000_000), ("5.5 GB", 5_500_000_000), ("2KiB", 2048), ("100B", 100), (7, 7), ("1gib", 2**30)],
 )
 def test_amounts_of_memory_are_read(text, size):
     assert bytes_of(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "60 bananas", "-3MB", "0", "1e6"])
+@pytest.mark.parametrize("text", ["", "MB", "60 bananas", "-3MB", "0", "0GB", "1e6", "100"])
 def test_what_is_no_amount_is_refused(text):
     with pytest.raises(LabError, match=r"written 60MB or 5\.5GB"):
         bytes_of(text)
+
+
+def test_a_number_without_a_unit_is_asked_for_it():
+    with pytest.raises(LabError, match=r"5\.5GB, not '12'; 12GB\?"):
+        bytes_of("12")
 
 
 def test_a_goal_is_one_of_three():

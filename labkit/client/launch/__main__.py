@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 
+from labkit.client.launch.request import add_serve_arguments, flags_of
 from labkit.client.launch.start import find, start, state_of
-from labkit.common.errors import LabError
-from labkit.service.arguments import add_service_arguments, options_of
+from labkit.common.command import exit_code
+from labkit.common.options import Kind, Parser
+from labkit.models.spec import get_spec
+from labkit.service.arguments import options_of
 from labkit.service.options import ServiceOptions
 
 COMMANDS = ("start", "stop", "restart", "status", "logs")
@@ -20,23 +23,26 @@ COMMANDS = ("start", "stop", "restart", "status", "logs")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the default is ``start``."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(
+        _run,
+        arguments,
+        prefix="[ERROR] ",
+        warning="[WARNING] ",
+        interrupted="a service that was started goes on",
+    )
+
+
+def _run(words: Sequence[str]) -> int:
+    words = list(words)
     if not words or (words[0] not in COMMANDS and words[0] not in ("-h", "--help")):
         words.insert(0, "start")
-    try:
-        options = build_parser().parse_args(words)
-        return options.run(options)
-    except LabError as error:
-        print(f"[ERROR] {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\n[INFO] Interrupted; a service that was started goes on", file=sys.stderr)
-        return 130
+    options = build_parser().parse_args(words)
+    return options.run(options)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The script's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="run_autoglm_server.sh",
         description="Start, stop and watch the service; without a command: start.",
     )
@@ -47,10 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=description, description=description)
         command.add_argument("model", nargs="?", default="pocket", help="as for `labkit serve` (pocket)")
-        command.add_argument("--plan", help="a name from `labkit plans`, or a YAML file")
-        command.add_argument("--device", help="auto, cpu, cuda or cuda:N (auto)")
-        command.add_argument("--threads", help="CPU threads (all cores)")
-        add_service_arguments(command)
+        add_serve_arguments(command)
         command.set_defaults(run=run)
     for name, run, description in (
         ("stop", _stop, "let it finish what runs, then end it"),
@@ -58,52 +61,30 @@ def build_parser() -> argparse.ArgumentParser:
         ("logs", _logs, "print its log"),
     ):
         command = commands.add_parser(name, help=description, description=description)
+        port = Kind(int, least=1, most=65535)
         command.add_argument(
-            "--port", type=int, default=ServiceOptions.port, metavar="N", help="which (8000)"
+            "--port", type=port, default=ServiceOptions.port, metavar="N", help="which (8000)"
         )
         command.set_defaults(run=run)
         if name == "logs":
             command.add_argument(
-                "--lines", type=int, default=40, metavar="N", help="how many of the last (40)"
+                "--lines", type=Kind(int, least=1), default=40, metavar="N", help="how many of the last (40)"
             )
             command.add_argument("--follow", "-f", action="store_true", help="go on as they come")
     return parser
 
 
 def _start(options: argparse.Namespace) -> int:
-    settings = options_of(options)
-    start(
-        options.model,
-        options.plan,
-        port=options.port,
-        arguments=_arguments(options),
-        api_key=settings.api_key,
-    )
-    print(f"[INFO] Status page: http://127.0.0.1:{options.port}/   API: http://127.0.0.1:{options.port}/v1")
+    key = options_of(options).api_key  # travels in the environment, not in the list of processes
+    service = start(options.model, options.plan, port=options.port, arguments=flags_of(options), api_key=key)
+    print(f"[INFO] Status page: {service.url}/   API: {service.base_url}")
     return 0
-
-
-def _arguments(options: argparse.Namespace) -> list[str]:
-    """The `labkit serve` flags that differ from the defaults; the API key travels in the environment."""
-    probe = argparse.ArgumentParser()
-    add_service_arguments(probe)
-    words = []
-    for action in probe._actions:
-        value = getattr(options, action.dest, None)
-        if action.dest in ("help", "port", "api_key") or value == action.default:
-            continue
-        flag = action.option_strings[0]
-        words.append(flag if value is True else f"{flag}={value}")
-    for name in ("device", "threads"):
-        if getattr(options, name):
-            words.append(f"--{name}={getattr(options, name)}")
-    return words
 
 
 def _stop(options: argparse.Namespace) -> int:
     service = find(options.port)
     if service is None:
-        print(f"[INFO] {state_of(options.port).told}")
+        print(f"[INFO] {state_of(options.port).sentence}")
         return 0
     service.stop()
     print(f"[INFO] The service on port {options.port} is stopped")
@@ -111,20 +92,22 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _restart(options: argparse.Namespace) -> int:
+    options_of(options)
+    get_spec(options.model)  # a wrong request leaves the running service alone
     return _stop(options) or _start(options)
 
 
 def _status(options: argparse.Namespace) -> int:
     now = state_of(options.port)
     level = {"ready": "SUCCESS", "starting": "INFO", "stopped": "INFO"}.get(now.name, "ERROR")
-    print(f"[{level}] {now.told}")
+    print(f"[{level}] {now.sentence}")
     return {"ready": 0, "starting": 0, "stopped": 3, "died": 3}.get(now.name, 1)
 
 
 def _logs(options: argparse.Namespace) -> int:
     service = find(options.port)
     if service is None:
-        print(f"[INFO] {state_of(options.port).told}")
+        print(f"[INFO] {state_of(options.port).sentence}")
         return 3
     for line in service.lines(options.lines):
         print(line)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.client.launch.start import Service, find, start
+from labkit.client.launch.start import Service, check_port, find, start
 from labkit.common.errors import LabError
 from labkit.service.options import ServiceOptions
 
@@ -28,7 +28,8 @@ def setup() -> dict[str, Any]:
     ``LABKIT_PORT`` and ``LABKIT_MODEL`` in Jupyter's environment replace port 8000 and the pocket model. Services on
     other ports are at ``…/proxy/PORT/`` (`proxied`).
     """
-    port = int(os.environ.get("LABKIT_PORT") or ServiceOptions.port)
+    text = os.environ.get("LABKIT_PORT") or str(ServiceOptions.port)
+    port = check_port(int(text) if text.isdecimal() else text)
     model = os.environ.get("LABKIT_MODEL") or "pocket"
     return {
         "command": [
@@ -66,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[ERROR] {error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # Jupyter sends SIGTERM twice; nothing may interrupt the stop of the service
+        # Jupyter sends SIGTERM twice; nothing may interrupt the stop of the service.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if started is not None:
             started.stop()
     return 0

@@ -5,20 +5,21 @@ from __future__ import annotations
 import html
 import http.client
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from labkit.client.launch import state
+from labkit.client.launch.request import Request
 from labkit.client.launch.state import Record, State
-from labkit.common.errors import LaunchError
+from labkit.common.errors import LabError, LaunchError
 from labkit.common.files import assets_folder
 from labkit.common.process import child_environment, module_command
 from labkit.common.process import start as start_process
@@ -27,6 +28,8 @@ from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 START_S = 600.0
 STOP_S = 45.0
 LAST_LINES = 8
+ANSWER_S, WAITING_ANSWER_S = 5.0, 1.0
+"""A service that still loads its model takes connections, and does not answer yet."""
 SCRIPT = "run_autoglm_server.sh"
 
 
@@ -56,7 +59,7 @@ class Service:
         if path := proxied(self.port):
             links["through JupyterLab"] = path
         anchors = " · ".join(f'<a href="{url}" target="_blank">{name}</a>' for name, url in links.items())
-        return f"<p>{html.escape(self.state.told)}<br>{anchors}</p>"
+        return f"<p>{html.escape(self.state.sentence)}<br>{anchors}</p>"
 
     def __enter__(self) -> Service:
         return self
@@ -67,13 +70,14 @@ class Service:
     @property
     def state(self) -> State:
         """The current state of the service."""
+        return self._state(ANSWER_S)
+
+    def _state(self, timeout_s: float) -> State:
         if self._process is not None:
             self._process.poll()  # reaps the process if it has ended
         if not self._record.is_running:
-            return State(
-                "died", f"the service on port {self.port} has ended by itself; {_last_words(self.log)}"
-            )
-        status, answer = _ask(self.url, "/ready")
+            return State("died", f"the service on port {self.port} has ended by itself; {_end_of(self.log)}")
+        status, answer = _ask(self.url, "/ready", timeout_s)
         if status == 200:
             return State("ready", f"ready at {self.url}, process {self._record.pid}")
         if status is None or answer.get("code") == "not_ready":
@@ -88,7 +92,7 @@ class Service:
         """
         status, facts = _ask(self.url, "/status")
         if status != 200:
-            raise LaunchError(f"the service at {self.url} does not answer: {self.state.told}")
+            raise LaunchError(f"the service at {self.url} does not answer: {self.state.sentence}")
         return facts
 
     def wait(self, timeout_s: float = START_S, show: Callable[[str], None] | None = None) -> Service:
@@ -98,19 +102,21 @@ class Service:
             LaunchError: the service failed, or was not ready in time; the message quotes the end of its log.
         """
         shown, deadline = 0, time.monotonic() + timeout_s
+        ready_since: float | None = None
         while True:
-            now = self.state
-            lines = self.lines()
-            for line in lines[shown:]:
-                if show is not None:
-                    show(line)
+            now, lines = self._state(WAITING_ANSWER_S), self.lines()
+            for line in lines[shown:] if show is not None else ():
+                show(line)
             shown = len(lines)
-            if now.name == "ready" and any(line.startswith("[SUCCESS]") for line in lines):
-                return self
+            if now.name == "ready":
+                ready_since = ready_since or time.monotonic()
+                # The line may come a moment after the answer, and never on a full disk.
+                if any(line.startswith("[SUCCESS]") for line in lines) or time.monotonic() > ready_since + 2:
+                    return self
             if now.name in ("died", "unhealthy"):
-                raise LaunchError(now.told)
+                raise LaunchError(now.sentence)
             if time.monotonic() > deadline:
-                raise LaunchError(f"not ready after {timeout_s:g} s; {_last_words(self.log)}")
+                raise LaunchError(f"not ready after {timeout_s:g} s; {_end_of(self.log)}")
             time.sleep(0.1)
 
     def stop(self, timeout_s: float = STOP_S) -> None:
@@ -128,7 +134,7 @@ class Service:
             psutil.wait_procs(survivors, timeout=5)
         if self._process is not None:
             self._process.wait()
-        state.forget(self.port)
+        state.forget(self._record)
 
     def lines(self, count: int | None = None) -> list[str]:
         """The last ``count`` lines of its log, or all lines."""
@@ -150,7 +156,9 @@ def start(
     timeout_s: float = START_S,
     show: Callable[[str], None] | None = print,
 ) -> Service:
-    """Start a service, or return the service that already runs with the same arguments.
+    """Start a service, or return the service that already runs with the same settings.
+
+    Of several callers at one moment, in any process, one starts it; the others get that service, or are refused.
 
     Args:
         model, plan: as for `labkit.load`.
@@ -160,36 +168,55 @@ def start(
         wait: wait until the service is ready; meanwhile ``show`` is called with each line of its log (None: no output).
 
     Raises:
-        LaunchError: the port is taken, or the service failed; the message quotes the end of its log.
+        LaunchError: the port is taken, another service runs on it (the message names what differs), or the service
+            failed (the message quotes the end of its log).
+        LabError: no such model, or a wrong argument.
     """
-    port = port or _free_port()
-    serve_arguments = (model, *(("--plan", plan) if plan else ()), "--port", str(port), *arguments)
-    if (previous := find(port)) is not None:
-        if previous._record.is_running:
-            if previous._record.arguments != serve_arguments:
-                running_arguments = " ".join(previous._record.arguments)
+    port = check_port(port, 0) or _free_port()
+    request = Request.of(model, plan, port, arguments, api_key)
+    with state.claimed(port):
+        service = find(port)
+        is_new = service is None or not service._record.is_running
+        if is_new:
+            if _answers(request.host, port):
                 raise LaunchError(
-                    f"port {port} serves something else (labkit serve {running_arguments}): stop it first"
+                    f"port {port} is used by something that was not started here: take another port"
                 )
-            if show is not None:
-                show(f"[INFO] Already there: {previous.state.told}")
-            return previous.wait(timeout_s) if wait else previous
-        state.forget(port)
-    if _answers(port):
-        raise LaunchError(f"port {port} is used by something that was not started here: take another port")
-    log = state.log_path(port)
-    key = {API_KEY_VARIABLE: api_key} if api_key else {}
-    process = start_process(
-        [*module_command("labkit"), "serve", *serve_arguments], log=log, environment=child_environment(**key)
-    )
-    record = Record(port, _url(arguments, port), process.pid, _created(process), serve_arguments, str(log))
-    state.write(record)
-    service = Service(record, process)
+            service = _spawn(request)
+        else:
+            request.check_same(service._record)
+    if not is_new:
+        if show is not None:
+            show(f"[INFO] Already there: {service._state(WAITING_ANSWER_S).sentence}")
+        return service.wait(timeout_s) if wait else service
     try:
         return service.wait(timeout_s, show) if wait else service
     except LaunchError:
         service.stop(5)
         raise
+
+
+def _spawn(request: Request) -> Service:
+    """Start the process and store its record; without the record, nobody could stop the process."""
+    log = state.log_path(request.settings["port"])
+    command = [*module_command("labkit"), "serve", *request.words]
+    key = {API_KEY_VARIABLE: request.key} if request.key else {}
+    process = start_process(command, log=log, environment=child_environment(**key))
+    try:
+        record = request.record(process.pid, _created(process), str(log))
+        state.write(record)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return Service(record, process)
+
+
+def check_port(port: int, least: int = 1) -> int:
+    """The port, if it is a number of a port."""
+    if type(port) is not int or not least <= port <= 65535:
+        raise LabError(f"port is {port!r}; expected {least} to 65535")
+    return port
 
 
 def find(port: int = ServiceOptions.port) -> Service | None:
@@ -200,9 +227,9 @@ def find(port: int = ServiceOptions.port) -> Service | None:
 
 def state_of(port: int = ServiceOptions.port) -> State:
     """The state of a port: its service's `State`, ``stopped`` or ``foreign``."""
-    if (service := find(port)) is not None:
+    if (service := find(check_port(port))) is not None:
         return service.state
-    if _answers(port):
+    if any(_answers(host, port) for host in ("127.0.0.1", "::1")):
         return State("foreign", f"port {port} is used by something that was not started here")
     return State("stopped", f"no service on port {port}")
 
@@ -221,14 +248,6 @@ def script(*words: str) -> str:
     return completed.stdout
 
 
-def _url(arguments: Sequence[str], port: int) -> str:
-    """The service's address as this machine reaches it."""
-    words = [part for argument in arguments for part in argument.split("=", 1)]
-    host = dict(pairwise(words)).get("--host", ServiceOptions.host)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _created(process: subprocess.Popen) -> float:
     import psutil
 
@@ -238,7 +257,7 @@ def _created(process: subprocess.Popen) -> float:
         return time.time()
 
 
-def _ask(url: str, path: str, timeout_s: float = 5.0) -> tuple[int | None, dict[str, Any]]:
+def _ask(url: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int | None, dict[str, Any]]:
     """Status and JSON body of the answer; the status is None without an answer. Ignores proxy variables."""
     address = urlsplit(url)
     with closing(http.client.HTTPConnection(address.hostname, address.port, timeout=timeout_s)) as connection:
@@ -252,10 +271,12 @@ def _ask(url: str, path: str, timeout_s: float = 5.0) -> tuple[int | None, dict[
     return response.status, answer.get("error", answer)
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except (OSError, UnicodeError):  # UnicodeError: no name of a host
+        return False
 
 
 def _free_port() -> int:
@@ -264,9 +285,16 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _last_words(log: Path) -> str:
+def _end_of(log: Path) -> str:
+    """The last lines of a log, for a message."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    except OSError:
-        lines = []
-    return f"the end of its log ({log}): " + (" | ".join(lines) or "nothing")
+        is_full = shutil.disk_usage(log.parent).free < state.PROBE_BYTES
+    except OSError as error:
+        return f"its log ({log}) cannot be read: {error.strerror}"
+    full = f"; the disk of {log.parent} is full" if is_full else ""
+    return (
+        f"the end of its log ({log}): {' | '.join(lines)}{full}"
+        if lines
+        else f"its log ({log}) is empty{full}"
+    )

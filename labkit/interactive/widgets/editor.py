@@ -9,6 +9,7 @@ import yaml
 
 from labkit.common.errors import LabError
 from labkit.common.formats import format_bytes
+from labkit.common.yaml_text import parse_yaml
 from labkit.interactive.widgets.fields import STYLE, WIDE, Chart, SchemeOptions, message
 from labkit.measure.anatomy import dissect
 from labkit.models import ROLES
@@ -116,9 +117,9 @@ class PlanEditor(ipywidgets.VBox):
         if self._quiet:
             return
         try:
-            data = yaml.safe_load(self.yaml.value)
-        except yaml.YAMLError as error:
-            self._refuse(f"not readable as YAML: {' '.join(str(error).split())}")
+            data = parse_yaml(self.yaml.value)
+        except LabError as error:
+            self._refuse(str(error))
             return
         self._try(data, False)
 
@@ -145,7 +146,7 @@ class PlanEditor(ipywidgets.VBox):
             f"{under.bytes / before:.0%} of bf16's {format_bytes(before)}; "
             f"{8 * under.bytes / under.parameters:.2f} bits a parameter</div>"
         )
-        self.status.value = "".join(message(note) for note in under.resolved.notes[:3])
+        self.status.value = "".join(message(note) for note in under.resolved.summary[:3])
         chart = self._anatomy.plan_chart(["bf16", plan] if plan.name != "bf16" else ["bf16"])
         shown = self.chart.figure
         with shown.batch_update():

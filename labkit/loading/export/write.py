@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.common.errors import LabError
+from labkit.common.files import user_path
 from labkit.loading.export import compressed_tensors, gptq, readme
 from labkit.loading.export.integers import Kind, Refusal, cannot_be_integers, integers_of, kind_of, refuse
 from labkit.loading.manifest import Manifest
@@ -73,7 +74,7 @@ def export(
     spec = get_spec(folder)
     manifest = Manifest.read(spec.folder or folder)
     base = Path(folder) if Path(folder).name else spec.folder
-    output = Path(output).expanduser() if output is not None else base.with_name(f"{base.name}-{format}")
+    output = user_path(output) if output is not None else base.with_name(f"{base.name}-{format}")
     check_target(output, force)
     if manifest.base["model_type"] == "qwen2_5_omni":
         raise LabError(

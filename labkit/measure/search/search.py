@@ -17,6 +17,7 @@ from labkit.measure.search.sensitivity import measure_sensitivity
 from labkit.measure.search.solver import Solver
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
+from labkit.results.config import write_config
 from labkit.results.folders import RecordFolder
 
 
@@ -78,6 +79,7 @@ def search_plan(
         LabError: an argument is wrong, before anything is measured.
         Interrupted: Ctrl-C; the same call again continues.
     """
+    arguments = {**locals(), "schemes": schemes if isinstance(schemes, str) else ";".join(schemes)}
     goal = Goal.of(memory, bits, max_loss)
     spec = get_spec(model)
     datasets = datasets or Datasets()
@@ -108,6 +110,7 @@ def search_plan(
             "apart": apart,
         }
         folder.open(settings)
+        write_config(folder.path, "search", arguments)
         probe = str(sensitivities / "probe.safetensors")
         evaluator = PlanEvaluator(spec, datasets, probe, device, folder, sensitivity.settings["dtype"])
         solver = Solver(

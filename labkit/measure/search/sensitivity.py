@@ -16,6 +16,7 @@ from labkit.measure.defaults import CANDIDATES
 from labkit.measure.job import check_count, lab_version
 from labkit.measure.probe import probe_of
 from labkit.quantization.shorthand import parse_candidates
+from labkit.results.config import write_config
 from labkit.results.folders import RecordFolder
 from labkit.results.record import Record
 
@@ -100,6 +101,7 @@ def measure_sensitivity(
         LabError: an argument is wrong, before anything is measured.
         Interrupted: Ctrl-C; the same call again continues.
     """
+    arguments = {**locals(), "schemes": schemes if isinstance(schemes, str) else ";".join(schemes)}
     from labkit.loading.prepare import Prepared, choose_device
 
     prepared = Prepared.of(model, choose_device(device), quantized="give the model that it was made of")
@@ -108,6 +110,7 @@ def measure_sensitivity(
     output = Path(output or Path("results") / f"sensitivity-{Path(prepared.spec.name).name}")
     folder = RecordFolder(output, "sensitivities")
     folder.open(tasks.settings, grows="schemes")
+    write_config(folder.path, "sensitivity", arguments)
     cores = usable_cores()
     jobs = (1 if tasks.settings["device"] != "cpu" else max(cores // 2, 1)) if jobs is None else jobs
     check_count("jobs", jobs)

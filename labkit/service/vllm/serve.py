@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from labkit.common.files import user_path
 from labkit.common.formats import format_bytes
 from labkit.models.spec import ModelSpec
 from labkit.plans.resolved import ResolvedPlan
@@ -113,7 +114,7 @@ def exported(spec: ModelSpec, resolved: ResolvedPlan) -> str:
 def cache_folder(spec: ModelSpec, resolved: ResolvedPlan) -> Path:
     """Where the quantized model is kept: ``$LABKIT_CACHE``, or where this system keeps such things."""
     given = os.environ.get(CACHE_VARIABLE)
-    top = Path(given).expanduser() if given else _system_cache() / "labkit"
+    top = user_path(given) if given else _system_cache() / "labkit"
     described = json.dumps([spec.source, resolved.plan.to_dict()], sort_keys=True, default=str)
     mark = hashlib.sha256(described.encode()).hexdigest()[:12]
     return top / f"{spec.name.replace('/', '--')}-{resolved.plan.name}-{mark}"
