@@ -97,6 +97,29 @@ def memory() -> tuple[int, int]:
     return total, free
 
 
+def peak_rss() -> tuple[int, str]:
+    """The most main memory that this process has used, in bytes, and what that figure is.
+
+    On Linux it counts from the start of this program. ``ru_maxrss``, which must do elsewhere, may also count the
+    process that started it: there a small child of a large notebook reports the notebook's peak.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    if match := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
+        return int(match[1]) * 1024, "process peak RSS"
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset, "process peak working set"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peak * unit, "process peak RSS (ru_maxrss: perhaps that of the process that started it)"
+
+
 def give_back_memory() -> None:
     """Make the C library return freed memory to the system, if it supports that (glibc).
 
