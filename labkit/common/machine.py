@@ -35,8 +35,12 @@ def environment_on(device: torch.device | str) -> dict[str, Any]:
     """`environment` of a measurement on ``device``."""
     import torch  # measuring is about to use it; reading records is not
 
-    device = torch.device(device)
-    return environment(gpus()[device.index or 0] if device.type == "cuda" else None)
+    return environment(gpu_of(torch.device(device)))
+
+
+def gpu_of(device: torch.device) -> dict[str, Any] | None:
+    """The entry of `gpus` for a device; None for the CPU."""
+    return gpus()[device.index or 0] if device.type == "cuda" else None
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import torch
 
 from labkit.common.errors import LabError
-from labkit.common.machine import gpus, peak_rss
+from labkit.common.machine import gpu_of, peak_rss
 from labkit.engine.engine import Engine, Generation
 from labkit.plans.quantize import weights_bytes
 
@@ -94,7 +94,7 @@ def measure(
             "max_new_tokens": max_new_tokens,
             "load_peak_bytes": load_peak,
             "answer_peak_bytes": peak,
-            "gpu": _gpu(engine.device),
+            "gpu": gpu_of(engine.device),
         },
     }
 
@@ -177,7 +177,3 @@ def start_peak(engine: Engine) -> int:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
     return peak
-
-
-def _gpu(device: torch.device) -> Mapping[str, Any] | None:
-    return gpus()[device.index or 0] if device.type == "cuda" else None
