@@ -46,7 +46,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Read and check all inputs, load the model, then print its answer."""
-    from labkit.common.messages import load_audio, load_image
+    from labkit.common.images import load_image
+    from labkit.common.recordings import load_audio
 
     settings = settings_of(options, AskOptions)
     content: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ import argparse
 
 from labkit.cli.arguments import Commands, add_command, measured
 from labkit.cli.terminal import console, make_table, print_files
-from labkit.common.formats import format_bytes
+from labkit.common.formats import format_bytes, format_perplexity
 from labkit.common.options import add_options, settings_of
 from labkit.loading.datasets import Datasets
 from labkit.measure.options import PerplexityOptions
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
             record["plan"],
             format_bytes(record["bytes"]),
             f"{record['bits']:.2f}",
-            f"{record['perplexity']:.2f}",
+            format_perplexity(record["perplexity"]),
             _change(record["change"], record["low"], record["high"]),
             f"{record['kl']:.2e}",
         ]
@@ -59,11 +59,13 @@ def run(options: argparse.Namespace) -> None:
     headers = ["Plan", "Weights", "Bits a value", "Perplexity", "vs unquantized [95 %]", "KL, nats a token"]
     screen = console()
     screen.print(make_table("", headers, rows))
+    if start := result.settings["material"].get("starts_with"):
+        screen.print(f"Each sequence begins with {start}, as the tokenizer puts it first.", markup=False)
     print_files(screen, output / result.FILE)
 
 
 def _change(change: float, low: float, high: float) -> str:
     """``+3.0% [+2.1%, +4.0%]``; for a broken model, the factor: ``120 times``."""
     if change > BROKEN:
-        return f"{1 + change:,.0f} times"
+        return f"{1 + change:,.0f} times" if change < 1e6 else f"{format_perplexity(1 + change)} times"
     return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]".replace("-", "−")

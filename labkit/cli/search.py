@@ -4,7 +4,7 @@ import argparse
 
 from labkit.cli.arguments import UNQUANTIZED_MODEL, Commands, add_command, measured
 from labkit.cli.terminal import console, make_table, print_files, write_chart
-from labkit.common.formats import format_bytes, format_rate
+from labkit.common.formats import format_bytes, format_perplexity, format_rate
 from labkit.common.options import add_options, settings_of
 from labkit.loading.datasets import Datasets
 from labkit.measure.options import GoalOptions, SearchOptions
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
             format_bytes(record["bytes"]),
             "–" if record.get("predicted_kl") is None else f"{record['predicted_kl']:.2e}",
             f"{record['kl']:.2e}",
-            f"{record['perplexity']:.2f}"
+            format_perplexity(record["perplexity"])
             if "perplexity" in record
             else format_rate(record.get("step_success_rate")),
         ]

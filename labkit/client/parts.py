@@ -1,19 +1,17 @@
 """Images and recordings as the parts of a message.
 
-Files and bytes are sent unchanged, images as PNG and samples as 32-bit WAV: without loss, so answers equal `labkit ask`.
+Files and bytes are sent unchanged; PIL images as PNG and samples as 32-bit WAV, read by the loaders of the engine and
+without loss, so answers equal `labkit ask`.
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import math
 from pathlib import Path
 from typing import Any
 
-from labkit.common.actions import SAMPLE_RATE
 from labkit.common.errors import MediaError
-
-_TYPES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 
 def image_part(image: Any) -> dict[str, Any]:
@@ -33,8 +31,10 @@ def data_url(image: Any) -> str:
     Raises:
         MediaError: not an image, or a file that cannot be read.
     """
+    from labkit.common.images import image_format
+
     data = _encoded_image(getattr(image, "image", image))
-    kind = next((name for mark, name in _TYPES.items() if data.startswith(mark)), "png")
+    kind = (image_format(data) or "png").lower()
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -46,24 +46,16 @@ def audio_part(audio: Any) -> dict[str, Any]:
     """
     import numpy as np
 
-    from labkit.common.messages import read_bytes
+    from labkit.common.media import read_bytes
+    from labkit.common.recordings import load_audio, to_wav
 
     if isinstance(audio, str | Path | bytes | bytearray):
         data = read_bytes(audio, "audio")
     elif isinstance(audio, np.ndarray | list | tuple):
-        import soundfile
-
-        buffer = io.BytesIO()
-        samples = np.asarray(audio)
-        if samples.dtype.kind not in "fiu" or samples.ndim not in (1, 2):
-            raise MediaError("a recording is numbers of the shape [samples] or [samples, channels]")
-        subtype = {"int16": "PCM_16", "int32": "PCM_32"}.get(samples.dtype.name, "FLOAT")
-        samples = samples if subtype != "FLOAT" else samples.astype(np.float32)
-        soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype=subtype)
-        data = buffer.getvalue()
+        data = to_wav(load_audio(audio, math.inf))  # how long a recording may be is the service's to say
     else:
         raise MediaError(f"a recording is an array, a path or bytes, not {type(audio).__name__}")
-    marks = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg"}
+    marks = {b"RIFF": "wav", b"RIFX": "wav", b"RF64": "wav", b"fLaC": "flac", b"OggS": "ogg"}
     kind = next((name for mark, name in marks.items() if data.startswith(mark)), "mp3")
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": kind}}
 
@@ -100,14 +92,11 @@ def as_openai(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _encoded_image(image: Any) -> bytes:
     from PIL import Image
 
-    from labkit.common.messages import read_bytes
+    from labkit.common.images import to_png
+    from labkit.common.media import read_bytes
 
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        # PNG has no CMYK, HSV or float pixels.
-        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
-        plain.save(buffer, "PNG")
-        return buffer.getvalue()
+        return to_png(image)
     if isinstance(image, str | Path | bytes | bytearray):
         return read_bytes(image, "image")
     raise MediaError(f"an image is a PIL image, a screen, a path or bytes, not {type(image).__name__}")

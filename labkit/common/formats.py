@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from labkit.common.errors import LabError
@@ -52,6 +53,11 @@ def format_difference(value: float | None, low: float | None, high: float | None
     text = format_points(value).removesuffix(" points")
     ends = "" if low is None or high is None else f" [{low * 100:+.1f}, {high * 100:+.1f}]"
     return text + ends.replace("-", "−")
+
+
+def format_perplexity(value: float) -> str:
+    """``12.34``; from a million on ``3.2e+25``; ``∞`` beyond what a float holds."""
+    return f"{value:.2f}" if value < 1e6 else "∞" if value == math.inf else f"{value:.1e}"
 
 
 def format_rate_per_s(value: float | None) -> str:

@@ -35,8 +35,12 @@ def environment_on(device: torch.device | str) -> dict[str, Any]:
     """`environment` of a measurement on ``device``."""
     import torch  # measuring is about to use it; reading records is not
 
-    device = torch.device(device)
-    return environment(gpus()[device.index or 0] if device.type == "cuda" else None)
+    return environment(gpu_of(torch.device(device)))
+
+
+def gpu_of(device: torch.device) -> dict[str, Any] | None:
+    """The entry of `gpus` for a device; None for the CPU."""
+    return gpus()[device.index or 0] if device.type == "cuda" else None
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -95,6 +99,29 @@ def memory() -> tuple[int, int]:
         if limit < total:
             total, free = limit, min(free, limit - used)
     return total, free
+
+
+def peak_rss() -> tuple[int, str]:
+    """The most main memory that this process has used, in bytes, and what that figure is.
+
+    On Linux it counts from the start of this program. ``ru_maxrss``, which must do elsewhere, may also count the
+    process that started it: there a small child of a large notebook reports the notebook's peak.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    if match := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
+        return int(match[1]) * 1024, "process peak RSS"
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset, "process peak working set"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peak * unit, "process peak RSS (ru_maxrss: perhaps that of the process that started it)"
 
 
 def give_back_memory() -> None:

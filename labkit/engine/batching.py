@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from labkit.common.errors import LabError
+from labkit.engine.finite import not_finite
 from labkit.engine.forward import Forward
 from labkit.engine.generation import Generation, RunningAnswer
 
@@ -196,18 +197,6 @@ class TextStream(Iterator[str]):
         self.close()
 
 
-def not_finite(dtype: torch.dtype) -> LabError:
-    """The error of a model that answers with NaN or infinity."""
-    # bf16 reaches as far as fp32: there, another default dtype would not help.
-    advice = (
-        "values overflow there; try a plan with bf16 or fp32 as default"
-        if dtype == torch.float16
-        else "its weights are damaged, or the plan's schemes are too coarse for it; "
-        "an unquantized plan shows which"
-    )
-    return LabError(f"the model's logits are not finite in {str(dtype).removeprefix('torch.')}: {advice}")
-
-
 @torch.inference_mode()
 def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> tuple[list[Piece], Tensor]:
     """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which ``forward`` computed; also the
@@ -229,7 +218,7 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
         text = ""
         try:
             if not math.isfinite(best[index]):
-                raise not_finite(forward.dtype)
+                raise not_finite("the model's logits", forward.dtype)
             if answer.error is None and answer.sampler.plain:
                 text = answer.push(token)
             elif answer.error is None:

@@ -16,6 +16,7 @@ from labkit.common.options import option
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from labkit.loading.text import Tokenizer
 
 PROBE_SEED, VALIDATION_SEED = 1, 2
 DRAWN_FROM = 100
@@ -43,13 +44,21 @@ class Datasets:
             if type(value) is not int or value < least:
                 raise LabError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
-    def settings(self) -> dict[str, Any]:
-        """The settings that `labkit.results.folders` stores; the SHA-256 of its content stands for ``text``."""
+    def settings(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+        """The settings that `labkit.results.folders` stores; the SHA-256 of its content stands for ``text``.
+
+        ``starts_with`` names the tokens that ``tokenizer``, if any, puts before each sequence of text.
+        """
         import hashlib
 
         facts = asdict(self)
         if self.text is not None:
             facts["text"] = hashlib.sha256(self._read().encode()).hexdigest()
+            if tokenizer is not None:
+                from labkit.loading.text import describe_start
+
+                # Left out where there are none: folders of such models keep their settings.
+                facts |= {"starts_with": start} if (start := describe_start(tokenizer)) else {}
         return facts
 
     def check(self, name: str, modalities: Collection[str]) -> None:
@@ -87,24 +96,22 @@ class Datasets:
         split = "all" if "audio" in modalities else "typed"
         return phonetap.items(split=split, count=count, seed=seed, part="calibration")
 
-    def sequences(self, tokenizer: Any, purpose: str) -> Tensor:
+    def sequences(self, tokenizer: Tokenizer, purpose: str) -> Tensor:
         """Token ids [n, length] from the text's part for ``purpose``, n at most the requested number: the first sequences,
-        or random sequences for calibration with a ``seed``.
+        or random sequences for calibration with a ``seed``. Each begins with the tokens that the tokenizer puts first.
 
         Raises:
             LabError: the part is shorter than a sequence.
         """
         import torch
 
+        from labkit.loading.text import text_sequences
+
         text = self._read()
         low, high = (round(share * len(text)) for share in SHARES[purpose])
-        ids = tokenizer.encode(text[low:high], add_special_tokens=False)
-        count = len(ids) // self.length
-        if not count:
-            raise LabError(
-                f"{self.text}: its part for {purpose} has {len(ids)} tokens, and a sequence takes {self.length}"
-            )
-        sequences = torch.tensor(ids[: count * self.length]).view(count, self.length)
+        name = f"{self.text}: its part for {purpose}"
+        sequences = text_sequences(tokenizer, text[low:high], self.length, name)
+        count = len(sequences)
         if purpose == "calibration" and self.seed:
             sequences = sequences[torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))]
         return sequences[: max(getattr(self, purpose), 1)]

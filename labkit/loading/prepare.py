@@ -110,6 +110,10 @@ class Prepared:
             return check_stored_plan(self.spec, self.manifest, plan, dtype, calibration)
         return as_plan("bf16" if plan is None else plan, dtype)
 
+    def dataset_settings(self, datasets: Datasets) -> dict[str, Any]:
+        """The settings of ``datasets``; for text, with the tokens that this model's tokenizer puts first."""
+        return datasets.settings(self.checkpoint.processor().tokenizer if datasets.text is not None else None)
+
     def calibration_batches(self, datasets: Datasets) -> list[Any]:
         """The batches of ``datasets`` that calibrate this model."""
         processor = self.checkpoint.processor()

@@ -20,6 +20,7 @@ from labkit.loading.load import load_prepared
 from labkit.loading.options import CalibrationOptions
 from labkit.loading.prepare import Prepared, choose_device
 from labkit.loading.save import check_space, check_target, save
+from labkit.loading.text import Tokenizer, describe_start, text_sequences
 from labkit.models.spec import ModelSpec
 from labkit.plans.finished import WorkFolder
 from labkit.plans.plan import QuantizationPlan, as_plan
@@ -43,7 +44,9 @@ class CalibrationSettings(CalibrationOptions):
             text_config = checkpoint.config.get_text_config(decoder=True)
             length = min(TEXT_TOKENS, getattr(text_config, "max_position_embeddings", None) or TEXT_TOKENS)
             sequences = text_batches(processor.tokenizer, self.text, self.items, length=length, device=device)
+            start = describe_start(processor.tokenizer)
             source = f"{len(sequences)} sequences of {length} tokens of {Path(self.text).name}"
+            source += f", each from {start} on" if start else ""
             return Fingerprinted(sequences, source)
         senses = prepared.modalities
         if "image" not in senses:
@@ -137,22 +140,18 @@ def quantize_to(
 
 
 def text_batches(
-    tokenizer: Any, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
+    tokenizer: Tokenizer, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
 ) -> list[dict[str, torch.Tensor]]:
     """Model inputs for ``count`` sequences of ``length`` tokens from the beginning of a text file, or as many
-    as it has: ``input_ids [1, length]``, for language models.
+    as it has: ``input_ids [1, length]``, for language models, from the token on that the tokenizer puts first.
 
     Raises:
-        CheckpointError: the file is unreadable, or shorter than a sequence.
+        CheckpointError: the file is unreadable.
+        LabError: it is shorter than a sequence.
     """
     try:
         text = user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    sequences = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:count]
-    if not sequences:
-        raise CheckpointError(
-            f"{path} has {len(ids)} tokens, fewer than one sequence of {length}: give a longer text"
-        )
-    return [{"input_ids": torch.tensor([sequence], device=device)} for sequence in sequences]
+    sequences = text_sequences(tokenizer, text, length, str(path))[:count].to(device)
+    return [{"input_ids": sequence} for sequence in sequences.split(1)]

@@ -54,7 +54,8 @@ def compare(
     comparison continues. Without a folder nothing stays on disk.
 
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
-    before anything is measured, and `Interrupted` (a KeyboardInterrupt) on Ctrl-C.
+    before anything is measured, `Interrupted` (a KeyboardInterrupt) on Ctrl-C, and OSError where the folder cannot be
+    written, as on a full disk; what is measured stays in it.
     """
     arguments = dict(locals())
     arguments["thinking"] = arguments.pop("enable_thinking")  # the command's word for it
@@ -94,6 +95,17 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
         finished = [measurements[name] for name in job.plans if name in measurements]
         return Comparison(where, finished, failures, job.added_plan, settings=job.settings)
 
+    def save(comparison: Comparison) -> None:
+        try:
+            comparison.save(folder.path)
+        except OSError as error:  # it names no file if the disk is full
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {len(comparison.measurements)} finished measurements are kept in its plans/; "
+                "make room and run the same again for the results and the report",
+                str(folder.path),
+            ) from None
+
     order = sorted(job.plans, key=lambda name: name != job.reference)  # the reference first
     for number, name in enumerate(order, start=1):
         if name in measurements:
@@ -112,7 +124,7 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
         except KeyboardInterrupt:
             comparison = current()
             if comparison.measurements:
-                comparison.save(folder.path)
+                save(comparison)
             answers = len(folder.load_partial(name, job.plans[name].definition)["records"])
             message = (
                 f"interrupted: {len(measurements)} of {len(order)} plans are finished, {answers} answers of "
@@ -120,12 +132,12 @@ def _measure_all(job: Job, folder: RunFolder, progress: bool, worker: Sequence[s
             )
             raise Interrupted(message, comparison) from None
         measurements[name] = folder.load_finished(name, job.plans[name].definition)
-        current().save(folder.path)
+        save(current())
     if not measurements:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise WorkerFailedError(f"no plan could be measured ({reasons})")
     comparison = current()
-    comparison.save(folder.path)
+    save(comparison)
     return comparison
 
 

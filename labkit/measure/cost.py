@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import torch
 
 from labkit.common.errors import LabError
-from labkit.common.machine import gpus
+from labkit.common.machine import gpu_of, peak_rss
 from labkit.engine.engine import Engine, Generation
 from labkit.plans.quantize import weights_bytes
 
@@ -78,7 +77,7 @@ def measure(
         "predicted_bytes": getattr(engine.resolved, "predicted_bytes", None),
         "bytes_by_role": by_role,
         "peak_memory_bytes": max(peak, load_peak),
-        "peak_memory_kind": "GPU peak allocated" if engine.device.type == "cuda" else "process peak RSS",
+        "peak_memory_kind": "GPU peak allocated" if engine.device.type == "cuda" else peak_rss()[1],
         "load_s": engine.load_s,
         "ttft_s": median(samples["ttft_s"]),
         "decode_tokens_per_s": median(rates) if (rates := samples["decode_tokens_per_s"]) else None,
@@ -95,7 +94,7 @@ def measure(
             "max_new_tokens": max_new_tokens,
             "load_peak_bytes": load_peak,
             "answer_peak_bytes": peak,
-            "gpu": _gpu(engine.device),
+            "gpu": gpu_of(engine.device),
         },
     }
 
@@ -168,10 +167,7 @@ def peak_memory(*devices: torch.device) -> int:
     """Peak bytes so far: of the process (resident set) on the CPU, allocated by torch on GPUs (their sum)."""
     if devices[0].type == "cuda":
         return sum(torch.cuda.max_memory_allocated(device) for device in devices)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_rss()[0]
 
 
 def start_peak(engine: Engine) -> int:
@@ -181,7 +177,3 @@ def start_peak(engine: Engine) -> int:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
     return peak
-
-
-def _gpu(device: torch.device) -> Mapping[str, Any] | None:
-    return gpus()[device.index or 0] if device.type == "cuda" else None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from labkit.common.errors import LabError
@@ -13,7 +14,7 @@ from labkit.common.machine import environment_on, forget_models
 from labkit.loading.datasets import Datasets
 from labkit.loading.load import load
 from labkit.loading.prepare import Prepared, choose_device
-from labkit.measure.probe import Probe, divergence, perplexity_of, sequence_losses
+from labkit.measure.probe import Probe, divergence, perplexity_change, perplexity_of, sequence_losses
 from labkit.measure.quality import evaluate
 from labkit.models import ModelSpec
 from labkit.plans.plan import QuantizationPlan
@@ -89,7 +90,7 @@ class PlanEvaluator:
         """
         reference = self.reference()
         if "perplexity" in record:
-            return 100 * (record["perplexity"] / reference["perplexity"] - 1)
+            return 100 * perplexity_change(fmean(record["losses"]) - fmean(reference["losses"]))
         if "step_success_rate" not in record:
             raise LabError("a largest loss is measured on validation items: ask for at least one")
         return 100 * (reference["step_success_rate"] - record["step_success_rate"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from labkit.loading.datasets import Datasets
 from labkit.measure.defaults import PERPLEXITY_PLANS
 from labkit.measure.evaluator import PlanEvaluator
 from labkit.measure.job import check_count, lab_version
-from labkit.measure.probe import probe_of
+from labkit.measure.probe import perplexity_change, probe_of
 from labkit.models import get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, get_scheme
@@ -53,7 +52,9 @@ class Perplexities(Record):
         rows = []
         for record in self.records:
             difference = paired_difference(record["losses"], reference["losses"])
-            change = {name: math.expm1(value) for name, value in zip(("change", "low", "high"), difference)}
+            change = {
+                name: perplexity_change(value) for name, value in zip(("change", "low", "high"), difference)
+            }
             rows.append(
                 {**{name: record[name] for name in ("plan", "bytes", "bits", "kl", "perplexity")}, **change}
             )
@@ -125,11 +126,11 @@ def compare_perplexity(
     settings = {
         "version": lab_version(),
         "model": Path(spec.name).name,
-        "material": datasets.settings(),
         "dtype": dtype,
     }
     probe = folder.path / "probe.safetensors"
     evaluator = PlanEvaluator(spec, datasets, str(probe), device, folder, dtype)
+    settings["material"] = evaluator.prepared.dataset_settings(datasets)
     settings["device"] = evaluator.device.type
     resolved = [evaluator.prepared.resolve(plan) for plan in chosen]  # raises before anything is measured
     folder.open(settings)

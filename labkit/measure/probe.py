@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
+from labkit.engine.finite import not_finite
 from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
 from labkit.measure.quality import MAX_NEW_TOKENS
@@ -93,7 +95,13 @@ class Probe:
 
     def remember(self, model: nn.Module) -> Probe:
         """Store the distributions of ``model``, the unquantized one; returns the probe itself."""
-        self.log_probs = [self.log_probs_of(model, index).half().cpu() for index in range(len(self.inputs))]
+        lowest = torch.finfo(
+            torch.half
+        ).min  # a probability of 0 either way, and -inf would make the sums NaN
+        self.log_probs = [
+            self.log_probs_of(model, index).clamp_min(lowest).half().cpu()
+            for index in range(len(self.inputs))
+        ]
         return self
 
 
@@ -118,11 +126,17 @@ def divergence(model: nn.Module, probe: Probe) -> Divergence:
     Raises:
         LabError: the model's logits are not finite.
     """
-    return divergence_of(probe, lambda index: probe.log_probs_of(model, index))
+    dtype = next(weight.dtype for weight in model.state_dict().values() if weight.is_floating_point())
+    return divergence_of(probe, lambda index: probe.log_probs_of(model, index), dtype)
 
 
-def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Divergence:
-    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's."""
+def divergence_of(
+    probe: Probe, log_probs: Callable[[int], Tensor | None], dtype: torch.dtype = torch.float32
+) -> Divergence:
+    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's.
+
+    ``dtype`` is that of what is not quantized.
+    """
     total, same = 0.0, 0
     for index, reference in enumerate(probe.log_probs):
         actual = log_probs(index)
@@ -135,10 +149,7 @@ def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Di
         total += float(gap.sum(dtype=torch.float64))
         same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     if not math.isfinite(total):
-        raise LabError(
-            "the quantized model's logits are not finite: under fp16 try bf16 or fp32 as the plan's default; "
-            "else the plan's schemes are too coarse for this model"
-        )
+        raise not_finite("the quantized model's logits", dtype)
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 
@@ -188,5 +199,13 @@ def sequence_losses(model: nn.Module, sequences: Tensor, batch_size: int = 4) ->
 
 
 def perplexity_of(losses: Sequence[float]) -> float:
-    """The perplexity of sequences of equal length from their losses."""
-    return math.exp(math.fsum(losses) / len(losses))
+    """The perplexity of sequences of equal length from their losses; infinite beyond what a float holds."""
+    return 1 + perplexity_change(fmean(losses))
+
+
+def perplexity_change(difference: float) -> float:
+    """The change of the perplexity, as a share of it, by a difference of mean losses in nats a token: e ** it - 1."""
+    try:
+        return math.expm1(difference)
+    except OverflowError:  # beyond 709 nats, which a broken model reaches
+        return math.inf

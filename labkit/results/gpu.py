@@ -94,9 +94,9 @@ class GpuRecord(Record):
         """The measurement with these parameters, or None."""
         return next((prompt for prompt in self.prompts if prompt.tokens == tokens), None)
 
-    def floor_s(self, one: Decoding) -> float | None:
+    def floor_s(self, decoding: Decoding) -> float | None:
         """Seconds that a step's bytes take at the speed of a copy."""
-        return one.read_bytes / self.copy_bytes_per_s if self.copy_bytes_per_s else None
+        return decoding.read_bytes / self.copy_bytes_per_s if self.copy_bytes_per_s else None
 
     @property
     def file_name(self) -> str:

@@ -36,7 +36,8 @@ class Measurement:
     bytes_by_role: dict[str, int] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     peak_memory_kind: str | None = None
-    """``process peak RSS`` on the CPU (interpreter and libraries included), or ``GPU peak allocated``."""
+    """``process peak RSS`` on the CPU (interpreter and libraries included; with a remark where it is an upper bound, see
+    `labkit.common.machine.peak_rss`), or ``GPU peak allocated``."""
     load_s: float | None = None
     ttft_s: float | None = None
     """Median time from the request to the first token, one request at a time, after warm-up."""

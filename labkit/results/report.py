@@ -212,7 +212,7 @@ def _splits(measurements: Sequence[Measurement]) -> str:
 
 
 def _claims() -> str:
-    rows = [[claim.subject, claim.claim, claim.known] for claim in tables.CLAIMS.values()]
+    rows = [[claim.subject, claim.claim, claim.evidence] for claim in tables.CLAIMS.values()]
     body = "".join(
         f"<tr><th scope='row'>{_text(a)}</th><td>{_text(b)}</td><td class='prose'>{_text(c)}</td></tr>"
         for a, b, c in rows

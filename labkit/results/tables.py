@@ -26,12 +26,12 @@ UNQUANTIZED = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the article: its text, its value as a fraction, and what is known about it."""
+    """A claim of the article: its text, its value as a fraction, and what speaks for it or against it."""
 
     subject: str
     claim: str
     value: float
-    known: str
+    evidence: str
 
 
 CLAIMS = {
@@ -231,6 +231,8 @@ def cost_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[lis
     against = f"vs {reference.plan}" if reference else "change"
     kinds = {m.peak_memory_kind for m in measurements}
     peak = "Peak GPU" if kinds == {"GPU peak allocated"} else "Peak RSS"
+    if any("ru_maxrss" in (kind or "") for kind in kinds):
+        peak = "Peak RSS at most"  # see `labkit.common.machine.peak_rss`
     headers = ["Plan", "Weights", against, peak, "Load", "First token", "Decoding", "Answer", against]
     rows = []
     for m in measurements:

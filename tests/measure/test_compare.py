@@ -1,5 +1,6 @@
 """One process a plan; what is measured stays measured; what does not fit together is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -236,3 +237,20 @@ def test_ctrl_c_keeps_what_is_measured_and_ends_the_process(tmp_path):
 
 def test_the_interruption_is_a_keyboard_interrupt():
     assert issubclass(Interrupted, KeyboardInterrupt)
+
+
+def test_a_full_disk_at_the_report_keeps_what_was_measured(tmp_path, monkeypatch):
+    save = Comparison.save
+    monkeypatch.setattr(Comparison, "save", full_disk)
+    with pytest.raises(OSError, match="No space left on device: 1 finished measurements are kept") as caught:
+        measure(tmp_path, "fp32", "int4")
+    assert caught.value.filename == str(tmp_path)
+    monkeypatch.setattr(Comparison, "save", save)
+    (made := tmp_path / "plans" / "fp32.json").touch()
+    before = made.read_bytes()
+    assert [m.plan for m in measure(tmp_path, "fp32", "int4").measurements] == ["fp32", "int4"]
+    assert made.read_bytes() == before  # not measured again: its samples would differ in time and process
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,12 +1,16 @@
 """What an engine costs: fields, samples, and bytes that add up."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
 from PIL import Image
 
+from labkit.common import machine
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.measure.cost import bytes_by_role, measure, peak_memory
@@ -111,3 +115,22 @@ def test_impossible_counts_are_refused():
         measure(engine, prompts=0)
     with pytest.raises(LabError, match="no items"):
         measure(engine_of(tiny_models.glm4v(), tiny_models.image_processor()), [])
+
+
+def test_the_peak_of_a_small_process_is_its_own_and_not_that_of_the_process_that_started_it():
+    ballast = bytearray(400 << 20)
+    ballast[::4096] = bytes([1]) * len(ballast[::4096])
+    code = "from labkit.common.machine import peak_rss; print(*peak_rss())"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    peak, kind = printed.split(maxsplit=1)
+    if kind.strip() == "process peak RSS":
+        assert 5e6 < int(peak) < 2e8 < len(ballast)
+    else:
+        assert "process that started it" in kind
+
+
+def test_a_peak_that_may_be_another_process_s_is_called_so(monkeypatch):
+    monkeypatch.setattr(machine, "Path", lambda _: Path("/nowhere/status"))
+    peak, kind = machine.peak_rss()
+    assert peak > 1e7
+    assert kind.endswith("(ru_maxrss: perhaps that of the process that started it)")

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from labkit.cli.main import main
 from labkit.cli.perplexity import _change
@@ -166,3 +168,89 @@ def test_the_command_prints_and_writes(folder, datasets, tmp_path, capsys):
     assert [one["plan"] for one in facts["records"]] == ["unquantized", "int8"]
     assert facts["settings"]["material"]["length"] == 64
     assert facts["environment"]["packages"]["torch"] == torch.__version__
+
+
+def test_each_sequence_begins_with_what_the_tokenizer_puts_first(folder, datasets, tmp_path, capsys):
+    words = tiny_models.tokenizer()
+    names = ["<|user|>", "<|assistant|>"]
+    first = words.convert_tokens_to_ids(names)
+    words._tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> <|assistant|> $A <|endoftext|>",
+        special_tokens=[*zip(names, first), ("<|endoftext|>", words.eos_token_id)],
+    )
+    plain = tiny_models.tokenizer()
+    text = Path(datasets.text).read_text()
+    for purpose in ("calibration", "probe", "validation"):
+        sequences = datasets.sequences(words, purpose)
+        assert sequences.shape[1] == datasets.length
+        assert {tuple(row) for row in sequences[:, :2].tolist()} == {tuple(first)}
+        assert plain.decode(sequences[:2, 2:].flatten()) in text
+    assert "starts_with" not in datasets.settings(plain)
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    words.save_pretrained(model)
+    command = [
+        "perplexity",
+        str(model),
+        "--text",
+        datasets.text,
+        "--plans",
+        "int8",
+        "--length",
+        "64",
+        "--probe",
+        "1",
+    ]
+    command += [
+        "--calibration",
+        "1",
+        "--validation",
+        "2",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    assert "Each sequence begins with <|user|> <|assistant|>" in capsys.readouterr().out
+    assert Perplexities.load(tmp_path / "out").settings["material"]["starts_with"] == " ".join(names)
+    with pytest.raises(LabError, match=r"of 2 tokens has no room for text after <.user.> <.assist"):
+        replace(datasets, length=2).sequences(words, "probe")
+
+
+def test_the_perplexity_of_a_broken_model_is_infinite_and_its_change_is_still_measured(
+    folder, datasets, tmp_path, capsys
+):
+    assert perplexity_of([800.0, 900.0]) == math.inf
+    assert perplexity_of([2.0, 3.0]) == pytest.approx(math.exp(2.5))
+    model = tiny_models.llama()
+    model.lm_head.weight.data *= 1e5
+    model.save_pretrained(tmp_path / "loud")
+    tiny_models.tokenizer().save_pretrained(tmp_path / "loud")
+    command = [
+        "perplexity",
+        str(tmp_path / "loud"),
+        "--text",
+        datasets.text,
+        "--plans",
+        "int8",
+        "--length",
+        "64",
+    ]
+    command += [
+        "--calibration",
+        "1",
+        "--probe",
+        "1",
+        "--validation",
+        "4",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    reference, row = Perplexities.load(tmp_path / "out").rows()
+    assert reference["perplexity"] == row["perplexity"] == math.inf
+    assert reference["change"] == 0
+    assert "∞" in capsys.readouterr().out

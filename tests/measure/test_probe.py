@@ -95,8 +95,18 @@ def test_a_probe_of_a_broken_model_says_so(llama):
     probe = text_probe(llama, sequences())
     broken = copy.deepcopy(llama)
     broken.lm_head.weight.data[0] = float("nan")
-    with pytest.raises(LabError, match="logits are not finite"):
+    with pytest.raises(LabError, match="logits are not finite in float32, and no wider type is left"):
         divergence(broken, probe)
+    with pytest.raises(LabError, match="not finite in bfloat16: try a plan with fp32 as default"):
+        divergence(broken.bfloat16(), probe)
+
+
+def test_a_probe_holds_probabilities_that_fp16_cannot_write(llama):
+    loud = copy.deepcopy(llama)
+    loud.lm_head.weight.data *= 1e6
+    probe = text_probe(loud, sequences())
+    assert all(torch.isfinite(log_probs).all() for log_probs in probe.log_probs)
+    assert divergence(loud, probe).kl == pytest.approx(0, abs=1e-3)
 
 
 def test_a_probe_on_disk_is_the_same(pocket_probe, pocket_engine, tmp_path):

@@ -161,7 +161,7 @@ def test_a_texts_parts_do_not_overlap(tmp_path):
     assert not seen[0] & seen[1]
     assert not seen[1] & seen[2]
     short = Datasets(text=str(text), length=5000)
-    with pytest.raises(LabError, match=r"its part for probe has .* tokens, and a sequence takes 5000"):
+    with pytest.raises(LabError, match=r"its part for probe has .* tokens, fewer than one sequence of 5000"):
         short.sequences(words, "probe")
 
 

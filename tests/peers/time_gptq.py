@@ -10,7 +10,6 @@ the stack is in it).
 """
 
 import argparse
-import resource
 import statistics
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from labkit.common.machine import environment_on
+from labkit.common.machine import environment_on, peak_rss
 from labkit.loading.prepare import choose_device
 from labkit.models import find_roles, get_spec
 from labkit.models.checkpoint import Checkpoint
@@ -133,7 +132,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "device_used_bytes": total - free,  # with what libraries keep beside torch's allocator
             "device_bytes": total,
         }
-    facts["peak_rss_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    facts["peak_rss_bytes"] = peak_rss()[0]
     return {**facts, **extrapolated(took, clock.layers(), real, options.layers)}
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from labkit.client import Client, Reply
 from labkit.common.errors import ClientError
+from labkit.common.formats import format_bytes
 
 TIMEOUT_S = 300.0
 
@@ -62,3 +63,17 @@ def stream(
     except ClientError as error:
         reply = dataclasses.replace(reply, error=str(error), finished=True)
     yield reply
+
+
+def describe(endpoint: Endpoint, model: str | None, words: Mapping[str, str]) -> str:
+    """Model, plan, bytes and device, as far as the service reports them."""
+    facts = endpoint.facts()
+    loaded = facts.get("model") or model
+    parts = [model or "–"] if model != loaded or not facts.get("plan") else []
+    if facts.get("plan"):
+        parts.append(words["under"].format(model=loaded, plan=facts["plan"]))
+    if facts.get("weights_bytes"):
+        parts.append(format_bytes(facts["weights_bytes"]))
+    if facts.get("device"):
+        parts.append(str(facts["device"]))
+    return ", ".join(dict.fromkeys(parts))

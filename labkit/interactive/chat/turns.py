@@ -13,7 +13,7 @@ from labkit.client import Reply
 from labkit.common.actions import POINTS, Action, format_action
 from labkit.common.formats import format_bytes, format_seconds
 from labkit.interactive.chat.endpoint import Endpoint
-from labkit.phonetap import Screen
+from labkit.phonetap import Item, Screen
 from labkit.results import show
 
 
@@ -44,13 +44,13 @@ class Turn:
     drawn: dict[int, str] = field(default_factory=dict)
 
 
-def target_of(screen: Screen | None, known: Any, text: str) -> tuple[float, ...] | None:
+def target_of(screen: Screen | None, item: Item | None, text: str) -> tuple[float, ...] | None:
     """The box that a request names, in thousandths: the drawn item's own box, or that of the only label in the text.
 
-    known: the item that was drawn with the screen, or None. Returns None where the target is uncertain.
+    item: the PhoneTap item that was drawn with the screen, or None. Returns None where the target is uncertain.
     """
-    if known is not None and text == known.instruction:
-        return known.box
+    if item is not None and text == item.instruction:
+        return item.box
     if screen is None or not text:
         return None
     request = text.casefold()
@@ -140,13 +140,13 @@ def _answered(turn: Turn, which: int, words: Mapping[str, str]) -> list[dict[str
     if reply.thinking:
         say(reply.thinking, title=words["thought"], status="done" if reply.text else "pending")
     if reply.heard:
-        say(f"*{words['heard']}: “{_plain(reply.heard)}”*")
+        say(f"*{words['heard']}: “{_escaped(reply.heard)}”*")
     if answer.action is not None:
-        say(f"`{format_action(answer.action)}`\n\n{_plain(_in_words(answer.action, words))}")
+        say(f"`{format_action(answer.action)}`\n\n{_escaped(_in_words(answer.action, words))}")
     elif answer.text:
-        say(_plain(answer.text))
+        say(_escaped(answer.text))
     if reply.error:
-        say(f"⚠️ {_plain(reply.error)}")
+        say(f"⚠️ {_escaped(reply.error)}")
     if turn.picture is not None and reply.finished and _has_point(answer.action):
         say({"path": _drawn(turn, which)})
     if reply.finished and not reply.error:
@@ -198,6 +198,6 @@ def _drawn(turn: Turn, which: int) -> str:
     return file.name
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     """Escape Markdown."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+-.!|~$" else letter for letter in text)

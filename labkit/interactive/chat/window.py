@@ -2,23 +2,23 @@
 
 import atexit
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from labkit import phonetap
 from labkit.client import Reply, user_message
-from labkit.common.errors import ClientError, LabError
-from labkit.common.messages import load_audio, load_image
+from labkit.common.errors import ClientError, LabError, MediaError
+from labkit.common.messages import load_media
 from labkit.interactive.chat import local
-from labkit.interactive.chat.endpoint import Endpoint, stream
+from labkit.interactive.chat.endpoint import Endpoint, describe, stream
 from labkit.interactive.chat.frame import ChatBlocks
+from labkit.interactive.chat.panel import screen_panel
 from labkit.interactive.chat.turns import Turn, export, history, shown, target_of
 from labkit.interactive.chat.words import LANGUAGES, words_of
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 class Window:
@@ -57,7 +57,7 @@ class Window:
                     parts["chat_b"] = gr.Chatbot(label="B", height=520, buttons=["copy"], visible=two)
                 parts["ask"] = gr.MultimodalTextbox(
                     placeholder=words["ask"], show_label=False, sources=["upload", "microphone"],
-                    file_types=["image", "audio"], autofocus=True,
+                    autofocus=True,
                 )  # fmt: skip
                 with gr.Row():
                     parts["stop"] = gr.Button(words["stop"], size="sm")
@@ -100,9 +100,7 @@ class Window:
 
     def _lay_out_screen(self) -> None:
         words, parts = self.words, self.parts
-        parts["screen"] = gr.Image(
-            label=words["screen"], type="pil", sources=["upload", "clipboard"], height=390, buttons=[]
-        )
+        parts["screen"] = screen_panel(words["screen"])
         parts["draw"] = gr.Button(words["draw"], variant="primary")
         parts["clear_screen"] = gr.Button(words["clear_screen"], size="sm")
         with gr.Accordion(words["options"], open=True) as parts["options"]:
@@ -136,7 +134,7 @@ class Window:
         )
         p["draw"].click(self.draw, None, [p["screen"], self.item, p["ask"]])
         p["clear_screen"].click(lambda: (None, None), None, [p["screen"], self.item])
-        p["screen"].upload(lambda: None, None, self.item)
+        p["screen"].upload(self.take, p["screen"], [p["screen"], self.item])
         p["both"].change(lambda both: [gr.update(visible=both)] * 2, p["both"], [p["column_b"], p["chat_b"]])
         connected = [p["model_a"], p["model_b"], p["state"]]
         p["connect"].click(self.connect, [p["both"], *urls, p["language"]], connected)
@@ -155,7 +153,13 @@ class Window:
         self.blocks.load(self.connect, [p["both"], *urls, p["language"]], connected)
 
     def answer(
-        self, asked: Any, screen: Any, item: Any, turns: list, both: bool, *rest: Any
+        self,
+        asked: Mapping[str, Any],
+        screen: Image.Image | MediaError | None,
+        item: phonetap.Item | None,
+        turns: list[Turn],
+        both: bool,
+        *rest: Any,
     ) -> Iterator[tuple]:
         """Send the question to A, then to B, and show each answer while it is written."""
         urls, (thinking, keep, temperature, max_tokens, language) = rest[:6], rest[6:]
@@ -163,11 +167,13 @@ class Window:
         text = (asked.get("text") or "").strip()
         try:
             picture, recording, audio = _attached(asked.get("files") or [])
+            screen = screen if picture is None else picture
+            if isinstance(screen, MediaError):
+                raise screen
             endpoints = _endpoints(urls, both)
         except LabError as error:
             raise gr.Error(str(error)) from None
-        if picture is not None:
-            screen, item = picture, None
+        item = item if picture is None else None
         if screen is None and not text and recording is None:
             raise gr.Error(words["empty"])
         message = user_message(text, screen, recording)
@@ -191,6 +197,13 @@ class Window:
                 # Clear the inputs once: a later update would load the picture again.
                 cleared, seen = gr.skip(), (gr.skip(), gr.skip())
 
+    def take(self, upload: Image.Image | MediaError | None) -> tuple:
+        """The uploaded screen as the model sees it; a broken one leaves the panel empty, without the screen before."""
+        if isinstance(upload, MediaError):
+            gr.Warning(str(upload))
+            upload = None
+        return upload, None
+
     def draw(self) -> tuple:
         """Draw a new test item: its screen, and its request as a suggestion."""
         split = random.choice(("typed", "hard"))
@@ -208,7 +221,7 @@ class Window:
                 names = endpoint.models()
                 chosen = endpoint.model if endpoint.model in names else next(iter(names), None)
                 updates[which] = gr.update(choices=names, value=chosen)
-                states.append(f"**{letter}** {words['connected']}: {_in_words(endpoint, chosen, words)}")
+                states.append(f"**{letter}** {words['connected']}: {describe(endpoint, chosen, words)}")
             except LabError as error:
                 states.append(f"**{letter}** ⚠️ {error}")
         return *updates, "  \n".join(states)
@@ -223,7 +236,7 @@ class Window:
             names = endpoint.models()
         except LabError as error:
             raise gr.Error(str(error)) from None
-        state = f"{words['connected']}: {_in_words(endpoint, names[0], words)}"
+        state = f"{words['connected']}: {describe(endpoint, names[0], words)}"
         return endpoint.base_url, gr.update(choices=names, value=names[0]), state
 
     def translate(self, language: str) -> list:
@@ -265,29 +278,13 @@ def _endpoints(urls: Sequence[Any], both: bool) -> list[Endpoint]:
     return [_endpoint(*urls[3 * which : 3 * which + 3]) for which in range(2 if both else 1)]
 
 
-def _attached(files: Sequence[Any]) -> tuple[Image.Image | None, Any, str | None]:
+def _attached(files: Sequence[str]) -> tuple[Image.Image | None, np.ndarray | None, str | None]:
     """The picture, the recording and the recording's path from the attached files; the last of each kind wins."""
     picture = recording = audio = None
-    for file in files:
-        path = str(file["path"] if isinstance(file, dict) else file)
-        if path.lower().endswith(PICTURES):
-            picture = load_image(path)
+    for path in files:
+        media = load_media(path)
+        if isinstance(media, Image.Image):
+            picture = media
         else:
-            recording, audio = load_audio(path), path
+            recording, audio = media, path
     return picture, recording, audio
-
-
-def _in_words(endpoint: Endpoint, model: str | None, words: dict[str, str]) -> str:
-    """Model, plan, bytes and device, as far as the service reports them."""
-    from labkit.common.formats import format_bytes
-
-    facts = endpoint.facts()
-    loaded = facts.get("model") or model
-    parts = [model or "–"] if model != loaded or not facts.get("plan") else []
-    if facts.get("plan"):
-        parts.append(words["under"].format(model=loaded, plan=facts["plan"]))
-    if facts.get("weights_bytes"):
-        parts.append(format_bytes(facts["weights_bytes"]))
-    if facts.get("device"):
-        parts.append(str(facts["device"]))
-    return ", ".join(dict.fromkeys(parts))

@@ -74,7 +74,7 @@ class PlanEditor(ipywidgets.VBox):
         resolved = self._anatomy.under(plan).resolved
         self._quiet = True
         self.name.value, self.default.value = plan.name, plan.default
-        self.stored.value = any(_is_stored(rule) for rule in plan.rules)
+        self.stored.value = any(_is_of_stored(rule) for rule in plan.rules)
         for role, rule in self.rules.items():
             names = [part.module for part in resolved.parts if part.is_linear and part.role == role]
             rule.show({resolved.schemes.get(name) for name in names})
@@ -215,17 +215,19 @@ class _RoleRule(ipywidgets.VBox):
 def _is_special(rule: Rule) -> bool:
     """Does it select Linears by name or depth? Such rules have no control, and are kept as they are."""
     narrow = bool(rule.linears) or rule.depth is not None
-    return not _is_stored(rule) and (narrow or (rule.match is not None and rule.match not in ("*", "re:.*")))
+    return not _is_of_stored(rule) and (
+        narrow or (rule.match is not None and rule.match not in ("*", "re:.*"))
+    )
 
 
-def _is_stored(rule: Rule) -> bool:
+def _is_of_stored(rule: Rule) -> bool:
     """Is it about embeddings and convolutions, which are stored and not multiplied?"""
     return "linear" not in rule.modules
 
 
 def _store_rules(plan: QuantizationPlan | None) -> list[dict[str, Any]]:
     """The plan's own rules for embeddings and convolutions, or the usual ones: 8 bits."""
-    own = [] if plan is None else [rule.to_dict() for rule in plan.rules if _is_stored(rule)]
+    own = [] if plan is None else [rule.to_dict() for rule in plan.rules if _is_of_stored(rule)]
     usual = {"match": "re:.*", "modules": ["embedding", "conv"], "scheme": "int8", "optional": True}
     return own or [usual]
 

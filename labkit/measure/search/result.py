@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from labkit.common.formats import format_bytes, format_difference, format_rate
+from labkit.common.formats import format_bytes, format_difference, format_perplexity, format_rate
 from labkit.common.intervals import paired_difference
 from labkit.measure.evaluator import KEPT, PlanEvaluator
 from labkit.plans.plan import QuantizationPlan
@@ -166,7 +167,10 @@ def _rounded(value: Any) -> Any:
 def _loss_text(record: dict[str, Any], reference: dict[str, Any]) -> str:
     if "perplexity" in record:
         change = record["perplexity"] / reference["perplexity"] - 1
-        return f", perplexity {record['perplexity']:.2f} ({change:+.1%} against the unquantized model's)"
+        text = f", perplexity {format_perplexity(record['perplexity'])}"
+        if not math.isfinite(change):  # a broken model's is beyond what a float holds
+            return f"{text} (unquantized: {format_perplexity(reference['perplexity'])})"
+        return f"{text} ({change:+.1%} against the unquantized model's)"
     if "step_success_rate" in record:
         rates = format_rate(record["step_success_rate"]), format_rate(reference["step_success_rate"])
         return f", {rates[0]} right steps on validation items (unquantized: {rates[1]})"
@@ -175,7 +179,7 @@ def _loss_text(record: dict[str, Any], reference: dict[str, Any]) -> str:
 
 def _against(record: dict[str, Any], other: dict[str, Any]) -> str:
     if "perplexity" in other:
-        return f", perplexity {other['perplexity']:.2f}"
+        return f", perplexity {format_perplexity(other['perplexity'])}"
     if "right" not in other:
         return ""
     ids = [item for item in record["right"] if item in other["right"]]

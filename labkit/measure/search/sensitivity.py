@@ -155,7 +155,7 @@ def _tasks(prepared: Prepared, candidates: Mapping[str, Scheme], datasets: Datas
         "model": spec.name,
         "model_fingerprint": folder_fingerprint(spec.folder) if spec.folder else None,
         "schemes": list(candidates),
-        "material": datasets.settings(),
+        "material": prepared.dataset_settings(datasets),
         "dtype": "fp32" if size <= FP32_PARAMETERS else "bf16",
         "device": device.type,
     }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit.results.charts import marks
-from labkit.results.charts.methods import styled
+from labkit.results.charts.methods import titled
 
 if TYPE_CHECKING:
     import numpy
@@ -46,7 +46,7 @@ def channel_sizes(sizes: Mapping[str, Sequence[float]], threshold: float | None 
             x=1, xref="paper", xanchor="right", y=math.log10(threshold), yanchor="bottom",
             text=f"threshold {threshold:g}", showarrow=False,
         )  # fmt: skip
-    styled(chart, "", "input channels, the largest first", "size of the values")
+    titled(chart, "", "input channels, the largest first", "size of the values")
     chart.update_yaxes(type="log", dtick="D2")
     return chart
 
@@ -65,7 +65,7 @@ def bars(values: Mapping[str, float], unit: str, title: str = "") -> go.Figure:
         textposition="auto",
         hovertemplate=f"%{{y}}<br>%{{x:.4g}} {unit}<extra></extra>",
     )
-    styled(chart, title, unit, "")
+    titled(chart, title, unit, "")
     chart.update_yaxes(autorange="reversed", ticksuffix="  ")
     chart.update_layout(height=120 + 34 * len(values))
     return chart
@@ -83,7 +83,7 @@ def curve(
             x=list(x), y=list(values), name=label, mode="lines+markers",
             line={"color": marks.OTHER_COLOURS[index], "width": 2},
         )  # fmt: skip
-    return styled(chart, title, x_title, y_title)
+    return titled(chart, title, x_title, y_title)
 
 
 def correlation_map(matrix: numpy.ndarray, title: str = "") -> go.Figure:
@@ -95,7 +95,7 @@ def correlation_map(matrix: numpy.ndarray, title: str = "") -> go.Figure:
         z=matrix, zmin=-1, zmax=1, colorscale=DIVERGING,
         hovertemplate="columns %{x} and %{y}<br>%{z:.2f}<extra></extra>",
     )  # fmt: skip
-    styled(chart, title, "column, in the order of the solve", "column")
+    titled(chart, title, "column, in the order of the solve", "column")
     chart.update_xaxes(constrain="domain")
     chart.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
     chart.update_layout(height=480)
@@ -128,7 +128,7 @@ def solve_slider(
             visible=step == shown[0],
         )
     slider = [_slider_step(number, step, len(shown)) for number, step in enumerate(shown)]
-    styled(
+    titled(
         chart, title, "columns in the order of the solve: rounded on the left, waiting on the right", "row"
     )
     chart.update_layout(

@@ -275,12 +275,18 @@ def log_axis(title: str) -> dict[str, Any]:
     return {"type": "log", "dtick": "D2", "title": f"{title} (logarithmic)"}
 
 
-def styled(chart: "go.Figure", height: int, legend: bool = False) -> "go.Figure":
-    chart.update_layout(
-        height=height,
+def themed(chart: "go.Figure") -> "go.Figure":
+    """Text and grounds that are readable in light and dark themes."""
+    return chart.update_layout(
         font={"color": TEXT, "size": 13, "family": FONT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
+    )
+
+
+def styled(chart: "go.Figure", height: int, legend: bool = False) -> "go.Figure":
+    themed(chart).update_layout(
+        height=height,
         margin={"l": 10, "r": 20, "t": 34, "b": 90 if legend else 10},
         bargap=0.3,
         hovermode="closest",

@@ -15,9 +15,6 @@ from labkit.results.charts import marks
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 SMALLEST_KL = 1e-8
 """Smaller divergences, which are rounding, are drawn at this value."""
 
@@ -44,7 +41,7 @@ def column_errors(curves: Mapping[str, Sequence[float]], title: str = "") -> go.
             line={"color": marks.OTHER_COLOURS[index % len(marks.OTHER_COLOURS)], "width": 2},
             hovertemplate=f"{label}<br>column %{{x}}<br>error so far %{{y:.4g}}<extra></extra>",
         )
-    return styled(chart, title, "columns solved", "squared output error so far")
+    return titled(chart, title, "columns solved", "squared output error so far")
 
 
 def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl") -> go.Figure:
@@ -83,7 +80,7 @@ def sensitivity_heat_map(records: Sequence[Mapping[str, Any]], value: str = "kl"
             ygap=1,
             **limits,
         )
-    styled(chart, "", "layer", "")
+    titled(chart, "", "layer", "")
     chart.update_yaxes(autorange="reversed")
     chart.update_layout(height=90 + 22 * len(rows))
     if len(schemes) > 1:
@@ -149,7 +146,7 @@ def pareto_front(
             + "<extra></extra>",
             showlegend=False,
         )
-    styled(chart, title, "MB of weights", "KL divergence, nats a token")
+    titled(chart, title, "MB of weights", "KL divergence, nats a token")
     chart.update_yaxes(type="log", exponentformat="power")
     return chart
 
@@ -203,15 +200,12 @@ def _colour_bar(value: str, zmin: float, zmax: float) -> dict[str, Any]:
     }
 
 
-def styled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
+def titled(chart: go.Figure, title: str, x: str, y: str) -> go.Figure:
     """Axes, colours and margins that these charts share; readable in light and dark themes."""
     axis = {"gridcolor": marks.GRID, "zeroline": False}
     small = {"size": 13}
-    chart.update_layout(
+    marks.themed(chart).update_layout(
         title={"text": title},
-        font={"color": marks.TEXT, "size": 13, "family": marks.FONT},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
         xaxis={**axis, "title": {"text": x, "font": small}},
         yaxis={**axis, "title": {"text": y, "font": small}},
         margin={"l": 20, "r": 20, "t": 40, "b": 40},
@@ -254,7 +248,7 @@ def plan_map(linears: Sequence[Mapping[str, Any]], title: str = "") -> go.Figure
         xgap=1,
         ygap=1,
     )
-    styled(chart, title, "layer", "")
+    titled(chart, title, "layer", "")
     chart.update_yaxes(autorange="reversed")
     chart.update_layout(height=110 + 18 * len(rows))
     return chart

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BEFORE, AFTER = "#0072B2", "#D55E00"
-SYMBOLS = marks.SYMBOLS
 LARGEST_MAP = 192
 """Most rows and columns of a heat map; larger matrices are averaged down."""
 BINS = 121
@@ -122,7 +121,7 @@ def lines(
             go.Scatter(
                 x=[point[0] for point in points], y=[point[1] for point in points], name=name,
                 mode="lines+markers", text=names, line={"color": colours[number % 7], "width": 2},
-                marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9},
+                marker={"symbol": marks.SYMBOLS[number % len(marks.SYMBOLS)], "size": 9},
                 hovertemplate=f"<b>{name}</b> %{{text}}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>"
                 if names
                 else f"<b>{name}</b><br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",

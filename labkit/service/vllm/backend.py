@@ -134,8 +134,11 @@ class VllmBackend:
     async def _translate(self, asked: ChatRequest, document: dict[str, Any]) -> dict[str, Any]:
         """vLLM's form; media are decoded once here, so that what is broken is refused in the same words."""
         fetched = await fetch_images(asked.messages, self._remote)
-        await asyncio.to_thread(lab_messages, asked.messages, fetched)
-        return translated(asked, document, self.options, fetched)
+
+        def translate() -> dict[str, Any]:
+            return translated(asked, document, self.options, lab_messages(asked.messages, fetched))
+
+        return await asyncio.to_thread(translate)
 
     async def _whole(self, asked: ChatRequest, body: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()

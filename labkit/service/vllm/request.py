@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from labkit.common.images import to_png
+from labkit.common.recordings import to_wav
 from labkit.engine.action_grammar import LONGEST_STRING, action_rules
 from labkit.service.engine_settings import longest_answer
 from labkit.service.options import ServiceOptions
@@ -31,9 +33,15 @@ _AS_THEY_ARE = (
 
 
 def translated(
-    asked: ChatRequest, document: Mapping[str, Any], options: ServiceOptions, fetched: Mapping[str, bytes]
+    asked: ChatRequest,
+    document: Mapping[str, Any],
+    options: ServiceOptions,
+    decoded: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The body for vLLM: only fields that were checked, the lab's own ones translated.
+
+    ``decoded`` are the messages with images and recordings loaded (`labkit.service.conversation.lab_messages`). vLLM
+    gets these and not the client's files, which it would read in its own way: transparency, 16 bits, orientation.
 
     Raises:
         ApiError: tools that do not go together.
@@ -46,7 +54,7 @@ def translated(
     body["max_tokens"] = tokens
     if asked.stream:
         body["stream_options"] = {"include_usage": True}
-    body["messages"] = _messages(document["messages"], fetched)
+    body["messages"] = _messages(document["messages"], decoded)
     thinking = options.thinking if asked.thinks is None else asked.thinks
     body["chat_template_kwargs"] = {**(asked.chat_template_kwargs or {}), "enable_thinking": thinking}
     tools = tool_use(asked)
@@ -73,13 +81,15 @@ def action_grammar(thinking: bool) -> str:
     return "\n".join(lines)
 
 
-def _messages(messages: list[dict[str, Any]], fetched: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """The messages, with fetched images in place of their addresses: vLLM itself fetches nothing."""
+def _messages(
+    messages: Sequence[Mapping[str, Any]], decoded: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The messages, with the loaded images and recordings in place of files and addresses: vLLM fetches nothing."""
     made = []
-    for message in messages:
+    for message, loaded in zip(messages, decoded):
         content = message.get("content")
-        if isinstance(content, list):
-            content = [_part(part, fetched) for part in content]
+        if isinstance(content, list) and isinstance(loaded["content"], list):
+            content = [_part(part, media) for part, media in zip(content, loaded["content"])]
         made.append({"role": message["role"], "content": content or ""})
         for call in message.get("tool_calls") or ():
             made[-1]["content"] += f"\n{call['function']['name']}({call['function']['arguments']})"
@@ -88,11 +98,11 @@ def _messages(messages: list[dict[str, Any]], fetched: Mapping[str, bytes]) -> l
     return made
 
 
-def _part(part: dict[str, Any], fetched: Mapping[str, bytes]) -> dict[str, Any]:
-    url = part.get("image_url", {}).get("url") if part["type"] == "image_url" else None
-    if url in fetched:
-        return {
-            "type": "image_url",
-            "image_url": {"url": f"data:image/png;base64,{base64.b64encode(fetched[url]).decode()}"},
-        }
+def _part(part: Mapping[str, Any], loaded: Mapping[str, Any]) -> Mapping[str, Any]:
+    if loaded["type"] == "image":
+        data = base64.b64encode(to_png(loaded["image"])).decode()
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    if loaded["type"] == "audio":
+        data = base64.b64encode(to_wav(loaded["audio"])).decode()
+        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     return part
