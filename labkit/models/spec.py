@@ -1,6 +1,6 @@
 """Model specs: short name, source of weights and processor, description.
 
-Three are registered; every transformers checkpoint on the hub or in a local folder has a spec too.
+Four are registered; every transformers checkpoint on the hub or in a local folder has a spec too.
 Nothing here imports torch, so listing models is quick.
 """
 
@@ -105,6 +105,12 @@ def _registered() -> tuple[ModelSpec, ...]:
             str(assets_folder() / "pocket"),
             "a pocket-size phone agent with vision, speech, cross-modal attention and a GLM decoder; shipped",
             _count_from_index(assets_folder() / "pocket"),
+        ),
+        ModelSpec(
+            "pocket-glm4v",
+            str(assets_folder() / "pocket-glm4v"),
+            "a phone agent of transformers' plain Glm4v class, for typed requests; other engines load it too; shipped",
+            _count_from_index(assets_folder() / "pocket-glm4v"),
         ),
         ModelSpec(
             "autoglm-phone-9b",

@@ -145,6 +145,7 @@ def test_the_first_pattern_wins():
 def test_registered_models_come_with_the_pocket_first():
     assert [spec.name for spec in list_models()] == [
         "pocket",
+        "pocket-glm4v",
         "autoglm-phone-9b",
         "autoglm-phone-9b-multilingual",
     ]

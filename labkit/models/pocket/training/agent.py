@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import distributed
 
-from labkit.models.pocket.training.batches import SIZE_WEIGHTS, BatchSource, SourceSettings, load_utterances
+from labkit.models.pocket.glm4v import split_as_glm
+from labkit.models.pocket.training.batches import (
+    PLAIN_SIZES,
+    SIZES,
+    BatchSource,
+    SourceSettings,
+    load_utterances,
+)
 from labkit.models.pocket.training.checks import spoken_checks, typed_checks
 from labkit.models.pocket.training.feed import Feed
 from labkit.models.pocket.training.runs import Log, load_init, new_model
@@ -52,7 +59,7 @@ class Agenda:
         spoken = self.settings.speech_index is not None and self.rng.random() < self.settings.spoken_share
         if not spoken and self.rng.random() < self.settings.text_share:
             return "text", -1
-        size = self.rng.choices(range(len(SIZE_WEIGHTS)), SIZE_WEIGHTS)[0]
+        size = self.rng.choices(range(len(self.settings.sizes)), self.settings.sizes.values())[0]
         return "spoken" if spoken else "typed", size
 
 
@@ -61,13 +68,16 @@ def train_agent(options: argparse.Namespace) -> int:
     rank = int(os.environ.get("RANK", 0))
     log = Log(options.output / "log.jsonl") if rank == 0 else lambda record: None
     tokenizer = tokenizer_of(options.init)
+    if options.size.startswith("glm4v"):
+        split_as_glm(tokenizer)
     if rank == 0:
         tokenizer.save_pretrained(options.output)
     model, encoder = new_model(options.size, tokenizer)
-    checks = {
-        "typed": typed_checks(encoder, options.validation),
-        "spoken": spoken_checks(encoder, model.config, options.validation),
-    }
+    can_hear = hasattr(model.config, "speech_config")
+    sizes = SIZES if can_hear else PLAIN_SIZES
+    checks = {"typed": typed_checks(encoder, options.validation, list(sizes))}
+    if can_hear:
+        checks["spoken"] = spoken_checks(encoder, model.config, options.validation)
     index = options.ear / "utterances.jsonl" if options.ear else None
     if options.processes > 1 and index is not None and not index.exists():
         raise SystemExit(f"error: several processes cannot wait for an ear, and {index} is not there")
@@ -76,7 +86,7 @@ def train_agent(options: argparse.Namespace) -> int:
     settings = SourceSettings(
         workers=options.workers, slots=options.slots, first_slots=options.first_slots, rounds=options.rounds,
         batch=options.batch, questions=options.questions, seed=options.seed, speech_index=index,
-        spoken_share=options.spoken_share, eye_seconds=options.eye_seconds,
+        spoken_share=options.spoken_share, eye_seconds=options.eye_seconds, sizes=sizes,
     )  # fmt: skip
     source = BatchSource(encoder, settings, rank)
     try:

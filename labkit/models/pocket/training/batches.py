@@ -13,8 +13,8 @@ import multiprocessing
 import queue
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,9 @@ from labkit.models.pocket.training.samples import (
 from labkit.models.pocket.training.text import BLANK, IGNORE, PATCH, READ_TOKENS, SPELLED
 from labkit.phonetap.screens import KINDS, render_with_text
 
-SIZES = ((196, 420), (224, 476))
-SIZE_WEIGHTS = (0.3, 0.7)
+SIZES = {(196, 420): 0.3, (224, 476): 0.7}  # pixels of a screen -> share of the batches
+PLAIN_SIZES = {(168, 364): 0.1, (196, 420): 0.15, (224, 476): 0.4, (252, 532): 0.15, (280, 588): 0.2}
+NEAR = 3  # thousandths: how far an x that is written before its y may be from the true one
 DRAW_AT_ONCE = 16  # screens; `slots` and `first_slots` are multiples of it
 _KIND_WEIGHTS = dict(zip(KINDS, (22, 16, 9, 9, 14, 12, 6, 4, 1, 7)))
 
@@ -64,7 +65,7 @@ class Batch:
     """
 
     kind: str
-    size: int  # index into SIZES, -1 for text alone
+    size: int  # which of the source's sizes, -1 for text alone
     arrays: dict[str, np.ndarray]
 
 
@@ -105,7 +106,7 @@ class BatchMaker:
 
         kind: "typed", "spoken", "text" (no screen; `shard` unused) or "eye" (screens, no questions).
         """
-        tokens = image_tokens(SIZES[size]) if kind != "text" else 0
+        tokens = image_tokens(shard[0].size) if kind != "text" else 0
         rows: list[dict] = []
         screens: list[dict] = []
         questions = 1 if kind == "eye" else questions
@@ -169,6 +170,7 @@ class BatchMaker:
         found = np.flatnonzero(coordinate >= 0)
         if len(found) == 2:
             point_at[:] = found
+            padded[start + found[0]] = self._near(coordinate[found[0]])
         is_audio = padded == self.encode.id["<|audio|>"]
         arrays = {
             "ids": padded,
@@ -182,6 +184,13 @@ class BatchMaker:
         if drawn is not None:
             arrays["pointed"] = drawn.pointed(target) if target >= 0 else np.zeros(tokens, dtype=bool)
         return arrays
+
+    def _near(self, x: int) -> int:
+        """The token that the model reads where x stands: half of the time a neighbour's, so that it learns the right y
+        behind an x that is slightly off, which is what it meets where rounding has changed a logit."""
+        if self.rng.random() < 0.5:
+            x = min(max(x + self.rng.randint(-NEAR, NEAR), 0), 999)
+        return self.encode.numbers[x]
 
     def _dense(self, drawn: Drawn, tokens: int) -> dict:
         at = np.array(self.rng.sample(range(tokens), min(DENSE, tokens)), dtype=np.int16)
@@ -225,6 +234,7 @@ def shared_pixels(slots: int, size: tuple[int, int]) -> np.ndarray:
 class SourceSettings:
     """How batches are made.
 
+    sizes: of the screens, in pixels, with their shares of the batches.
     slots, first_slots: screens a worker and size keeps, and has before its batches begin; rounds: how often at most a
     worker draws DRAW_AT_ONCE new screens of each size while it waits to hand over a batch.
     """
@@ -240,6 +250,7 @@ class SourceSettings:
     spoken_share: float = 0.5
     text_share: float = 0.02
     eye_seconds: float = 0
+    sizes: Mapping[tuple[int, int], float] = field(default_factory=lambda: SIZES)
 
 
 class BatchSource:
@@ -251,7 +262,7 @@ class BatchSource:
     def __init__(self, encoder: Encoder, settings: SourceSettings, rank: int = 0) -> None:
         context = multiprocessing.get_context("fork")
         self.settings = settings
-        self.pixels = [shared_pixels(settings.workers * settings.slots, size) for size in SIZES]
+        self.pixels = [shared_pixels(settings.workers * settings.slots, size) for size in settings.sizes]
         self.queue = context.Queue(maxsize=3 * settings.workers)
         self.stop_event = context.Event()
         eye_until = time.monotonic() + settings.eye_seconds
@@ -272,7 +283,8 @@ class BatchSource:
     def _work(self, encoder: Encoder, number: int, rank: int, eye_until: float) -> None:
         settings = self.settings
         maker = BatchMaker(encoder, settings.seed * 1000 + rank * 100 + number)
-        shards: list[list[Drawn]] = [[] for _ in SIZES]
+        sizes, weights = list(settings.sizes), settings.sizes.values()
+        shards: list[list[Drawn]] = [[] for _ in sizes]
         base, turn, utterances, pending, may_draw = number * settings.slots, 0, None, None, settings.rounds
         index = settings.speech_index
         while not self.stop_event.is_set():
@@ -280,7 +292,7 @@ class BatchSource:
                 if utterances is None and index is not None and index.exists():
                     utterances = load_utterances(index)
                 kind = self._kind(maker.rng, eye_until, utterances is not None)
-                size = maker.rng.choices(range(len(SIZES)), SIZE_WEIGHTS)[0]
+                size = maker.rng.choices(range(len(sizes)), weights)[0]
                 shard = shards[size] if kind != "text" else []
                 pending = maker.batch(kind, size, shard, settings.batch, utterances, settings.questions)
                 if kind != "text":
@@ -295,10 +307,10 @@ class BatchSource:
             if not may_draw or (pending is None and full):
                 continue
             may_draw -= min(map(len, shards)) >= settings.first_slots
-            for size in range(len(SIZES)):
+            for size in range(len(sizes)):
                 where = turn % settings.slots
                 for offset in range(DRAW_AT_ONCE):
-                    pixels, drawn = maker.draw(SIZES[size])
+                    pixels, drawn = maker.draw(sizes[size])
                     slot = (where + offset) % settings.slots
                     self.pixels[size][base + slot] = pixels
                     if slot < len(shards[size]):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import Glm4vForConditionalGeneration
 
-from labkit.models.pocket.modeling import PocketForConditionalGeneration
 from labkit.models.pocket.training.samples import TEXT_LENGTH
 from labkit.models.pocket.training.text import PATCH
 
@@ -112,9 +112,12 @@ def hear(
 
 
 class BatchedForward:
-    """Runs training batches through a pocket model; `compile_layers` makes each kind of layer one compiled function."""
+    """Runs training batches through a pocket model, or a plain Glm4v, which has no ear and no cross-modal block.
 
-    def __init__(self, model: PocketForConditionalGeneration, *, compile_layers: bool = False) -> None:
+    `compile_layers` makes each kind of layer one compiled function.
+    """
+
+    def __init__(self, model: Glm4vForConditionalGeneration, *, compile_layers: bool = False) -> None:
         self.model = model
         functions = (vision_block, cross_modal_layer, decoder_layer)
         if compile_layers:  # a graph for each kind of batch and size of screen
@@ -206,8 +209,8 @@ class BatchedForward:
     def __call__(self, ids, prompt, image=None, audio=None, audio_source=None, grid=(0, 0)):
         """ids [B, L], prompt lengths [B], image tokens [B, N, D], speech tokens [B, A, D] with their places.
 
-        Returns the decoder's output [B, L, D], the cross-modal block's output, and head 0's queries and keys of
-        every decoder layer.
+        Returns the decoder's output [B, L, D], the cross-modal block's output (None without one), and head 0's
+        queries and keys of every decoder layer.
         """
         model = self.model.model
         hidden = F.embedding(ids, model.language_model.embed_tokens.weight)
@@ -229,11 +232,13 @@ class BatchedForward:
             self._constants[key] = (self.positions(*grid, ids.device),)
         position_ids = self._constants[key][0]
         cos, sin = (t[:, None] for t in model.language_model.rotary_emb(hidden, position_ids=position_ids))
-        seen = torch.arange(ids.shape[1], device=ids.device)[None] < prompt[:, None]
-        mixed = hidden
-        for layer in model.cross_modal.layers:
-            mixed = self.cross_modal_layer(layer, mixed, cos, sin, seen[:, None, None, :])
-        hidden = torch.where(seen[..., None], mixed, hidden)
+        mixed = None
+        if hasattr(model, "cross_modal"):
+            seen = torch.arange(ids.shape[1], device=ids.device)[None] < prompt[:, None]
+            mixed = hidden
+            for layer in model.cross_modal.layers:
+                mixed = self.cross_modal_layer(layer, mixed, cos, sin, seen[:, None, None, :])
+            hidden = torch.where(seen[..., None], mixed, hidden)
         looks = []
         for layer in model.language_model.layers:
             hidden, query, key = self.decoder_layer(layer, hidden, cos, sin)

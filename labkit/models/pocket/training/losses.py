@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import Glm4vConfig
 
-from labkit.models.pocket.configuration import PocketConfig
 from labkit.models.pocket.training.samples import SLOTS
 from labkit.models.pocket.training.text import BLANK, IGNORE, OTHER, SPELLED, letters
 
@@ -27,7 +27,7 @@ LETTERS = "_ abcdefghijklmnopqrstuvwxyz'"  # CTC's alphabet; the first is its bl
 class TrainingHeads(nn.Module):
     """Heads that training needs and the saved model does not."""
 
-    def __init__(self, config: PocketConfig) -> None:
+    def __init__(self, config: Glm4vConfig) -> None:
         super().__init__()
         hidden = config.text_config.hidden_size
         self.slots = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, SLOTS * hidden))
@@ -37,7 +37,8 @@ class TrainingHeads(nn.Module):
         self.glyphs = nn.Linear(seen, OTHER + 1 + len(letters()))
         self.centre = nn.Linear(hidden, 2 * BINS)
         self.target = nn.Linear(hidden, 1)
-        self.letters = nn.Linear(config.speech_config.hidden_size, len(LETTERS))
+        if hasattr(config, "speech_config"):
+            self.letters = nn.Linear(config.speech_config.hidden_size, len(LETTERS))
 
 
 def answer_loss(hidden, head_weight, batch, number_ids) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import Glm4vForConditionalGeneration
 
 from labkit.models.pocket.configuration import PocketConfig
+from labkit.models.pocket.glm4v import plain_config
 from labkit.models.pocket.modeling import PocketForConditionalGeneration
 from labkit.models.pocket.tokenizer import VOCAB_SIZE
 from labkit.models.pocket.training.samples import Encoder
@@ -34,12 +37,23 @@ def below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def new_model(size: str, tokenizer) -> tuple[PocketForConditionalGeneration, Encoder]:
-    """A pocket model with random weights (`size`: standard or tiny) for a tokenizer."""
+CONFIGS = {
+    "standard": PocketConfig.standard,
+    "tiny": PocketConfig.tiny,
+    "glm4v": plain_config,
+    "glm4v-tiny": partial(plain_config, tiny=True),
+}
+
+
+def new_model(size: str, tokenizer) -> tuple[Glm4vForConditionalGeneration, Encoder]:
+    """A model with random weights for a tokenizer; `size`: one of `CONFIGS`."""
     encoder = Encoder(tokenizer)
-    make = {"standard": PocketConfig.standard, "tiny": PocketConfig.tiny}[size]
+    config = CONFIGS[size](encoder.id, VOCAB_SIZE)
+    make = (
+        PocketForConditionalGeneration if isinstance(config, PocketConfig) else Glm4vForConditionalGeneration
+    )
     torch.manual_seed(0)
-    return PocketForConditionalGeneration(make(encoder.id, VOCAB_SIZE)), encoder
+    return make(config), encoder
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

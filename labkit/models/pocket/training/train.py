@@ -32,11 +32,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from labkit.common.files import atomic_path
+from labkit.models.pocket.configuration import PocketConfig
+from labkit.models.pocket.glm4v import save_processor
 from labkit.models.pocket.processing import PocketProcessor
 from labkit.models.pocket.training.agent import start_processes, train_agent
 from labkit.models.pocket.training.batches import load_utterances
 from labkit.models.pocket.training.losses import TrainingHeads
-from labkit.models.pocket.training.runs import Log, below, load_state, new_model
+from labkit.models.pocket.training.runs import CONFIGS, Log, below, load_state, new_model
 from labkit.models.pocket.training.speech import SpeechPool, join_texts, train_speech, write_texts
 from labkit.models.pocket.training.tokenizer import tokenizer_of, train_tokenizer
 
@@ -73,7 +75,7 @@ def load_init_ear(speech: nn.Module, letters: nn.Module, folder: Path) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Writes a run's model as a folder for `from_pretrained`: float16 shards under 16 MB, tokenizer, processor.
+    """Writes a run's model as a folder for `from_pretrained`: shards under 16 MB, tokenizer, processor.
 
     Its weights are the average of the run's last checkpoint and, at `--plateau-share`, the one from before the learning
     rate fell: the average generalizes better than either (Izmailov et al., 2018).
@@ -89,10 +91,14 @@ def export(options: argparse.Namespace) -> int:
             name: torch.lerp(value, before[name], options.plateau_share) for name, value in state.items()
         }
     model.load_state_dict(state)
-    model.half()
+    is_pocket = isinstance(model.config, PocketConfig)
+    model.to(torch.float16 if is_pocket else torch.bfloat16)  # Glm4v as the 9 B model is stored
     model.generation_config.do_sample = False
     model.save_pretrained(options.output, max_shard_size="15MB")
-    PocketProcessor(tokenizer, model.config).save_pretrained(options.output)
+    if is_pocket:
+        PocketProcessor(tokenizer, model.config).save_pretrained(options.output)
+    else:
+        save_processor(tokenizer, options.output)
     for file in options.output.glob("*.safetensors"):
         file.chmod(0o644)
     return 0
@@ -181,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         one.add_argument("--output", type=Path, required=True)
         one.add_argument("--seed", type=int, default=1)
-        one.add_argument("--size", choices=("standard", "tiny"), default="standard")
+        one.add_argument("--size", choices=CONFIGS, default="standard")
         one.add_argument("--device", default=default_device)
         return one
 

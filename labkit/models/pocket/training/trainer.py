@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Glm4vForConditionalGeneration
 
 from labkit.common.files import atomic_path
-from labkit.models.pocket.modeling import PocketForConditionalGeneration
 from labkit.models.pocket.training.augment import augment
-from labkit.models.pocket.training.batches import SIZES, Batch
+from labkit.models.pocket.training.batches import Batch
 from labkit.models.pocket.training.colours import change_colours, vary_colours
 from labkit.models.pocket.training.forward import BatchedForward
 from labkit.models.pocket.training.losses import (
@@ -42,7 +42,7 @@ LETTERS_ALONE = 200  # spoken steps in which the letters head learns from an ear
 class Trainer:
     """Model, heads, optimizers and one training step over a `Batch`."""
 
-    def __init__(self, model: PocketForConditionalGeneration, encoder: Encoder, *, device: torch.device, rate: float,
+    def __init__(self, model: Glm4vForConditionalGeneration, encoder: Encoder, *, device: torch.device, rate: float,
                  compile_layers: bool) -> None:  # fmt: skip
         self.model, self.device = model.to(device).train(), device
         self.heads = TrainingHeads(model.config).to(device)
@@ -104,15 +104,17 @@ class Trainer:
             frames, audio, lengths = self._hear(data, generator, forward)
         if image is not None:  # several questions about each screen
             image = image.repeat_interleave(len(data["ids"]) // len(image), 0)
-        width, height = SIZES[batch.size] if image is not None else (0, 0)
+        height, width = data["pixels"].shape[1:3] if image is not None else (0, 0)
         grid = (height // PATCH, width // PATCH)
         hidden, mixed, looks = forward(data["ids"], data["prompt"], image, audio, data["audio_source"], grid)
         answer, parts = answer_loss(hidden, self.model.lm_head.weight, data, self.number_ids)
         total = LOSS_WEIGHTS["answer"] * answer
         if image is not None:
-            parts["target"] = target_loss(self.heads, mixed, data)
             parts["look"] = look_loss(looks, data, self.scaling, self.look_layers)
-            total = total + sum(LOSS_WEIGHTS[name] * parts[name] for name in ("target", "look"))
+            total = total + LOSS_WEIGHTS["look"] * parts["look"]
+        if image is not None and mixed is not None:
+            parts["target"] = target_loss(self.heads, mixed, data)
+            total = total + LOSS_WEIGHTS["target"] * parts["target"]
         if frames is not None and generator is not None:
             rows, count = data["rows"], frame_lengths(lengths, self.model.config)
             letters = self.pool.letters[rows], self.pool.letter_lengths[rows]
