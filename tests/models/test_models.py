@@ -128,8 +128,10 @@ def test_gemma3n_names_have_roles():
 
 
 def test_an_unknown_transformers_architecture_is_an_error_that_names_modules():
-    model = on_meta(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_layer=1, n_embd=64, n_head=2))
-    with pytest.raises(LabError, match=r"transformer\.wte.*Known families: Glm4v, pocket"):
+    model = on_meta(
+        transformers.MambaForCausalLM, transformers.MambaConfig(num_hidden_layers=1, hidden_size=64)
+    )
+    with pytest.raises(LabError, match=r"backbone\.embeddings.*Known families: Glm4v, pocket"):
         find_roles(model)
 
 

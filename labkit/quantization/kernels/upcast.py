@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from labkit.quantization.kernels.reference import row_slices
+from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices
 
 LEAST_ROWS = 16  # fewer rows: reading the weight takes longer than multiplying, and widening it doubles that
 HALVES = (torch.bfloat16, torch.float16)
@@ -52,8 +52,8 @@ def _gains(function: Callable, rows: object, weight: object) -> bool:
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A slice of channels at a time: the whole weight in fp32 would be twice the memory of the weight."""
-    slices = list(row_slices(*weight.shape, weight.device))
+    """A slice of channels at a time, which stays in a core's cache: the weight in fp32 has twice the weight's bytes."""
+    slices = list(row_slices(*weight.shape, weight.device, cpu_elements=CACHE_ELEMENTS))
     if len(slices) == 1 or (torch.is_grad_enabled() and rows.requires_grad):
         return functional.linear(rows.float(), weight.float(), _widened(bias))
     out = rows.new_empty(*rows.shape[:-1], weight.shape[0])
@@ -67,6 +67,10 @@ def _widened(operand: object) -> object:
     return operand.float() if isinstance(operand, Tensor) else operand
 
 
+def _matmul(rows: Tensor, weight: Tensor) -> Tensor:
+    return _linear(rows, weight.T) if weight.ndim == 2 else torch.matmul(rows.float(), weight.float())
+
+
 def _whole(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *operands: product(*map(_widened, operands))
 
@@ -75,9 +79,7 @@ CONVOLUTIONS = (functional.conv1d, functional.conv2d)
 PRODUCTS = {
     functional.linear: _linear,
     **{convolution: _whole(convolution) for convolution in CONVOLUTIONS},
-    torch.matmul: _whole(torch.matmul),
-    Tensor.matmul: _whole(torch.matmul),
-    Tensor.__matmul__: _whole(torch.matmul),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
 }
 
 
