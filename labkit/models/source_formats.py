@@ -22,10 +22,13 @@ READABLE = "it reads compressed-tensors (pack-, int-, float- and naive-quantized
 @dataclass(frozen=True)
 class Layout:
     """How a weight [N, K] is stored: the width of its integers, and the block [rows, columns] that shares a scale
-    (None where the scale's shape says it: one value, one per row)."""
+    (None where the scale's shape says it: one value, one per row); and whether it must have zero points, and an order
+    of its inputs."""
 
     num_bits: int = 8
     block: tuple[int, int] | None = None
+    zero_points: bool = False
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,12 @@ def _compressed_tensors(facts: Mapping[str, Any], model: str) -> SourceFormat:
             formats.append(group.get("format") or facts["format"])
             if formats[-1] not in _COMPRESSED or weights["strategy"] not in _STRATEGIES:
                 raise _refusal(model, f"by compressed-tensors, {formats[-1]}, {weights['strategy']}")
-            layout = Layout(int(weights["num_bits"]), _STRATEGIES[weights["strategy"]](weights))
+            layout = Layout(
+                int(weights["num_bits"]),
+                _STRATEGIES[weights["strategy"]](weights),
+                zero_points=not weights.get("symmetric", True),
+                ordered=weights.get("actorder") == "group",
+            )
             layouts |= {str(target): layout for target in group["targets"]}
     except LoadError:
         raise

@@ -105,9 +105,9 @@ def stored_tensors(
         }
         layout = source_format.layout_of(weight.rpartition(".")[0])
         packed_shape = shapes.get(parts.get("shape", ""))
-        shape = headers[main].shape if packed_shape is None else tuple(packed_shape.tolist())
+        shape = headers[main].shape if packed_shape is None else tuple(map(int, packed_shape.flatten()))
         try:
-            _check({part: headers[name] for part, name in parts.items()}, shape, layout)
+            check_parts({part: headers[name] for part, name in parts.items()}, shape, layout)
         except ValueError as error:
             raise LoadError(f"{model}: {weight} cannot be dequantized: {error}") from None
         for part in parts.values():
@@ -165,6 +165,8 @@ def _spread(
     """Scales or zero points in float32, repeated until they multiply a weight of ``shape``."""
     values = values.to(torch.float32)
     if groups is not None:
+        if int(groups.max()) >= values.shape[-1]:
+            raise LoadError(f"a g_idx names the group {int(groups.max())} of {values.shape[-1]}")
         return values[..., groups.long()]
     values = values.view(_aligned(tuple(values.shape), len(shape)))
     for dim, times in enumerate(_repeats(tuple(values.shape), shape, block)):
@@ -188,33 +190,46 @@ def _repeats(shape: tuple[int, ...], target: tuple[int, ...], block: tuple[int, 
     """
     blocks = (1,) * (len(target) - 2) + (block or (1, 1))
     if len(shape) == len(target) == len(blocks):
-        times = [1 if size == 1 else step for size, step in zip(shape, blocks)]
-        if all(size in (1, -(-whole // step)) for size, whole, step in zip(shape, target, times)):
-            return times
+        if math.prod(shape) == 1:
+            return [1] * len(target)
+        expected = [-(-whole // step) for whole, step in zip(target, blocks)]
+        if all(size == needed or (size == 1 and block is None) for size, needed in zip(shape, expected)):
+            return list(blocks)
     per = f", {block[0]} x {block[1]} weights each" if block else ""
     raise ValueError(f"its scales or zero points are {list(shape)}{per}, the weight is {list(target)}")
 
 
-def _check(headers: Mapping[str, Header], shape: tuple[int, ...], layout: Layout) -> None:
-    """Raise ValueError if a weight's tensors do not fit each other."""
-    main, bits, block = headers[""], layout.num_bits, layout.block
-    packed = main.dtype == "I32"
-    if packed:
+def check_parts(headers: Mapping[str, Header], shape: tuple[int, ...], layout: Layout) -> None:
+    """Raise ValueError if a weight's tensors do not fit each other or the layout."""
+    main, scale, bits = headers[""], headers["scale"], layout.num_bits
+    if main.dtype == "I32":
         if "shape" not in headers or len(shape) < 2 or not 1 <= bits <= 8:
             raise ValueError(f"it is packed at {bits} bits with the shape {list(shape)}")
+        if main.shape[:-1] != shape[:-1]:
+            raise ValueError(f"its words are {list(main.shape)}, the weight is {list(shape)}")
         _check_words(main.shape[-1], bits, shape[-1])
     elif main.dtype not in QUANTIZED_DTYPES:
         raise ValueError(f"it is stored in {main.dtype} and has scales beside it, as if it were quantized")
-    scale = headers["scale"].shape
-    if "g_idx" in headers and headers["g_idx"].shape != shape[-1:]:
-        raise ValueError(f"its g_idx is {list(headers['g_idx'].shape)}, the weight is {list(shape)}")
-    _repeats(_aligned(scale, len(shape)), shape, block)
+    if not scale.dtype.startswith(("F", "BF")):
+        raise ValueError(f"its scales are {scale.dtype}")
+    _repeats(_aligned(scale.shape, len(shape)), shape, layout.block)
+    if layout.ordered and "g_idx" not in headers:
+        raise ValueError("it has no g_idx, the order of its inputs")
+    if layout.zero_points and "zero_point" not in headers:
+        raise ValueError("it has no zero points, and is not symmetric")
+    if (order := headers.get("g_idx")) is not None and (order.shape != shape[-1:] or order.dtype[0] != "I"):
+        raise ValueError(f"its g_idx is {list(order.shape)} {order.dtype}, the weight is {list(shape)}")
     if (zero_point := headers.get("zero_point")) is None:
         return
-    if zero_point.dtype == "I32":
-        _check_words(zero_point.shape[-2] if len(zero_point.shape) > 1 else 0, bits, shape[-2])
-    elif zero_point.shape != scale:
-        raise ValueError(f"its zero points are {list(zero_point.shape)}, its scales {list(scale)}")
+    if zero_point.dtype == "I32" and len(zero_point.shape) == len(scale.shape) == len(shape):
+        _check_words(zero_point.shape[-2], bits, shape[-2])
+        packed = zero_point.shape[-1:] == scale.shape[-1:]
+    else:
+        packed = False
+    if not packed and (zero_point.shape != scale.shape or zero_point.dtype != "I8"):
+        raise ValueError(
+            f"its zero points are {list(zero_point.shape)} {zero_point.dtype}, its scales {list(scale.shape)}"
+        )
 
 
 def _check_words(words: int, bits: int, length: int) -> None:

@@ -14,7 +14,8 @@ from labkit.loading.load import load
 from labkit.models import get_spec
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.source_formats import Layout, source_format, without_quantization
-from labkit.models.stored import dequantized
+from labkit.models.stored import check_parts, dequantized
+from labkit.models.weight_files import Header
 
 PROJECTIONS = "_proj.weight"
 
@@ -401,6 +402,59 @@ def test_parts_that_do_not_fit_each_other_are_named(tmp_path, change, message):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LabError, match=message):
         load(folder, "fp32", "cpu", progress=False)
+
+
+PARTS = {
+    "packed": ("I32", (128, 16)),
+    "scale": ("F32", (128, 4)),
+    "zero_point": ("I32", (16, 4)),
+    "g_idx": ("I32", (128,)),
+    "shape": ("I64", (2,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"zero_point": None}, "it has no zero points, and is not symmetric"),
+        ({"g_idx": None}, "it has no g_idx"),
+        ({"g_idx": ("BF16", (128,))}, "its g_idx is .* BF16"),
+        ({"g_idx": ("I32", (64,))}, r"its g_idx is \[64\]"),
+        ({"zero_point": ("I32", (16, 3))}, "its zero points are"),
+        ({"zero_point": ("U8", (128, 4))}, "its zero points are"),
+        ({"zero_point": ("I32", (4,))}, "its zero points are"),
+        ({"zero_point": ("I32", (8, 4))}, "8 words do not hold 128 integers of 4 bits"),
+        ({"scale": ("I8", (128, 4))}, "its scales are I8"),
+        ({"scale": ("F32", (1, 4))}, "1 x 32 weights each"),
+        ({"scale": ("F32", (128, 8))}, "1 x 32 weights each"),
+        ({"packed": ("I32", (128, 8))}, "8 words do not hold 128"),
+        ({"packed": ("I32", (64, 16))}, r"its words are \[64, 16\]"),
+        ({"packed": ("I64", (128, 16))}, "stored in I64"),
+        ({"shape": None}, "packed at 4 bits with the shape"),
+    ],
+)
+def test_parts_of_a_packed_weight_that_contradict_each_other_are_named(change, message):
+    headers = {part: Header("file", shape, dtype) for part, (dtype, shape) in PARTS.items()}
+    headers[""] = headers.pop("packed")
+    layout = Layout(4, (1, 32), zero_points=True, ordered=True)
+    check_parts(headers, (128, 128), layout)
+    for part, values in change.items():
+        key = "" if part == "packed" else part
+        headers.pop(key)
+        if values is not None:
+            headers[key] = Header("file", values[1], values[0])
+    with pytest.raises(ValueError, match=message):
+        check_parts(headers, (128, 128), layout)
+
+
+def test_an_order_that_names_no_group_is_refused():
+    parts = {
+        "": torch.ones(2, 4, dtype=torch.int8),
+        "scale": torch.ones(2, 2),
+        "g_idx": torch.tensor([0, 1, 2, 0]),
+    }
+    with pytest.raises(LabError, match="names the group 2 of 2"):
+        dequantized(parts, (2, 4), Layout(8, (1, 2)))
 
 
 def test_a_quantized_weight_without_its_scale_is_named(tmp_path):
