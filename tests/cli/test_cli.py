@@ -197,7 +197,7 @@ def test_compare_prints_conclusions_tables_and_files(capsys, monkeypatch, tmp_pa
         capsys, "compare", "pocket", "--plans", "fp32, int4", "--items", 10, "--seed", 3, "--output", tmp_path
     )
     assert (code, err) == (0, "")
-    assert asked["arguments"] == ("pocket", ["fp32", "int4"], 10)
+    assert (asked["arguments"], asked["plans"], asked["items"]) == (("pocket",), ("fp32", "int4"), 10)
     assert asked["seed"] == 3
     assert out.index("int4 is the smallest") < out.index("Cost") < out.index("Quality")
     assert "−82 %" in out

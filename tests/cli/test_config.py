@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 import labkit
 from labkit.cli.main import build_parser, main
+from labkit.common.errors import LabError
 from labkit.common.options import REQUIRED
 from labkit.loading.datasets import Datasets
 from labkit.measure import compare as measuring
@@ -101,6 +103,35 @@ def test_a_quantized_folder_is_made_again_from_its_own_config(tmp_path, capsys):
     assert (folder / "labkit.json").stat().st_ino != before
     assert "force: true" in config.read_text()
     assert main(["models", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "function"),
+    [
+        ("search pocket --memory 20MB --output x", "labkit.measure.search.search.search_plan"),
+        ("sensitivity pocket --output x", "labkit.measure.search.sensitivity.measure_sensitivity"),
+        ("perplexity pocket --text book.txt --output x", "labkit.measure.perplexity.compare_perplexity"),
+        ("context pocket --output x", "labkit.measure.context.measure_growth"),
+        ("compare pocket --output x", "labkit.measure.compare.compare"),
+        ("bench-gpu pocket --output x", "labkit.measure.bench_gpu.bench_gpu"),
+    ],
+)
+def test_every_option_of_a_measurement_is_an_argument_of_its_function(monkeypatch, line, function):
+    signature, calls = inspect.signature(import_string(function)), []
+
+    def called(*arguments, **options):
+        calls.append(signature.bind(*arguments, **options).arguments)
+        raise LabError("enough")
+
+    monkeypatch.setattr(function, called)
+    assert main(line.split()) == 2
+    (arguments,) = calls
+    assert (arguments["model"], arguments["output"]) == ("pocket", Path("x"))
+
+
+def import_string(name):
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
 
 
 COMMANDS = [

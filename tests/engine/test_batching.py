@@ -9,7 +9,7 @@ from test_engine import ask, picture, pocket_conversations
 from transformers import MistralConfig, MistralForCausalLM
 
 from labkit.common.errors import LabError
-from labkit.engine.batching import Batch
+from labkit.engine.batching import Batch, not_finite
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward, Row, find_way
 from labkit.models.processors import TemplateProcessor
@@ -251,3 +251,10 @@ def test_rows_know_their_length(llama):
     row, _ = Forward(llama.model).prefill(llama.prepare(hello()))
     assert isinstance(row, Row)
     assert row.length == llama.prepare(hello())["input_ids"].shape[1]
+
+
+def test_logits_that_are_not_finite_get_advice_that_the_dtype_allows():
+    assert "try a plan with bf16 or fp32" in str(not_finite(torch.float16))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert "its weights are damaged" in str(not_finite(dtype))
+        assert "fp32" not in str(not_finite(dtype))

@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from labkit.plans.plan import PlanError, QuantizationPlan, presets
+from labkit.plans.resolved import grouped
 from labkit.plans.rule import relative_depths
 from labkit.quantization import known_schemes
 
@@ -416,3 +417,32 @@ def test_a_plans_map_shows_the_scheme_and_bits_of_every_linear():
     assert all(8 <= bits < 8.5 for bits in drawn.z[row])
     assert drawn.z[drawn.y.index("lm_head · lm_head")] == [16.0, None]
     assert "int8" in drawn.text[row][1]
+
+
+def test_notes_that_are_alike_share_a_line_with_their_number():
+    notes = [f"layers.{number}.q gets int8 instead of int4: too narrow" for number in range(180)]
+    assert grouped([*notes, "head is left alone: tied"]) == [
+        "layers.0.q gets int8 instead of int4: too narrow (179 more like it)",
+        "head is left alone: tied",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name: [m]\nrules: []\n", "a plan's name is text"),
+        ("name: m\nrules: []\ndefault: [bf16]\n", "default must be one of"),
+        ("name: m\nrules:\n  - role: decoder\n    scheme: [int4]\n", r"unknown scheme \['int4'\]"),
+        ("name: m\nrules:\n  - {role: decoder, scheme: int4, on_unsupported: [int8]}\n", "unknown scheme"),
+        ("name: {{ name }}\nrules: []\n", "unfilled"),
+    ],
+)
+def test_a_list_or_a_template_for_a_name_is_refused(tmp_path, text, reason):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(PlanError, match=reason):
+        QuantizationPlan.from_yaml(tmp_path / "mine.yaml")
+
+
+def test_a_date_for_a_name_is_text(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: 2026-12-01\nrules: []\n")
+    assert QuantizationPlan.from_yaml(tmp_path / "mine.yaml").name == "2026-12-01"
