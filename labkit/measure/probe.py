@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
+from labkit.engine.engine import Engine
 from labkit.engine.finite import not_finite
 from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
@@ -153,7 +154,7 @@ def divergence_of(
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 
-def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Probe:
+def answer_probe(engine: Engine, items: Sequence[phonetap.Item], batch_size: int = 4) -> Probe:
     """A probe of PhoneTap items: the answers of the unquantized ``engine``, with its distributions."""
     limit = MAX_NEW_TOKENS[False]
     inputs, lengths = [], []
@@ -169,7 +170,7 @@ def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Prob
     return Probe(inputs, lengths).remember(engine.model)
 
 
-def probe_of(engine: Any, datasets: Datasets) -> Probe:
+def probe_of(engine: Engine, datasets: Datasets) -> Probe:
     """The probe of the unquantized ``engine``: from the text of ``datasets`` if any, else from PhoneTap items."""
     if datasets.text is not None:
         return text_probe(engine.model, datasets.sequences(engine.tokenizer, "probe").split(4))
