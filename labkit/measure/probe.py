@@ -22,7 +22,6 @@ from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
 from labkit.engine.engine import Engine
-from labkit.engine.finite import not_finite
 from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
 from labkit.measure.quality import MAX_NEW_TOKENS
@@ -127,17 +126,11 @@ def divergence(model: nn.Module, probe: Probe) -> Divergence:
     Raises:
         LabError: the model's logits are not finite.
     """
-    dtype = next(weight.dtype for weight in model.state_dict().values() if weight.is_floating_point())
-    return divergence_of(probe, lambda index: probe.log_probs_of(model, index), dtype)
+    return divergence_of(probe, lambda index: probe.log_probs_of(model, index))
 
 
-def divergence_of(
-    probe: Probe, log_probs: Callable[[int], Tensor | None], dtype: torch.dtype = torch.float32
-) -> Divergence:
-    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's.
-
-    ``dtype`` is that of what is not quantized.
-    """
+def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Divergence:
+    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's."""
     total, same = 0.0, 0
     for index, reference in enumerate(probe.log_probs):
         actual = log_probs(index)
@@ -150,7 +143,7 @@ def divergence_of(
         total += float(gap.sum(dtype=torch.float64))
         same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     if not math.isfinite(total):
-        raise not_finite("the quantized model's logits", dtype)
+        raise LabError("the quantized model's logits are not finite: try a plan with bf16 or fp32 as default")
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 
