@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from labkit.common.errors import LabError
-from labkit.engine.finite import not_finite
 from labkit.engine.forward import Forward
 from labkit.engine.generation import Generation, RunningAnswer
 
@@ -218,7 +217,10 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
         text = ""
         try:
             if not math.isfinite(best[index]):
-                raise not_finite("the model's logits", forward.dtype)
+                dtype = str(forward.dtype).removeprefix("torch.")
+                raise LabError(
+                    f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
+                )
             if answer.error is None and answer.sampler.plain:
                 text = answer.push(token)
             elif answer.error is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from labkit.common.errors import LabError
 from labkit.common.machine import environment_on, forget_models
+from labkit.engine.engine import Engine
 from labkit.loading.datasets import Datasets
 from labkit.loading.load import load
 from labkit.loading.prepare import Prepared, choose_device
@@ -120,7 +121,7 @@ class PlanEvaluator:
         forget_models()
         return record
 
-    def _validate(self, engine: Any) -> dict[str, Any]:
+    def _validate(self, engine: Engine) -> dict[str, Any]:
         if self.datasets.text is not None:
             sequences = self.datasets.sequences(engine.tokenizer, "validation")
             losses = sequence_losses(engine.model, sequences)

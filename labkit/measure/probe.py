@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labkit import phonetap
 from labkit.common.errors import LabError
 from labkit.common.files import atomic_path
-from labkit.engine.finite import not_finite
+from labkit.engine.engine import Engine
 from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
 from labkit.measure.quality import MAX_NEW_TOKENS
@@ -126,17 +126,11 @@ def divergence(model: nn.Module, probe: Probe) -> Divergence:
     Raises:
         LabError: the model's logits are not finite.
     """
-    dtype = next(weight.dtype for weight in model.state_dict().values() if weight.is_floating_point())
-    return divergence_of(probe, lambda index: probe.log_probs_of(model, index), dtype)
+    return divergence_of(probe, lambda index: probe.log_probs_of(model, index))
 
 
-def divergence_of(
-    probe: Probe, log_probs: Callable[[int], Tensor | None], dtype: torch.dtype = torch.float32
-) -> Divergence:
-    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's.
-
-    ``dtype`` is that of what is not quantized.
-    """
+def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Divergence:
+    """The same from a function (batch number) -> log-probabilities, or None where they equal the probe's."""
     total, same = 0.0, 0
     for index, reference in enumerate(probe.log_probs):
         actual = log_probs(index)
@@ -149,11 +143,11 @@ def divergence_of(
         total += float(gap.sum(dtype=torch.float64))
         same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     if not math.isfinite(total):
-        raise not_finite("the quantized model's logits", dtype)
+        raise LabError("the quantized model's logits are not finite: try a plan with bf16 or fp32 as default")
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 
-def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Probe:
+def answer_probe(engine: Engine, items: Sequence[phonetap.Item], batch_size: int = 4) -> Probe:
     """A probe of PhoneTap items: the answers of the unquantized ``engine``, with its distributions."""
     limit = MAX_NEW_TOKENS[False]
     inputs, lengths = [], []
@@ -169,7 +163,7 @@ def answer_probe(engine: Any, items: Sequence[Any], batch_size: int = 4) -> Prob
     return Probe(inputs, lengths).remember(engine.model)
 
 
-def probe_of(engine: Any, datasets: Datasets) -> Probe:
+def probe_of(engine: Engine, datasets: Datasets) -> Probe:
     """The probe of the unquantized ``engine``: from the text of ``datasets`` if any, else from PhoneTap items."""
     if datasets.text is not None:
         return text_probe(engine.model, datasets.sequences(engine.tokenizer, "probe").split(4))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from labkit import phonetap
 from labkit.common.actions import format_action
@@ -11,16 +11,31 @@ MAX_NEW_TOKENS = {False: 128, True: 320}
 """Enough for every PhoneTap answer without and with thinking; an answer cut off here does not parse."""
 
 
+class Generated(Protocol):
+    """What is recorded of an answer."""
+
+    text: str
+    completion_tokens: int
+    finish_reason: str
+
+
+class Answerer(Protocol):
+    """Who answers: an engine, or a client of a service; for batches also with ``generate_batch``."""
+
+    def generate(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generated:
+        """The answer to a conversation."""
+
+
 def evaluate(
-    engine: Any,
-    items: Sequence[Any],
+    engine: Answerer,
+    items: Sequence[phonetap.Item],
     *,
     batch_size: int = 8,
     enable_thinking: bool = False,
     max_new_tokens: int | None = None,
     done: Iterable[Mapping[str, Any]] = (),
     on_record: Callable[[dict[str, Any]], None] | None = None,
-    score: Callable[[Any, str], Any] | None = None,
+    score: Callable[[phonetap.Item, str], phonetap.Score] | None = None,
 ) -> list[dict[str, Any]]:
     """Let `engine` answer every item once, greedily, and score the answers; one record an item, in order.
 
@@ -57,13 +72,15 @@ def evaluate(
     return [records[item.id] for item in items]
 
 
-def _generate(engine: Any, conversations: list, options: Mapping[str, Any]) -> list:
+def _generate(engine: Answerer, conversations: list, options: Mapping[str, Any]) -> list[Generated]:
     if len(conversations) > 1 and hasattr(engine, "generate_batch"):
         return engine.generate_batch(conversations, **options)
     return [engine.generate(messages, **options) for messages in conversations]
 
 
-def _record(item: Any, generation: Any, latency_s: float, result: Any) -> dict[str, Any]:
+def _record(
+    item: phonetap.Item, generation: Generated, latency_s: float, result: phonetap.Score
+) -> dict[str, Any]:
     return {
         "id": item.id,
         "split": item.split,
@@ -86,5 +103,5 @@ def _record(item: Any, generation: Any, latency_s: float, result: Any) -> dict[s
     }
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | None) -> float | None:
     return None if value is None else float(value)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from labkit import phonetap
-from labkit.common.actions import format_action, parse_answer
+from labkit.common.actions import Action, format_action, parse_answer
 from labkit.common.errors import LabError
 from labkit.results import show
 from labkit.results.charts import marks
@@ -88,7 +88,7 @@ def section(measurements: Sequence[Measurement]) -> str:
     )
 
 
-def _figure(disagreement: Disagreement, item: Any) -> str:
+def _figure(disagreement: Disagreement, item: phonetap.Item) -> str:
     fits = item is not None and (item.instruction, format_action(item.action)) == (
         disagreement.record["instruction"],
         disagreement.record["expected"],
@@ -110,7 +110,7 @@ def _figure(disagreement: Disagreement, item: Any) -> str:
     )
 
 
-def _picture(disagreement: Disagreement, item: Any) -> str:
+def _picture(disagreement: Disagreement, item: phonetap.Item) -> str:
     taps = {
         disagreement.reference_plan: (
             disagreement.reference["answer"],
@@ -125,7 +125,7 @@ def _picture(disagreement: Disagreement, item: Any) -> str:
 
 
 @lru_cache(maxsize=2)
-def _items(split: str | None, count: int, seed: int | None) -> dict[str, Any]:
+def _items(split: str | None, count: int, seed: int | None) -> dict[str, phonetap.Item]:
     """Id -> item of the measurement; empty if this version cannot draw them."""
     try:
         return {item.id: item for item in phonetap.items(split or "all", count, seed)}
@@ -133,7 +133,7 @@ def _items(split: str | None, count: int, seed: int | None) -> dict[str, Any]:
         return {}
 
 
-def _action(record: Mapping[str, Any]) -> Any:
+def _action(record: Mapping[str, Any]) -> Action | str:
     answer = parse_answer(record["answer"])
     return answer.action or answer.text
 
@@ -144,8 +144,9 @@ def _answer(record: Mapping[str, Any]) -> str:
 
 
 def _distance(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
-    points = [getattr(_action(record), "point", None) for record in (first, second)]
-    if None in points:
+    actions = [_action(record) for record in (first, second)]
+    points = [action.point for action in actions if isinstance(action, Action)]
+    if len(points) < 2 or None in points:
         return None
     (x0, y0), (x1, y1) = points
     return (((x0 - x1) / 1000) ** 2 + ((y0 - y1) / 1000) ** 2) ** 0.5

@@ -198,7 +198,9 @@ def test_a_picture_is_the_same_through_every_door(name, parts, tmp_path, monkeyp
     (path := tmp_path / name).write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     as_sent = [image_part(path), image_part(data), image_part(Image.open(io.BytesIO(data))), image_part(url)]
-    shown = parts["screen"].preprocess(ImageData(path=str(path), orig_name=name))
+    panel = parts["screen"]
+    anew = type(panel)(**panel.constructor_args)  # as Gradio makes it in each session
+    shown = anew.preprocess(ImageData(path=str(path), orig_name=name))
     doors = {
         "bytes": load_image(data),
         "PIL": load_image(Image.open(io.BytesIO(data))),
@@ -206,7 +208,8 @@ def test_a_picture_is_the_same_through_every_door(name, parts, tmp_path, monkeyp
         "engine": media_of(normalise_messages([{"role": "user", "content": [{"type": "image", "image": path}]}])[0]),
         "text box": window._attached([str(path)])[0],
         "panel": shown,
-        "panel again": load_image(parts["screen"].postprocess(shown).path),
+        "panel as built": panel.preprocess(ImageData(path=str(path), orig_name=name)),
+        "panel again": load_image(anew.postprocess(shown).path),
         "ask": through_ask(monkeypatch, "--image", str(path)),
         **{f"service {index}": through_service(part) for index, part in enumerate(as_sent)},
         "vllm": through_vllm(as_sent[0]),

@@ -95,10 +95,8 @@ def test_a_probe_of_a_broken_model_says_so(llama):
     probe = text_probe(llama, sequences())
     broken = copy.deepcopy(llama)
     broken.lm_head.weight.data[0] = float("nan")
-    with pytest.raises(LabError, match="logits are not finite in float32, and no wider type is left"):
+    with pytest.raises(LabError, match="logits are not finite"):
         divergence(broken, probe)
-    with pytest.raises(LabError, match="not finite in bfloat16: try a plan with fp32 as default"):
-        divergence(broken.bfloat16(), probe)
 
 
 def test_a_probe_holds_probabilities_that_fp16_cannot_write(llama):

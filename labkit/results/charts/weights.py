@@ -4,7 +4,7 @@ Values before are blue bars or areas, values after are orange lines or dots: sha
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,7 +19,27 @@ LARGEST_MAP = 192
 BINS = 121
 
 
-def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
+class Tensor(Protocol):
+    """A torch tensor, which this room does not import."""
+
+    def detach(self) -> "Tensor":
+        """Itself without its history."""
+
+    def float(self) -> "Tensor":
+        """As float32."""
+
+    def cpu(self) -> "Tensor":
+        """In main memory."""
+
+    def numpy(self) -> np.ndarray:
+        """As an array."""
+
+
+Values = Tensor | np.ndarray | Sequence
+"""Weights."""
+
+
+def row(before: Values, after: Values | None = None, levels: Values | None = None) -> "go.Figure":
     """A few weights as bars, their rounded values as dots, and the levels of rounding as thin lines."""
     import plotly.graph_objects as go
 
@@ -39,7 +59,7 @@ def row(before: Any, after: Any = None, levels: Any = None) -> "go.Figure":
     return marks.styled(chart, height=340, legend=after is not None)
 
 
-def histogram(before: Any, after: Any = None, what: str = "weight") -> "go.Figure":
+def histogram(before: Values, after: Values | None = None, what: str = "weight") -> "go.Figure":
     """How often each value occurs: an area before, an orange line after; hover for the counts.
 
     ``what`` names the values on the axes: ``weight``, ``scale``.
@@ -52,7 +72,7 @@ def histogram(before: Any, after: Any = None, what: str = "weight") -> "go.Figur
     return marks.styled(chart, height=340, legend=after is not None)
 
 
-def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
+def histogram_traces(before: Values, after: Values | None = None) -> "list[go.Scatter]":
     """The marks of `histogram`, for a figure that is updated; the axis begins at 0 where nothing is negative."""
     import plotly.graph_objects as go
 
@@ -74,7 +94,7 @@ def histogram_traces(before: Any, after: Any = None) -> "list[go.Scatter]":
     return traces
 
 
-def heat(matrix: Any, name: str = "value", columns: str = "input features") -> "go.Figure":
+def heat(matrix: Values, name: str = "value", columns: str = "input features") -> "go.Figure":
     """A matrix [N, K] as colours (Cividis, which all readers see alike); large ones are averaged down.
 
     ``name`` labels the colours, ``columns`` the columns.
@@ -141,7 +161,7 @@ def lines(
     return marks.styled(chart, height=400, legend=True)
 
 
-def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
+def codebooks(weights: Values, books: Mapping[str, Values]) -> "go.Figure":
     """Each codebook's values as a row of marks below the histogram of the weights."""
     import plotly.graph_objects as go
 
@@ -171,7 +191,7 @@ def codebooks(weights: Any, books: Mapping[str, Any]) -> "go.Figure":
     return marks.styled(chart, height=400)
 
 
-def smaller(matrix: Any) -> np.ndarray:
+def smaller(matrix: Values) -> np.ndarray:
     """A matrix averaged down to `LARGEST_MAP` rows and columns at most."""
     matrix = _array(matrix)
     for axis in (0, 1):
@@ -189,8 +209,8 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return counts / max(1, values.size)
 
 
-def _array(values: Any) -> np.ndarray:
-    """A torch tensor, a list or an array as float32."""
+def _array(values: Values) -> np.ndarray:
+    """The values as float32."""
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()
     return np.asarray(values, dtype=np.float32)
