@@ -15,6 +15,7 @@ from transformers import GenerationMixin
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward, Row
 from labkit.engine.kv_cache import PLAIN, Keeping
+from labkit.quantization.kernels.upcast import upcast
 from labkit.quantization.logits import keep_logits_
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ class OwnForward(Forward):
         if not self._brings_cache:
             arguments["past_key_values"] = self.new_cache()
         row = OwnRow(None, None, None, ids=ids, arguments={**arguments, "use_cache": True})
-        return row, self._pass(row, is_first_iteration=True)
+        with upcast(ids.device):
+            return row, self._pass(row, is_first_iteration=True)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[OwnRow], tokens: Tensor, alone: bool = False) -> Tensor:
