@@ -26,10 +26,23 @@ METHODS = (
     "_prepare_cache_for_generation",
 )
 """What `generate` calls between two passes, and a family may override."""
+FIRST_PASS_ONLY = frozenset(
+    {
+        "Gemma3nForConditionalGeneration",
+        "GlmAsrForConditionalGeneration",
+        "Glm4vForConditionalGeneration",
+        "PocketForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+    }
+)
+"""Classes that override them for the pictures and sounds of the first pass, which `Forward` prepares by them too; their
+later steps are those of any model. The tests hold each against transformers' own `generate`."""
 
 
 def has_own_way(model_class: type) -> bool:
     """Whether a family overrides what `generate` does between two passes, or brings a cache of its own."""
+    if model_class.__name__ in FIRST_PASS_ONLY:
+        return False
     overridden = any(getattr(model_class, name) is not getattr(GenerationMixin, name) for name in METHODS)
     return overridden or not model_class._supports_default_dynamic_cache()
 

@@ -125,7 +125,7 @@ def quantize_to(
         save(engine, folder, force=force, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted: {work.found + work.kept} of {len(resolved.schemes)} Linears are kept in {work.path}; "
+            f"interrupted: {work.loaded + work.saved} of {len(resolved.schemes)} Linears are kept in {work.path}; "
             "run the same again to continue"
         ) from None
     finally:
@@ -136,7 +136,7 @@ def quantize_to(
     for name, value in dataclasses.asdict(settings).items():
         arguments[f"calibration_{name}"] = value
     write_config(folder, "quantize", arguments)
-    return Made(folder, engine, work.found)
+    return Made(folder, engine, work.loaded)
 
 
 def text_batches(

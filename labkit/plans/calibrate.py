@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 from labkit.common.errors import LabError
 from labkit.models.experts import every_expert_runs
 from labkit.plans.batch_pass import TOO_LARGE
-from labkit.plans.batches import run_model, to_device
+from labkit.plans.batches import Batch, run_model, to_device
 from labkit.plans.sequential import SequentialRun
 from labkit.plans.walk import PlanWalk
 from labkit.quantization import Scheme
@@ -23,7 +22,10 @@ from labkit.quantization.statistics import InputStatistics
 
 @torch.no_grad()
 def calibrate_(
-    walk: PlanWalk, batches: Sequence[Any], device: torch.device | str | None = None, bar: tqdm | None = None
+    walk: PlanWalk,
+    batches: Sequence[Batch],
+    device: torch.device | str | None = None,
+    bar: tqdm | None = None,
 ) -> None:
     """Replace the Linears of ``walk.sequential`` in the order in which the model calls them.
 
@@ -89,7 +91,7 @@ class _Gathered:
     """Statistics and the inputs they are computed from: neighbours such as q, k and v share the same tensors."""
 
     def __init__(
-        self, scheme: Scheme, inputs: list[Tensor], originals: list[Tensor] | None, device: Any
+        self, scheme: Scheme, inputs: list[Tensor], originals: list[Tensor] | None, device: torch.device | str
     ) -> None:
         drifting = scheme.needs_reference and originals is not None
         columns = inputs[0].shape[-1]
@@ -113,7 +115,7 @@ class _Gathered:
 def watch_inputs(
     model: nn.Module,
     names: Iterable[str],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     see: Callable[[str, int, Tensor], None],
 ) -> None:
     """Run the batches through the unchanged model; each call of a Linear of ``names`` calls
@@ -134,7 +136,7 @@ def watch_inputs(
 
 
 def input_statistics(
-    model: nn.Module, names: Iterable[str], batches: Iterable[Any], full: bool = True
+    model: nn.Module, names: Iterable[str], batches: Iterable[Batch], full: bool = True
 ) -> dict[str, InputStatistics]:
     """Second moments of the inputs of the Linears ``names`` in the unchanged model.
 

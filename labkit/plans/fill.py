@@ -7,7 +7,6 @@ could not hold unquantized.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from labkit.common.machine import give_back_memory
 from labkit.models.weights import Source
+from labkit.plans.batches import Batch
 from labkit.plans.calibrate import calibrate_
 from labkit.plans.finished import WorkFolder
 from labkit.plans.resolve import default_dtype_of
@@ -34,7 +34,7 @@ def fill_(
     resolved: ResolvedPlan,
     place: Placement,
     *,
-    batches: Sequence[Any] = (),
+    batches: Sequence[Batch] = (),
     work: WorkFolder | None = None,
     progress: bool = True,
 ) -> None:
@@ -83,7 +83,7 @@ class _SkeletonLoader:
         self.freed = 0  # bytes of unquantized weights since memory was last given back
         self.stored: dict[tuple[str, str], str] = {}  # names in the source of the sequential Linears' tensors
 
-    def run(self, batches: Sequence[Any], progress: bool) -> None:
+    def run(self, batches: Sequence[Batch], progress: bool) -> None:
         for name in self.walk.schemes:
             if name not in self.walk.sequential:
                 self.walk.take_finished(name)
@@ -133,7 +133,7 @@ class _SkeletonLoader:
             self.freed = 0
             give_back_memory()
 
-    def _calibrate(self, batches: Sequence[Any], progress: bool) -> None:
+    def _calibrate(self, batches: Sequence[Batch], progress: bool) -> None:
         for name in self.walk.sequential:
             linear = self.model.get_submodule(name)
 

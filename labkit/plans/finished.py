@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from labkit.common.errors import CheckpointError
 from labkit.common.files import atomic_path
+from labkit.plans.batches import Batch
 from labkit.quantization import Scheme
 from labkit.quantization.module_tensors import assign_tensors, module_tensors
 
@@ -41,8 +42,8 @@ class WorkFolder:
         force: delete another run instead of refusing.
 
     Attributes:
-        found: number of modules loaded from an earlier run.
-        kept: number of modules this run saved.
+        loaded: number of modules taken from an earlier run.
+        saved: number of modules this run saved.
 
     Raises:
         CheckpointError: the folder holds another run (the message names what differs) or other files, another
@@ -51,7 +52,7 @@ class WorkFolder:
 
     def __init__(self, path: str | os.PathLike, run: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = Path(path)
-        self.found = self.kept = 0
+        self.loaded = self.saved = 0
         self._lock = None
         self._record = self.path / "run.json"
         try:
@@ -67,7 +68,7 @@ class WorkFolder:
             raise
 
     def load(
-        self, name: str, scheme: Scheme, module: nn.Module, device: Any, dtype: torch.dtype
+        self, name: str, scheme: Scheme, module: nn.Module, device: torch.device | str, dtype: torch.dtype
     ) -> nn.Module | None:
         """The replacement of ``module`` that an earlier run saved, on ``device``; None if there is none."""
         path = self._file(name)
@@ -81,7 +82,7 @@ class WorkFolder:
         if _shapes(tensors) != _shapes(module_tensors(replacement)):
             return None
         assign_tensors(replacement, {key: tensor.to(device, copy=True) for key, tensor in tensors.items()})
-        self.found += 1
+        self.loaded += 1
         return replacement
 
     def save(self, name: str, module: nn.Module) -> None:
@@ -95,7 +96,7 @@ class WorkFolder:
                 save_file(module_tensors(module), temporary)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path} cannot be written: {error}") from None
-        self.kept += 1
+        self.saved += 1
 
     def close(self) -> None:
         """Release the folder to other processes."""
@@ -188,7 +189,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def fingerprint_of(
-    model: nn.Module | str, schemes: Mapping[str, Scheme], dtype: torch.dtype, batches: Iterable[Any]
+    model: nn.Module | str, schemes: Mapping[str, Scheme], dtype: torch.dtype, batches: Iterable[Batch]
 ) -> dict[str, str]:
     """``{"plan", "weights", "calibration"}``: what determines the result of a calibrated quantization.
 
@@ -202,14 +203,14 @@ def fingerprint_of(
     }
 
 
-def hash_of(value: Any) -> str:
+def hash_of(value: object) -> str:
     """SHA-256 of nested mappings, lists and tuples of tensors and plain values."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()
 
 
-def _feed(digest: Any, value: Any) -> None:
+def _feed(digest: hashlib._Hash, value: object) -> None:
     if isinstance(value, Tensor):
         digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
         whole = value.detach().cpu().contiguous().flatten()

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from labkit.models.experts import unfuse_
-from labkit.plans.batches import checked_batches
+from labkit.plans.batches import Batch, checked_batches
 from labkit.plans.calibrate import calibrate_
 from labkit.plans.finished import WorkFolder, fingerprint_of, opened
 from labkit.plans.plan import PlanError, QuantizationPlan
@@ -26,7 +25,7 @@ from labkit.quantization.int8_storage import StoredInt8
 def quantize_(
     model: nn.Module,
     plan: QuantizationPlan | str | Path,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Batch] | None = None,
     *,
     roles: Mapping[str, str] | None = None,
     device: torch.device | str | None = None,
@@ -100,9 +99,9 @@ def weights_bytes(model: nn.Module) -> int:
     Includes what other libraries' quantized modules hold: bitsandbytes' ``quant_state`` and ``SCB``, and the inner
     tensors of tensor subclasses.
     """
-    seen: dict[Any, int] = {}
+    seen: dict[object, int] = {}
 
-    def count(tensor: Any) -> None:
+    def count(tensor: object) -> None:
         if not isinstance(tensor, torch.Tensor):
             return
         if hasattr(tensor, "__tensor_flatten__"):
@@ -113,7 +112,7 @@ def weights_bytes(model: nn.Module) -> int:
         key = id(tensor) if tensor.is_meta else (tensor.device, tensor.data_ptr(), size)
         seen[key] = size
 
-    def count_state(state: Any) -> None:
+    def count_state(state: object) -> None:
         if state is not None:
             for attribute in ("absmax", "code", "offset"):
                 count(getattr(state, attribute, None))
@@ -166,6 +165,6 @@ class _CastInputs:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return tuple(self.cast(value) for value in args), {key: self.cast(v) for key, v in kwargs.items()}
 
-    def cast(self, value: Any) -> Any:
+    def cast(self, value: object) -> object:
         floating = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.to(self.dtype) if floating else value

@@ -53,8 +53,8 @@ def resolve(
     depths = relative_depths(modules)
 
     def matches(rule: Rule, name: str) -> bool:
-        right = module_kind(modules[name]) in rule.modules
-        return right and rule.matches(name, roles.get(name), depths.get(name))
+        selected = module_kind(modules[name]) in rule.modules
+        return selected and rule.matches(name, roles.get(name), depths.get(name))
 
     shadowed: Counter[int] = Counter()
     degraded: dict[int, list[str]] = {}

@@ -152,7 +152,7 @@ def test_a_finished_module_that_is_damaged_is_made_again(model, tmp_path, monkey
 
     def save(self, name, module):
         original(self, name, module)
-        if self.kept == 4:
+        if self.saved == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
