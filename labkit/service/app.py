@@ -22,7 +22,7 @@ from labkit.service.guard import Guard, error_response
 from labkit.service.options import ServiceOptions
 from labkit.service.replies import ChatCompletion, ErrorReply, ModelCard, ModelList
 from labkit.service.schemas import ChatRequest
-from labkit.service.transport import read_document
+from labkit.service.transport import Bodies, read_document
 
 _ERRORS = {
     status: {"model": ErrorReply, "description": told}
@@ -75,7 +75,7 @@ def build_app(backend: Backend, options: ServiceOptions) -> FastAPI:
     _add_chat(app, backend, options)
     _add_state(app, backend)
     page.add_page(app, backend)
-    app.add_middleware(Guard, api_key=options.api_key, metrics=backend.metrics)
+    app.add_middleware(Guard, options=options, metrics=backend.metrics)
     if options.cors_origin:
         app.add_middleware(
             CORSMiddleware, allow_origins=[options.cors_origin], allow_methods=["*"], allow_headers=["*"]
@@ -109,6 +109,7 @@ def _add_handlers(app: FastAPI) -> None:
 
 
 def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
+    bodies = Bodies(options)
     schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs")
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -122,7 +123,8 @@ def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
         tags=["OpenAI"],
     )
     async def chat(request: Request) -> Response:
-        return await backend.chat(await read_document(request, options), request)
+        with bodies.counted() as count:
+            return await backend.chat(await read_document(request, options, count), request)
 
     def cards() -> dict[str, ModelCard]:
         created = int(backend.metrics.started)

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
 
@@ -16,7 +15,11 @@ from labkit.common.formats import format_bytes, format_seconds
 from labkit.service import log
 from labkit.service.app import build_app
 from labkit.service.backend import Backend, EngineBackend
+from labkit.service.connections import ACCEPTED_AT_ONCE, with_limits
 from labkit.service.options import ServiceOptions
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
 
 
 def serve(
@@ -58,23 +61,40 @@ def serve(
 def run(backend: Backend, options: ServiceOptions, listener: socket.socket) -> None:
     """Serve a backend at a socket that is bound already."""
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            log.info(f"FastAPI server started at {url_of(listener)}")
-
-    config = uvicorn.Config(
-        build_app(backend, options),
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        timeout_graceful_shutdown=max(int(options.grace_s), 1),
-    )
+    log.take_over_libraries()
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, and then raises the signal once more
     with contextlib.suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listener])
+        Server(backend, options, listener).run(sockets=[listener])
     log.info("The service has stopped")
+
+
+class Server(uvicorn.Server):
+    """uvicorn before a backend, at a socket that is bound already, with the service's limits."""
+
+    def __init__(self, backend: Backend, options: ServiceOptions, listener: socket.socket):
+        self._listener = listener
+        super().__init__(
+            uvicorn.Config(
+                build_app(backend, options),
+                http=with_limits(options),
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                server_header=False,
+                backlog=ACCEPTED_AT_ONCE,
+                timeout_graceful_shutdown=max(int(options.grace_s), 1),
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        # asyncio has one number for what it accepts at once and for what the system lets wait; more may wait.
+        self._listener.listen(BACKLOG)
+        log.info(f"FastAPI server started at {url_of(self._listener)}")
 
 
 @contextlib.contextmanager
@@ -85,14 +105,18 @@ def listening(options: ServiceOptions) -> Iterator[socket.socket]:
         LabError: the port is taken, or the address is none of this machine's.
     """
     try:
-        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM
+        )[0]
     except OSError:
         raise LabError(f"the address {options.host} is unknown") from None
-    with socket.socket(*found[:3]) as listener:  # with its protocol: asyncio then sends small pieces at once
+    with socket.socket(
+        family, kind, protocol
+    ) as listener:  # with its protocol: asyncio then sends small pieces at once
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(found[4])
+            listener.bind(address)
         except OSError as error:
             raise LabError(
                 f"port {options.port} of {options.host} cannot be used: {error.strerror}; "

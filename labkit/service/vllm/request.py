@@ -78,6 +78,8 @@ def _messages(messages: list[dict[str, Any]], fetched: Mapping[str, bytes]) -> l
     made = []
     for message in messages:
         content = message.get("content")
+        if content is None:
+            content = message.get("refusal")
         if isinstance(content, list):
             content = [_part(part, fetched) for part in content]
         made.append({"role": message["role"], "content": content or ""})
@@ -89,6 +91,8 @@ def _messages(messages: list[dict[str, Any]], fetched: Mapping[str, bytes]) -> l
 
 
 def _part(part: dict[str, Any], fetched: Mapping[str, bytes]) -> dict[str, Any]:
+    if part["type"] == "refusal":
+        return {"type": "text", "text": part["refusal"]}
     url = part.get("image_url", {}).get("url") if part["type"] == "image_url" else None
     if url in fetched:
         return {
