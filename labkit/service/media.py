@@ -17,8 +17,8 @@ from labkit.service.remote import RemoteImages
 
 T = TypeVar("T")
 THREADS = 2
-LARGE = 4_000_000
-"""Pixels from which on freed memory is given back to the system after a request."""
+LARGE = 8_000_000
+"""Pixels of a request that waits among its like, so that nobody's screenshot does; its memory is given back at once."""
 
 
 class Budget:
@@ -69,6 +69,7 @@ class Media:
     def __init__(self, options: ServiceOptions):
         self.options = options
         self.pixels = Budget(options.max_pixels)
+        self._small = Budget(2 * LARGE)
         self._remote = RemoteImages() if options.allow_remote_images else None
         self._threads = ThreadPoolExecutor(THREADS, "labkit-media")
 
@@ -91,12 +92,21 @@ class Media:
             ApiError: too many pixels, or an image or a recording that cannot be used.
         """
         pixels = await in_thread(self._threads, self._pixels, messages, fetched)
+        is_large = pixels > min(LARGE, self.pixels.total // 8)
         try:
-            async with self.pixels.taken(pixels, seconds):
-                yield await in_thread(self._threads, lab_messages, messages, fetched)
+            async with (self.pixels if is_large else self._small).taken(pixels, seconds):
+                yield await in_thread(self._threads, self._load, messages, fetched, is_large)
         finally:
-            if pixels >= LARGE:
-                give_back_memory()
+            if is_large:
+                asyncio.get_running_loop().run_in_executor(None, give_back_memory)
+
+    def _load(
+        self, messages: list[Message], fetched: Mapping[str, bytes], is_large: bool
+    ) -> list[dict[str, Any]]:
+        loaded = lab_messages(messages, fetched)
+        if is_large:
+            give_back_memory()  # what decoding took besides
+        return loaded
 
     def _pixels(self, messages: list[Message], fetched: Mapping[str, bytes]) -> int:
         """Pixels of all images, as their headers say."""

@@ -43,7 +43,7 @@ class ServiceOptions:
         32 * 2**20, "largest body of a request, in bytes; all together may have eight times as many", least=1
     )
     max_pixels: int = option(
-        100_000_000,
+        60_000_000,
         "most pixels of the images in one request, and of all that are being decoded; others wait",
         least=1,
     )
