@@ -25,8 +25,8 @@ from labkit.service.schemas import ChatRequest
 from labkit.service.transport import Bodies, read_document
 
 _ERRORS = {
-    status: {"model": ErrorReply, "description": told}
-    for status, told in (
+    status: {"model": ErrorReply, "description": description}
+    for status, description in (
         (400, "a field is wrong; `param` names it"),
         (401, "the API key is missing or wrong"),
         (404, "no such model"),
@@ -96,13 +96,13 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def not_here(request: Request, error: HTTPException) -> Response:
-        told = {404: "there is nothing at this address", 405: "this address takes another method"}
-        code = {404: "not_found", 405: "method_not_allowed"}
+        messages = {404: "there is nothing at this address", 405: "this address takes another method"}
+        codes = {404: "not_found", 405: "method_not_allowed"}
         return error_response(
             ApiError(
-                told.get(error.status_code, "the request cannot be served"),
+                messages.get(error.status_code, "the request cannot be served"),
                 error.status_code,
-                code=code.get(error.status_code),
+                code=codes.get(error.status_code),
                 headers=error.headers,
             )
         )
@@ -152,13 +152,15 @@ def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
         tags=["OpenAI"],
     )
     async def model(name: str) -> Response:
-        found = cards().get(name)
-        if found is None:
-            known = ", ".join(backend.names)
+        card = cards().get(name)
+        if card is None:
             raise ApiError(
-                f"this model does not exist; known: {known}", 404, param="model", code="model_not_found"
+                f"this model does not exist; known: {', '.join(backend.names)}",
+                404,
+                param="model",
+                code="model_not_found",
             )
-        return _json(found.json_text())
+        return _json(card.json_text())
 
     plain = app.openapi
 

@@ -94,7 +94,8 @@ class Guard:
         if self._hosts is None or path in ALIVE or "host" not in headers:
             return
         name = _host_name(headers["host"])
-        if name not in self._hosts and not name.endswith(".localhost") and not _is_address(name):
+        is_foreign = "." in name and not name.endswith(".localhost") and not _is_address(name)
+        if is_foreign and name not in self._hosts:  # a name without a dot is no web page's
             raise ApiError(
                 "the service is not called by this host's name; --allowed-hosts lets others in",
                 403,

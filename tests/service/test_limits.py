@@ -306,6 +306,7 @@ def test_a_foreign_host_is_refused_unless_it_is_let_in(service, monkeypatch):
         "localhost:8000",
         "[::1]:8000",
         "127.0.0.1",
+        "laptop:8000",
         "app.localhost",
         socket.gethostname(),
     ):

@@ -175,10 +175,10 @@ class VllmBackend:
                         begun = True
                         yield json.dumps(made, ensure_ascii=False)
         except Exception as error:
-            told = self._unreachable(error) if isinstance(error, httpx.HTTPError) else as_api_error(error)
+            reason = self._unreachable(error) if isinstance(error, httpx.HTTPError) else as_api_error(error)
             if not begun:
-                raise told from None
-            yield error_text(told.body())
+                raise reason from None
+            yield error_text(reason.body())
         self._count(usage, started)
         yield "[DONE]"
 
