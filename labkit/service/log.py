@@ -30,9 +30,9 @@ def success(message: str) -> None:
     _write("SUCCESS", message)
 
 
-def warning(message: str) -> None:
-    """Something that its reader should look at."""
-    _write_seldom("WARNING", message, message)
+def warning(message: str, reason: str | None = None) -> None:
+    """Something that its reader should look at; ``reason`` is what messages with other numbers have in common."""
+    _write_seldom("WARNING", reason or message, message)
 
 
 def fault(where: str, error: BaseException) -> None:
@@ -44,16 +44,16 @@ def fault(where: str, error: BaseException) -> None:
 
 
 class LibraryHandler(logging.Handler):
-    """Writes what a library logs as the service's own lines: no traceback, no arguments, no flood."""
+    """Writes what a library logs as the service's own lines: no traceback, no flood."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        where = record.msg if isinstance(record.msg, str) else record.name
+        line = record.getMessage().partition("\n")[0]  # asyncio's further lines quote exceptions
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            fault(where.partition("\n")[0], error)
+            fault(line, error)
         else:
-            warning(where.partition("\n")[0])
+            warning(line, str(record.msg))
 
 
 def take_over_libraries() -> None:

@@ -138,8 +138,8 @@ def test_the_log_says_one_reason_once_a_second(monkeypatch, capfd):
     logging.getLogger("asyncio").error("no %s left", 0, exc_info=OSError("secret"))
     lines = capfd.readouterr().out.splitlines()
     assert lines == [
-        "[ERROR] no %s left: OSError in ",
-        "[ERROR] no %s left: OSError in  (and 499 times more before)",
+        "[ERROR] no 0 left: OSError in ",
+        "[ERROR] no 0 left: OSError in  (and 499 times more before)",
     ]
 
 

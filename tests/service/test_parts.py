@@ -7,16 +7,17 @@ import json
 import httpx
 import pytest
 
-from labkit.common.errors import LabError, MediaError
+from labkit.common.errors import ApiError, LabError, MediaError
 from labkit.service import remote
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.choice import ChoiceReader
+from labkit.service.conversation import lab_messages
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.remote import RemoteImages, public_address
 from labkit.service.scheduler import Event
 from labkit.service.schema_limits import narrowed
-from labkit.service.schemas import FunctionDefinition
+from labkit.service.schemas import FunctionDefinition, read_request
 from labkit.service.tools import ToolUse, as_tool_call, call_schema
 
 ANSWERS = [
@@ -225,3 +226,17 @@ def test_the_arguments_defaults_are_the_options(monkeypatch):
 def test_several_gpus_need_vllm():
     with pytest.raises(LabError, match="--engine vllm"):
         options_of(parsed("--tensor-parallel-size", "2"))
+
+
+def test_an_assistant_that_only_refused_is_remembered():
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]},
+        {"role": "assistant", "refusal": "not this", "content": "Yes."},
+    ]
+    request = read_request({"model": "x", "messages": messages})
+    made = [message["content"] for message in lab_messages(request.messages, {})]
+    assert made == ["hi", "No.", [{"type": "text", "text": "Never."}], "Yes."]
+    with pytest.raises(ApiError, match="content, a refusal or tool_calls"):
+        read_request({"model": "x", "messages": [{"role": "assistant", "refusal": None}]})
