@@ -10,13 +10,15 @@ import time
 import httpx
 import numpy as np
 import soundfile
-import uvicorn
+import tiny_models
 from PIL import Image
 
-from labkit.service.app import build_app
+from labkit.engine.engine import Engine
+from labkit.models.processors import TemplateProcessor
+from labkit.models.spec import ModelSpec
 from labkit.service.backend import EngineBackend
 from labkit.service.options import ServiceOptions
-from labkit.service.serve import listening
+from labkit.service.serve import Server, listening
 
 CHAT = "/v1/chat/completions"
 
@@ -57,6 +59,13 @@ class Running:
         while self.scheduler.running or self.scheduler.waiting:
             assert time.monotonic() < ends, (self.scheduler.running, self.scheduler.waiting)
             time.sleep(0.01)
+
+
+def reader():
+    """A tiny engine of a text model."""
+    return Engine(
+        tiny_models.llama(), TemplateProcessor(tiny_models.tokenizer()), spec=ModelSpec("tiny", ".")
+    )
 
 
 def body(content="hello", **fields):
@@ -122,7 +131,7 @@ def encoded(data):
 @contextlib.contextmanager
 def running(engine, **options):
     """Serve an engine; ready when the block begins, stopped in good order when it ends."""
-    options = ServiceOptions(**{"port": 0, **options})
+    options = ServiceOptions(**{"port": 0, "grace_s": 10, **options})
     backend = EngineBackend(engine, options)
     with serving(backend, options) as service:
         ends = time.monotonic() + 120
@@ -137,11 +146,7 @@ def running(engine, **options):
 def serving(backend, options):
     """Serve any backend."""
     with listening(options) as listener:
-        config = uvicorn.Config(
-            build_app(backend, options), log_level="error", lifespan="on", timeout_graceful_shutdown=10
-        )
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None
+        server = Server(backend, options, listener)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:

@@ -23,6 +23,7 @@ from labkit.engine.forward import Forward
 from labkit.engine.generation import Generation, RunningAnswer
 from labkit.engine.grammar import Grammar, Grammars
 from labkit.engine.kv_cache import keeping_of
+from labkit.engine.prompt_length import check_length, longest_token
 from labkit.engine.sampling import Sampler, SamplingSettings
 from labkit.engine.step_gpu.captured import forward_of
 from labkit.models.families import family_of
@@ -199,6 +200,7 @@ class Engine:
                 f"{self.spec.name} does not take {kind} input"
                 + (f": {reason}" if reason else f"; it takes {senses}")
             )
+        check_length(messages, self.tokenizer, self._longest_token, self.max_length, self.spec.name)
         inputs = dict(self.processor(messages, enable_thinking=enable_thinking))
         length = inputs["input_ids"].shape[1]
         if length == 0:
@@ -223,6 +225,10 @@ class Engine:
     def grammars(self) -> Grammars:
         """What answers can be kept to: ``engine.generate(…, grammar=engine.grammars.grammar("action"))``."""
         return Grammars(self.tokenizer, self.vocabulary, self.end_token_ids)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return longest_token(self.tokenizer)
 
     @cached_property
     def _forward(self) -> Forward:

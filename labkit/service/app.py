@@ -22,11 +22,11 @@ from labkit.service.guard import Guard, error_response
 from labkit.service.options import ServiceOptions
 from labkit.service.replies import ChatCompletion, ErrorReply, ModelCard, ModelList
 from labkit.service.schemas import ChatRequest
-from labkit.service.transport import read_document
+from labkit.service.transport import Bodies, read_document
 
 _ERRORS = {
-    status: {"model": ErrorReply, "description": told}
-    for status, told in (
+    status: {"model": ErrorReply, "description": description}
+    for status, description in (
         (400, "a field is wrong; `param` names it"),
         (401, "the API key is missing or wrong"),
         (404, "no such model"),
@@ -75,7 +75,7 @@ def build_app(backend: Backend, options: ServiceOptions) -> FastAPI:
     _add_chat(app, backend, options)
     _add_state(app, backend)
     page.add_page(app, backend)
-    app.add_middleware(Guard, api_key=options.api_key, metrics=backend.metrics)
+    app.add_middleware(Guard, options=options, metrics=backend.metrics)
     if options.cors_origin:
         app.add_middleware(
             CORSMiddleware, allow_origins=[options.cors_origin], allow_methods=["*"], allow_headers=["*"]
@@ -96,19 +96,20 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def not_here(request: Request, error: HTTPException) -> Response:
-        told = {404: "there is nothing at this address", 405: "this address takes another method"}
-        code = {404: "not_found", 405: "method_not_allowed"}
+        messages = {404: "there is nothing at this address", 405: "this address takes another method"}
+        codes = {404: "not_found", 405: "method_not_allowed"}
         return error_response(
             ApiError(
-                told.get(error.status_code, "the request cannot be served"),
+                messages.get(error.status_code, "the request cannot be served"),
                 error.status_code,
-                code=code.get(error.status_code),
+                code=codes.get(error.status_code),
                 headers=error.headers,
             )
         )
 
 
 def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
+    bodies = Bodies(options)
     schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs")
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -122,7 +123,8 @@ def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
         tags=["OpenAI"],
     )
     async def chat(request: Request) -> Response:
-        return await backend.chat(await read_document(request, options), request)
+        with bodies.counted() as count:
+            return await backend.chat(await read_document(request, options, count), request)
 
     def cards() -> dict[str, ModelCard]:
         created = int(backend.metrics.started)
@@ -150,13 +152,15 @@ def _add_chat(app: FastAPI, backend: Backend, options: ServiceOptions) -> None:
         tags=["OpenAI"],
     )
     async def model(name: str) -> Response:
-        found = cards().get(name)
-        if found is None:
-            known = ", ".join(backend.names)
+        card = cards().get(name)
+        if card is None:
             raise ApiError(
-                f"this model does not exist; known: {known}", 404, param="model", code="model_not_found"
+                f"this model does not exist; known: {', '.join(backend.names)}",
+                404,
+                param="model",
+                code="model_not_found",
             )
-        return _json(found.json_text())
+        return _json(card.json_text())
 
     plain = app.openapi
 

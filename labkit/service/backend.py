@@ -134,6 +134,7 @@ class EngineBackend:
     async def chat(self, document: Any, request: Request) -> Response:
         """One answer, whole or as a stream."""
         asked = read_request(document)
+        del document  # base64 of megabytes, which would stay as long as the answer runs
         completion = await unless_gone(request, self._chat.start(asked))
         if asked.stream:
             return EventStream(_lines(completion), completion.close, self.metrics.abandoned)

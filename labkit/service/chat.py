@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from labkit.common.errors import ApiError, GrammarError, LabError
@@ -15,12 +14,12 @@ from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
 from labkit.engine.grammar import Grammar
 from labkit.service.choice import ChoiceReader, News, thinks_apart
-from labkit.service.conversation import check_media, fetch_images, lab_messages
+from labkit.service.conversation import check_media
 from labkit.service.engine_settings import longest_answer, settings_of
 from labkit.service.errors import as_api_error
+from labkit.service.media import Media
 from labkit.service.metrics import Metrics
 from labkit.service.options import ServiceOptions
-from labkit.service.remote import RemoteImages
 from labkit.service.scheduler import Event, Job, Scheduler
 from labkit.service.schema_limits import narrowed
 from labkit.service.schemas import ChatRequest
@@ -48,14 +47,11 @@ class ChatService:
     ):
         self.engine, self.scheduler, self.options = engine, scheduler, options
         self.metrics, self.names = metrics, tuple(names)
-        self.remote = RemoteImages() if options.allow_remote_images else None
-        self._decoding = ThreadPoolExecutor(2, "labkit-media")
+        self.media = Media(options)
 
     async def close(self) -> None:
         """Let go of threads and connections."""
-        self._decoding.shutdown(wait=False, cancel_futures=True)
-        if self.remote is not None:
-            await self.remote.close()
+        await self.media.close()
 
     async def start(self, request: ChatRequest) -> Completion:
         """Check everything, prepare the prompt and queue its answers; wait for the first token of one of them.
@@ -66,9 +62,8 @@ class ChatService:
             ApiError: what is wrong, or that the service is busy.
         """
         if request.model not in self.names:
-            known = ", ".join(self.names)
             raise ApiError(
-                f"the model {request.model[:100]!r} does not exist; known: {known}",
+                f"the model {request.model[:100]!r} does not exist; known: {', '.join(self.names)}",
                 404,
                 param="model",
                 code="model_not_found",
@@ -88,12 +83,6 @@ class ChatService:
             completion.close()
             raise
         return completion
-
-    async def decode(self, request: ChatRequest) -> list[dict[str, Any]]:
-        """The request's messages with their media loaded."""
-        fetched = await fetch_images(request.messages, self.remote)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, lab_messages, request.messages, fetched)
 
 
 class Completion:
@@ -124,14 +113,10 @@ class Completion:
     async def begin(self, tools: ToolUse) -> None:
         """Decode, prepare, queue, and wait for the first event."""
         chat, request = self._chat, self.request
-        messages = await chat.decode(request)
-        if tools.functions:
-            messages.insert(0, {"role": "system", "content": describe(tools)})
-        schema = call_schema(tools.functions) if tools.must else None
-        answers, opened = await chat.scheduler.prepare(lambda: self._prepare(messages, schema))
-        self.prompt_tokens = answers[0].generation.prompt_tokens
         limit = min(request.timeout or chat.options.timeout_s, chat.options.timeout_s)
         deadline = self._started + limit
+        answers, opened = await self._prepared(tools, limit)
+        self.prompt_tokens = answers[0].generation.prompt_tokens
         for index, answer in enumerate(answers):
             self.readers.append(
                 ChoiceReader(
@@ -149,11 +134,21 @@ class Completion:
             raise self._first.error
         chat.metrics.first_token(time.monotonic() - self._started)
 
-    def _prepare(
-        self, messages: list[dict[str, Any]], schema: dict | None
-    ) -> tuple[list[RunningAnswer], bool]:
+    async def _prepared(self, tools: ToolUse, seconds: float) -> tuple[list[RunningAnswer], bool]:
+        """As `_prepare`; the media are let go of when it returns, as the engine has its tensors then."""
+        chat, conversation = self._chat, self.request.messages
+        fetched = await chat.media.fetch(conversation)
+        async with chat.media.decoded(conversation, fetched, seconds) as messages:
+            prepared = await chat.scheduler.prepare(lambda: self._prepare(messages, tools))
+        conversation.clear()  # base64 of megabytes, which would stay as long as the answer runs
+        return prepared
+
+    def _prepare(self, messages: list[dict[str, Any]], tools: ToolUse) -> tuple[list[RunningAnswer], bool]:
         """In the preparing thread: the answers, and whether the prompt ends in ``<think>``."""
         chat, request = self._chat, self.request
+        if tools.functions:
+            messages.insert(0, {"role": "system", "content": describe(tools)})
+        schema = call_schema(tools.functions) if tools.must else None
         try:
             thinking = chat.options.thinking if request.thinks is None else request.thinks
             inputs = chat.engine.prepare(messages, thinking)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from PIL import Image
+
 from labkit.common.errors import ApiError, MediaError
-from labkit.common.messages import load_audio, load_image
-from labkit.service.messages import AudioPart, ImagePart, Message, TextPart
+from labkit.common.images import IMAGE_FORMATS, load_image
+from labkit.common.media import read_bytes
+from labkit.common.recordings import load_audio
+from labkit.service.messages import ImagePart, Message, Part, RefusalPart, TextPart
 from labkit.service.options import ServiceOptions
 from labkit.service.remote import RemoteImages
 
@@ -28,9 +34,11 @@ def check_media(messages: list[Message], options: ServiceOptions) -> None:
     }
     for index, message in enumerate(messages):
         for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
-            if part.type == "text":
-                continue
             where = f"messages.{index}.content.{place}"
+            if part.type == "refusal" and message.role != "assistant":
+                raise ApiError(f"{where}: only an assistant refuses", param=where)
+            if part.type in ("text", "refusal"):
+                continue
             if message.role != "user":
                 raise ApiError(f"{where}: only user messages take images and recordings", param=where)
             counts[part.type] += 1
@@ -67,6 +75,25 @@ async def fetch_images(messages: list[Message], remote: RemoteImages | None) -> 
     return fetched
 
 
+def pixels_by_place(messages: list[Message], fetched: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
+    """``(place, pixels)`` of every image, as its header says; nothing is decoded."""
+    for index, message in enumerate(messages):
+        for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(part, ImagePart):
+                url = part.image_url.url
+                yield f"messages.{index}.content.{place}.image_url", _pixels(fetched.get(url, url))
+
+
+def _pixels(source: str | bytes) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            width, height = Image.open(io.BytesIO(read_bytes(source, "image")), formats=IMAGE_FORMATS).size
+    except Exception:  # Pillow raises many kinds; `load_image` refuses the image in its own words
+        return 0
+    return width * height
+
+
 def lab_messages(messages: list[Message], fetched: Mapping[str, bytes]) -> list[dict[str, Any]]:
     """Messages as `labkit.common.messages.normalise_messages` gives them. Decoding takes a while: not for the event loop.
 
@@ -85,8 +112,8 @@ def _message(message: Message, index: int, fetched: Mapping[str, bytes]) -> dict
             json.dumps({"name": call.function.name, "arguments": call.function.arguments}, ensure_ascii=False)
             for call in message.tool_calls
         ]
-        told = [_text(message.content)] if message.content else []
-        return {"role": role, "content": "\n".join([*told, *calls])}
+        text = [_text(message.content)] if message.content else []
+        return {"role": role, "content": "\n".join([*text, *calls])}
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
     parts = [
@@ -96,10 +123,12 @@ def _message(message: Message, index: int, fetched: Mapping[str, bytes]) -> dict
     return {"role": role, "content": parts}
 
 
-def _part(part: TextPart | ImagePart | AudioPart, where: str, fetched: Mapping[str, bytes]) -> dict[str, Any]:
+def _part(part: Part, where: str, fetched: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         if isinstance(part, TextPart):
             return {"type": "text", "text": part.text}
+        if isinstance(part, RefusalPart):
+            return {"type": "text", "text": part.refusal}
         if isinstance(part, ImagePart):
             url = part.image_url.url
             return {"type": "image", "image": load_image(fetched.get(url, url))}
@@ -113,7 +142,12 @@ def _data_url(data: str) -> str:
     return data if data.startswith("data:") else f"data:audio;base64,{data}"
 
 
-def _text(content: Any) -> str:
+def _text(content: str | list[Part] | None) -> str:
     if isinstance(content, str):
         return content
-    return "\n".join(part.text for part in content or () if isinstance(part, TextPart))
+    texts = (
+        part.refusal if isinstance(part, RefusalPart) else part.text
+        for part in content or ()
+        if isinstance(part, TextPart | RefusalPart)
+    )
+    return "\n".join(texts)

@@ -8,6 +8,11 @@ FAILED = "the service failed; its log says more"
 """What a client is told of an error that is not its own."""
 
 
+def stopping() -> ApiError:
+    """What a client is told whose request cannot be finished before the service stops."""
+    return ApiError("the service is being stopped", 503, code="stopping", headers={"Connection": "close"})
+
+
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     """What a client is told of any error: the lab's own in its words, all others as a fault of the service."""
     if isinstance(error, ApiError):

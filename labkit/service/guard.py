@@ -1,8 +1,10 @@
-"""Around every request: its id, the key, one line in the log, a count; and JSON for whatever went wrong."""
+"""Around every request: its host and key, its id, one line in the log, a count; and JSON for whatever went wrong."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import ipaddress
 import re
 import time
 import uuid
@@ -13,13 +15,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labkit.common.errors import ApiError
 from labkit.service import log
-from labkit.service.errors import as_api_error
+from labkit.service.errors import as_api_error, stopping
 from labkit.service.metrics import Metrics
+from labkit.service.options import ServiceOptions
 from labkit.service.replies import error_text
 from labkit.service.transport import ClientGoneError
 
-QUIET = ("/health", "/ready", "/metrics", "/status", "/page.css", "/page.js")
-KNOWN = ("/", "/docs", "/openapi.json", "/screen.png", "/v1/chat/completions", "/v1/models", *QUIET)
+ALIVE = ("/health", "/ready")
+ASSETS = ("/page.css", "/page.js")
+OPEN = ("/", "/docs", "/docs.json", "/openapi.json", *ALIVE, *ASSETS)
+"""What needs no key, and ``/docs-assets/``: it tells nothing of the model, nor of its work."""
+QUIET = (*ALIVE, *ASSETS, "/metrics", "/status")
+KNOWN = (*OPEN, "/screen.png", "/v1/chat/completions", "/v1/models", *QUIET)
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -33,13 +40,14 @@ class Guard:
 
     Args:
         app: what it stands around.
-        api_key: what ``/v1`` asks for, or None.
+        options: the key that all but `OPEN` asks for, and the host's names.
         metrics: counts responses.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics):
+    def __init__(self, app: ASGIApp, options: ServiceOptions, metrics: Metrics):
         self._app, self._metrics = app, metrics
-        self._key = api_key.encode() if api_key else None
+        self._key = options.api_key.encode() if options.api_key else None
+        self._hosts = options.host_names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; lifespan and others pass."""
@@ -58,10 +66,16 @@ class Guard:
                 sent["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
+        # HEAD is answered as GET is; the server leaves the body out. It reads the method in its own scope.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         gone = ""
         try:
+            self._check_host(scope["path"], headers)
             self._check_key(scope["path"], headers)
-            await self._app(scope, receive, send_with_id)
+            await self._app(inner, receive, send_with_id)
+        except asyncio.CancelledError:  # uvicorn cancels what still runs at the end of --grace
+            if status == 0:
+                await error_response(stopping())(scope, receive, send_with_id)
         except ClientGoneError:
             gone = ", the client went away"
             self._metrics.abandoned()
@@ -76,12 +90,24 @@ class Guard:
             took = time.monotonic() - started
             log.info(f"{scope['method']} {path} {status or 499} in {took:.2f} s, request {request_id}{gone}")
 
+    def _check_host(self, path: str, headers: Headers) -> None:
+        if self._hosts is None or path in ALIVE or "host" not in headers:
+            return
+        name = _host_name(headers["host"])
+        is_foreign = "." in name and not name.endswith(".localhost") and not _is_address(name)
+        if is_foreign and name not in self._hosts:  # a name without a dot is no web page's
+            raise ApiError(
+                "the service is not called by this host's name; --allowed-hosts lets others in",
+                403,
+                code="host_not_allowed",
+            )
+
     def _check_key(self, path: str, headers: Headers) -> None:
-        if self._key is None or not path.startswith("/v1"):
+        if self._key is None or path in OPEN or path.startswith("/docs-assets/"):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(given.strip().encode(), self._key)
-        if kind.lower() != "bearer" or not known:
+        is_right = hmac.compare_digest(given.strip().encode(), self._key)
+        if kind.lower() != "bearer" or not is_right:
             what = "no API key was sent" if not given else "the API key is wrong"
             raise ApiError(
                 f"{what}: send the header Authorization: Bearer KEY",
@@ -89,6 +115,21 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _host_name(host: str) -> str:
+    """The name in ``name:port`` or ``[address]:port``."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _path(path: str) -> str:

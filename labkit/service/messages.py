@@ -38,7 +38,13 @@ class AudioPart(Strict):
     input_audio: InputAudio
 
 
-Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+class RefusalPart(Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart | RefusalPart, Field(discriminator="type")]
+MAX_PARTS = 1024
 
 
 def kind_of_content(value: Any) -> str | None:
@@ -47,7 +53,8 @@ def kind_of_content(value: Any) -> str | None:
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts"), Field(min_length=1)],
+    Annotated[str, Tag("text")]
+    | Annotated[list[Part], Tag("parts"), Field(min_length=1, max_length=MAX_PARTS)],
     Discriminator(
         kind_of_content,
         custom_error_type="content_type",
@@ -83,19 +90,23 @@ class AssistantMessage(Strict):
             "anyOf": [
                 {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
                 {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+                {"required": ["refusal"], "properties": {"refusal": {"type": "string"}}},
             ]
         }
     )
 
     role: Literal["assistant"]
     content: Content | None = None
+    refusal: str | None = Field(None, description="as content, where there is none")
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = Field(None, description="accepted from earlier answers, and not repeated")
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:
+        if self.content is None:
+            self.content = self.refusal
         if self.content is None and not self.tool_calls:
-            raise ValueError("an assistant's message needs content or tool_calls")
+            raise ValueError("an assistant's message needs content, a refusal or tool_calls")
         return self
 
 

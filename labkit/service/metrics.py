@@ -26,18 +26,18 @@ class Metrics:
         self._process = psutil.Process()
         self._recent: deque[tuple[float, int]] = deque()
         self.started = time.time()
-        known = {"registry": self.registry, "namespace": "labkit"}
-        self._requests = Counter("requests", "Requests answered", ["path", "status"], **known)
-        self._prompt = Counter("prompt_tokens", "Tokens of prompts, of pictures and sound too", **known)
-        self._generated = Counter("generated_tokens", "Tokens generated", **known)
-        self._abandoned = Counter("abandoned_requests", "Requests whose client went away", **known)
+        common = {"registry": self.registry, "namespace": "labkit"}
+        self._requests = Counter("requests", "Requests answered", ["path", "status"], **common)
+        self._prompt = Counter("prompt_tokens", "Tokens of prompts, of pictures and sound too", **common)
+        self._generated = Counter("generated_tokens", "Tokens generated", **common)
+        self._abandoned = Counter("abandoned_requests", "Requests whose client went away", **common)
         self._ttft = Histogram(
-            "time_to_first_token_seconds", "From the request to its first token", buckets=_SECONDS, **known
+            "time_to_first_token_seconds", "From the request to its first token", buckets=_SECONDS, **common
         )
-        self._whole = Histogram("request_seconds", "From the request to its end", buckets=_SECONDS, **known)
-        self._step = Histogram("step_seconds", "One step of the engine", buckets=_STEPS, **known)
-        self._gauges = known
-        memory = Gauge("memory_bytes", "Memory by part; process is all of it", ["part"], **known)
+        self._whole = Histogram("request_seconds", "From the request to its end", buckets=_SECONDS, **common)
+        self._step = Histogram("step_seconds", "One step of the engine", buckets=_STEPS, **common)
+        self._gauges = common
+        memory = Gauge("memory_bytes", "Memory by part; process is all of it", ["part"], **common)
         for part, size in (bytes_by_part or {}).items():
             memory.labels(part).set(size)
         memory.labels("process").set_function(lambda: self._process.memory_info().rss)
@@ -47,11 +47,11 @@ class Metrics:
         self, running: Callable[[], int], waiting: Callable[[], int], cache_bytes: Callable[[], int]
     ) -> None:
         """Where the numbers of the moment come from."""
-        for name, told, source in (
+        for name, description, source in (
             ("running_answers", "Answers being generated", running),
             ("waiting_answers", "Answers waiting for their turn", waiting),
         ):
-            Gauge(name, told, **self._gauges).set_function(source)
+            Gauge(name, description, **self._gauges).set_function(source)
         Gauge("tokens_per_second", f"Over the last {WINDOW_S:g} s", **self._gauges).set_function(
             lambda: self.tokens_per_s
         )

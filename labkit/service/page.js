@@ -9,14 +9,16 @@ const CHINESE = {
   bits: "每参数比特", parameters: "参数", bytes: "字节", try: "试一试", drop: "把截图拖到这里，或点击选择",
   sample: "画一个屏幕", clear: "不用屏幕", ask: "让它做什么？", audio: "或者说出来（wav、mp3、flac、ogg）", key: "API 密钥",
   think: "先思考", action: "动作语法", send: "提问", thoughts: "思考", connect: "连接", docs: "接口文档", metrics: "指标",
-  models: "模型", ready: "就绪", busy: "生成中", warming: "预热中", gone: "没有应答",
+  models: "模型", ready: "就绪", busy: "生成中", warming: "预热中", gone: "没有应答", locked: "需要 API 密钥",
+  unreadable: "浏览器无法显示这张图片",
 };
 const chinese = navigator.language.startsWith("zh");
-const ENGLISH = { ready: "ready", busy: "generating", warming: "warming up", gone: "does not answer" };
+const ENGLISH = { ready: "ready", busy: "generating", warming: "warming up", gone: "does not answer", locked: "API key needed",
+  unreadable: "This browser cannot show that picture" };
 const word = (name) => (chinese ? CHINESE : ENGLISH)[name];
 if (chinese) {
   document.documentElement.lang = "zh";
-  for (const one of document.querySelectorAll("[data-t]")) one.textContent = CHINESE[one.dataset.t];
+  for (const label of document.querySelectorAll("[data-t]")) label.textContent = CHINESE[label.dataset.t];
 }
 
 const bytes = (size) => {
@@ -28,6 +30,7 @@ const count = (value) => Math.round(value).toLocaleString();
 const millions = (value) => (value < 1e6 ? count(value) : `${+(value / 1e6).toPrecision(3)} M`);
 const seconds = (value) => (value == null ? "–" : value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toPrecision(3)} s`);
 
+const dropText = $("drop-text").textContent;
 let shownPlan = null;
 const speeds = [];
 
@@ -110,9 +113,17 @@ function showNow(facts) {
   $("process").textContent = bytes(facts.process_bytes);
 }
 
+const authorized = () => ($("key").value ? { Authorization: `Bearer ${$("key").value}` } : {});
+
 async function refresh() {
   try {
-    const answer = await fetch("status", { cache: "no-store" });
+    const answer = await fetch("status", { cache: "no-store", headers: authorized() });
+    if (answer.status === 401) {
+      $("key-row").hidden = false;
+      $("state").className = "warming";
+      $("state-text").textContent = word("locked");
+      return setTimeout(refresh, 1000);
+    }
     if (!answer.ok) throw new Error();
     const facts = await answer.json();
     showModel(facts);
@@ -124,11 +135,13 @@ async function refresh() {
   setTimeout(refresh, document.hidden ? 5000 : 1000);
 }
 
-let picture = null; // a data URL
+let picture = null; // a data URL that the browser can show
+let choices = 0; // how many pictures were chosen: one that loads slowly does not replace a later one
 
 function draw(marks = []) {
-  const canvas = $("screen"), pen = canvas.getContext("2d"), image = new Image();
+  const canvas = $("screen"), pen = canvas.getContext("2d"), image = new Image(), drawn = picture;
   image.onload = () => {
+    if (picture !== drawn) return;
     canvas.width = 2 * 252;
     canvas.height = Math.round(canvas.width * image.height / image.width);
     pen.drawImage(image, 0, 0, canvas.width, canvas.height);
@@ -155,9 +168,21 @@ const dataUrl = (blob) => new Promise((done) => {
   reader.readAsDataURL(blob);
 });
 
+const loads = (url) => new Promise((done) => {
+  const image = new Image();
+  image.onload = () => done(image.width > 0);
+  image.onerror = () => done(false);
+  image.src = url;
+});
+
 async function take(blob) {
   if (!blob) return;
-  picture = await dataUrl(blob);
+  const choice = ++choices, url = await dataUrl(blob);
+  const shown = await loads(url);
+  if (choice !== choices) return;
+  picture = shown ? url : null; // never the screen before: what is asked is about what was chosen
+  $("image").value = "";
+  $("drop-text").textContent = shown ? dropText : word("unreadable");
   draw();
 }
 
@@ -192,10 +217,10 @@ async function stream(asked) {
   let first = null, rest = "";
   // JupyterLab's proxy hands a stream on piece by piece only where it is asked for as one.
   const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
-  if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
+  Object.assign(headers, authorized());
   const answer = await fetch("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(asked) });
   if (!answer.ok) {
-    $("key-row").hidden = answer.status !== 401;
+    if (answer.status === 401) $("key-row").hidden = false;
     throw new Error((await answer.json()).error.message);
   }
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -205,16 +230,16 @@ async function stream(asked) {
     for (const line of lines) {
       const data = line.replace(/^data: /, "");
       if (data === "[DONE]") continue;
-      const told = JSON.parse(data);
-      if (told.error) throw new Error(told.error.message);
-      for (const { delta } of told.choices) {
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(chunk.error.message);
+      for (const { delta } of chunk.choices) {
         if (delta.content || delta.reasoning_content) first ??= performance.now() - started;
         $("answer").append(delta.content ?? "");
         $("reasoning").append(delta.reasoning_content ?? "");
         if (delta.reasoning_content) $("thoughts").hidden = false;
       }
-      if (told.usage) {
-        const { prompt_tokens: asked, completion_tokens: given } = told.usage;
+      if (chunk.usage) {
+        const { prompt_tokens: asked, completion_tokens: given } = chunk.usage;
         const whole = performance.now() - started;
         $("cost").textContent = `${asked} + ${given} tokens, ${seconds(first / 1000)} / ${seconds(whole / 1000)}`;
       }
@@ -229,10 +254,16 @@ $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) $("form").requestSubmit(), event.preventDefault();
 });
 $("sample").addEventListener("click", async () => {
-  const answer = await fetch(`screen.png?seed=${Math.floor(Math.random() * 1e6)}`);
+  const answer = await fetch(`screen.png?seed=${Math.floor(Math.random() * 1e6)}`, { headers: authorized() });
   if (answer.ok) take(await answer.blob());
 });
-$("clear").addEventListener("click", () => { picture = null; $("image").value = ""; draw(); });
+$("clear").addEventListener("click", () => {
+  picture = null;
+  choices += 1;
+  $("image").value = "";
+  $("drop-text").textContent = dropText;
+  draw();
+});
 $("drop").addEventListener("click", () => $("image").click());
 $("drop").addEventListener("keydown", (event) => event.key === "Enter" && $("image").click());
 $("image").addEventListener("change", () => take($("image").files[0]));

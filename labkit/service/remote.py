@@ -89,10 +89,10 @@ async def public_address(name: str, port: int) -> str:
         MediaError: unknown, or one of its addresses is private, local or otherwise not of the internet.
     """
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        entries = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise MediaError("the image's host is unknown") from None
-    addresses = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in entries]
     if not addresses or not all(_is_public(address) for address in addresses):
         raise MediaError("the image's host is not on the public internet")
     return str(addresses[0])

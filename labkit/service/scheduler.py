@@ -22,7 +22,8 @@ from labkit.engine.engine import Engine
 from labkit.engine.generation import RunningAnswer
 from labkit.engine.sampling import TokenLogprobs
 from labkit.service import log
-from labkit.service.errors import FAILED, as_api_error
+from labkit.service.errors import FAILED, as_api_error, stopping
+from labkit.service.media import in_thread
 from labkit.service.options import ServiceOptions
 
 MOST_FAILURES = 3
@@ -145,14 +146,14 @@ class Scheduler:
 
     async def prepare(self, make: Callable[[], Any]) -> Any:
         """Run ``make`` in the one thread that may tokenize."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, make)
+        return await in_thread(self._preparing, make)
 
     def submit(self, answer: RunningAnswer, index: int, deadline: float, events: asyncio.Queue[Event]) -> Job:
         """Queue a prepared answer; what comes of it is put into ``events``."""
         job = Job(answer, index, deadline, events)
         with self._wake:
             if self._stopping:
-                raise ApiError("the service is being stopped", 503, code="stopping")
+                raise stopping()
             if not self._jobs and not self._new:
                 self._progress = time.monotonic()
             self._new.append(job)
@@ -182,7 +183,7 @@ class Scheduler:
             finally:
                 self._progress = time.monotonic()
         for job in [*self._jobs.values(), *self._new]:
-            self._end(job, ApiError("the service is being stopped", 503, code="stopping"))
+            self._end(job, stopping())
 
     def _take_orders(self) -> bool:
         """Wait for something to do; False when the service stops."""

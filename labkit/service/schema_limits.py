@@ -1,6 +1,7 @@
 """JSON schemas made narrower, so that an answer comes to its end: what fits the narrow one fits the given one.
 
-Small models add properties and letters for as long as they may, and llguidance lets them: it has no limit of its own.
+Small models add properties and letters for as long as they may, and llguidance 1.9 lets them: ``x-guidance`` takes no
+length (``max_length``, ``maxLength`` and ``max_tokens`` are unknown fields to it), and a rule's ``max_tokens`` cuts JSON.
 Only what a schema leaves open is narrowed (an explicit ``additionalProperties`` or limit stays), and the service's
 README says so.
 """
@@ -27,7 +28,7 @@ def _narrowed(schema: Any, limit: int) -> Any:
     if not isinstance(schema, dict):
         return schema
     narrow = {
-        key: {name: _narrowed(inner, limit) for name, inner in value.items()}
+        key: {name: _narrowed(part, limit) for name, part in value.items()}
         if key in _OF_SCHEMAS and isinstance(value, dict)
         else value
         if key in _AS_IS

@@ -247,4 +247,8 @@ def _is_tag(steps: list[str], at: int) -> bool:
         return step in ("text", "parts", "word", "named")
     if before == "response_format":
         return step != "type"
-    return before.isdigit() and "content" in steps[:at] and step in ("text", "image_url", "input_audio")
+    return (
+        before.isdigit()
+        and "content" in steps[:at]
+        and step in ("text", "image_url", "input_audio", "refusal")
+    )

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
 
@@ -16,7 +15,11 @@ from labkit.common.formats import format_bytes, format_seconds
 from labkit.service import log
 from labkit.service.app import build_app
 from labkit.service.backend import Backend, EngineBackend
+from labkit.service.connections import ACCEPTED_AT_ONCE, with_limits
 from labkit.service.options import ServiceOptions
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
 
 
 def serve(
@@ -58,23 +61,40 @@ def serve(
 def run(backend: Backend, options: ServiceOptions, listener: socket.socket) -> None:
     """Serve a backend at a socket that is bound already."""
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            log.info(f"FastAPI server started at {url_of(listener)}")
-
-    config = uvicorn.Config(
-        build_app(backend, options),
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        timeout_graceful_shutdown=max(int(options.grace_s), 1),
-    )
+    log.take_over_libraries()
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, and then raises the signal once more
     with contextlib.suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listener])
+        Server(backend, options, listener).run(sockets=[listener])
     log.info("The service has stopped")
+
+
+class Server(uvicorn.Server):
+    """uvicorn before a backend, at a socket that is bound already, with the service's limits."""
+
+    def __init__(self, backend: Backend, options: ServiceOptions, listener: socket.socket):
+        self._listener = listener
+        super().__init__(
+            uvicorn.Config(
+                build_app(backend, options),
+                http=with_limits(options),
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                server_header=False,
+                backlog=ACCEPTED_AT_ONCE,
+                timeout_graceful_shutdown=max(int(options.grace_s), 1),
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        # asyncio has one number for what it accepts at once and for what the system lets wait; more may wait.
+        self._listener.listen(BACKLOG)
+        log.info(f"FastAPI server started at {url_of(self._listener)}")
 
 
 @contextlib.contextmanager

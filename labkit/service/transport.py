@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,14 +13,23 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from labkit.common.errors import ApiError
+from labkit.service.errors import stopping
 from labkit.service.options import ServiceOptions
+from labkit.service.replies import error_text
 
 T = TypeVar("T")
 SEND_S = 60.0
 """Seconds that a client may take to read one piece of a stream."""
+LAST_WORDS_S = 1.0
+"""Seconds that a client may take to read why its stream ends before the answer does."""
 DRAIN_BYTES = 256 * 2**20
 """How much of a body over the limit is read and dropped, so that its sender gets to read the answer."""
 SMALL_BODY = 64 * 2**10
+"""Bytes up to which a body is always read, and parsed at once."""
+BODIES_AT_A_TIME = 8
+"""How many of the largest bodies the service holds at a time."""
+MAX_VALUES = 2**18
+"""Values of a JSON document, at most: each takes some time and memory, and the event loop waits meanwhile."""
 _DOCUMENT = TypeAdapter(Any)
 
 
@@ -28,11 +37,45 @@ class ClientGoneError(Exception):
     """The client went away: nobody reads the answer."""
 
 
-async def read_document(request: Request, options: ServiceOptions) -> Any:
-    """The JSON of a request's body.
+class Bodies:
+    """The bytes of all bodies that are held now, bounded together."""
+
+    def __init__(self, options: ServiceOptions):
+        self._limit = BODIES_AT_A_TIME * options.max_body_bytes
+        self.held = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[Callable[[int], None]]:
+        """Gives what counts a body's bytes as they come; they are held until the block ends.
+
+        Raises:
+            ApiError: 429, from the function: other bodies hold too much.
+        """
+        mine = 0
+
+        def count(size: int) -> None:
+            nonlocal mine
+            mine += size
+            self.held += size
+            if self.held > self._limit and mine > SMALL_BODY:
+                raise ApiError(
+                    "the service is busy with other large requests; try again later",
+                    429,
+                    code="queue_full",
+                    headers={"Retry-After": "2", "Connection": "close"},
+                )
+
+        try:
+            yield count
+        finally:
+            self.held -= mine
+
+
+async def read_document(request: Request, options: ServiceOptions, count: Callable[[int], None]) -> Any:
+    """The JSON of a request's body, whose bytes are counted as they come.
 
     Raises:
-        ApiError: not JSON by its type (415) or content, too large (413), too slow (408).
+        ApiError: not JSON by its type (415) or content, too large (413), too slow (408), too much at a time (429).
         ClientGoneError: half a body.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -40,7 +83,7 @@ async def read_document(request: Request, options: ServiceOptions) -> Any:
         raise ApiError("the body's Content-Type must be application/json", 415, code="unsupported_media_type")
     try:
         async with asyncio.timeout(options.body_s):
-            body = await _read(request, options.max_body_bytes)
+            body = await _read(request, options.max_body_bytes, count)
     except TimeoutError:
         raise ApiError(f"the body was not there within {options.body_s:g} s", 408, code="timeout") from None
     except ClientDisconnect:
@@ -50,11 +93,12 @@ async def read_document(request: Request, options: ServiceOptions) -> Any:
     return await asyncio.to_thread(parse_json, body)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, count: Callable[[int], None]) -> bytes:
     body, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= limit:
+            count(len(chunk))
             body += chunk
         elif size > limit + DRAIN_BYTES:
             break
@@ -71,11 +115,15 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """A JSON document; depth is limited, and numbers are too.
+    """A JSON document; its depth is limited, and so are its numbers and the number of its values.
 
     Raises:
         ApiError: what is wrong, without quoting the body.
     """
+    if body.count(b",") > MAX_VALUES:  # in strings too, but no context holds a text with so many
+        raise ApiError(
+            f"the body has more than {MAX_VALUES:,} values, counted by their commas", code="too_many_values"
+        )
     try:
         return _DOCUMENT.validate_json(body)
     except ValidationError as error:
@@ -131,6 +179,7 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._lines, self._close, self._on_gone = lines, close, on_gone
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
@@ -142,16 +191,32 @@ class EventStream(Response):
                 sending.cancel()
             with suppress(asyncio.CancelledError, TimeoutError, OSError):
                 await sending
+        except asyncio.CancelledError:  # uvicorn cancels what still runs at the end of --grace
+            sending.cancel()
+            await asyncio.wait({sending})
+            await self._end(send)
         finally:
             sending.cancel()
             gone.cancel()
             self._close()
 
+    async def _end(self, send: Send) -> None:
+        """Tell the reader of a stream that it is not finished."""
+        if not self._begun:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                for line in (error_text(stopping().body()), "[DONE]"):
+                    await self._send_line(send, line)
+                await send({"type": "http.response.body", "body": b""})
+
     async def _send(self, send: Send) -> None:
+        self._begun = True
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for line in self._lines:
             async with asyncio.timeout(SEND_S):
-                await send(
-                    {"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True}
-                )
+                await self._send_line(send, line)
         await send({"type": "http.response.body", "body": b""})
+
+    async def _send_line(self, send: Send, line: str) -> None:
+        await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})

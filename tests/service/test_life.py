@@ -17,24 +17,15 @@ import httpx
 import psutil
 import pytest
 import tiny_models
-from service_tools import CHAT, body, image_part, running, screen, streamed
+from service_tools import CHAT, body, image_part, reader, running, screen, streamed
 
 from labkit.common.errors import LabError
 from labkit.engine.batching import Batch
-from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
-from labkit.models.processors import TemplateProcessor
-from labkit.models.spec import ModelSpec
 from labkit.service.options import ServiceOptions
 
 LONG = {"max_tokens": 200}
 STEP_S = 0.02
-
-
-def reader():
-    return Engine(
-        tiny_models.llama(), TemplateProcessor(tiny_models.tokenizer()), spec=ModelSpec("tiny", ".")
-    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +59,7 @@ def raw(service, asked):
     connection = socket.create_connection((place.host, place.port))
     sent = json.dumps(asked).encode()
     connection.sendall(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         + f"Content-Length: {len(sent)}\r\n\r\n".encode()
         + sent
     )
@@ -335,15 +326,26 @@ def test_the_key_is_asked_for_and_compared():
             service.post(),
             service.http.post(CHAT, json=body(), headers={"Authorization": "Bearer x"}),
         )
-        for refused in (missing, wrong, service.http.get("/v1/models")):
+        closed = ("/v1/models", "/status", "/metrics", "/screen.png", "/nothing")
+        for refused in (missing, wrong, *map(service.http.get, closed), service.http.head("/status")):
             assert refused.status_code == 401
-            assert refused.json()["error"]["code"] == "invalid_api_key"
+            assert refused.request.method == "HEAD" or refused.json()["error"]["code"] == "invalid_api_key"
             assert "sesame" not in refused.text
         right = {"Authorization": "Bearer sesame"}
         assert service.http.post(CHAT, json=body(max_tokens=2), headers=right).status_code == 200
         odd = {"Authorization": "Bearer é".encode()}
         assert service.http.get("/v1/models", headers=odd).status_code == 401
-        for path in ("/health", "/ready", "/metrics", "/", "/docs", "/openapi.json"):
+        assert service.http.get("/status", headers=right).json()["ready"]
+        assert service.http.get("/metrics", headers=right).status_code == 200
+        for path in (
+            "/health",
+            "/ready",
+            "/",
+            "/page.js",
+            "/docs",
+            "/docs-assets/swagger-ui.css",
+            "/openapi.json",
+        ):
             assert service.http.get(path).status_code == 200
 
 

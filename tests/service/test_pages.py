@@ -6,7 +6,7 @@ import time
 import pytest
 from browsing import browser_needed, page
 from prometheus_client.parser import text_string_to_metric_families
-from service_tools import CHAT, running
+from service_tools import CHAT, running, screen
 
 import labkit
 
@@ -61,13 +61,49 @@ def test_the_page_asks_for_a_key_where_one_is_needed():
         page() as tab,
     ):
         tab.goto(service.url)
-        tab.wait_for_selector("#state.ready", timeout=20_000)
+        tab.wait_for_selector("#key:visible", timeout=20_000)
+        assert tab.inner_text("#state") == "API key needed"
+        assert tab.inner_text("#plan") == ""
         tab.click("#send")
-        tab.wait_for_selector("#key:visible")
+        tab.wait_for_selector("#answer.bad")
         assert "API key" in tab.inner_text("#answer")
         tab.fill("#key", "sesame")
+        tab.wait_for_selector("#state.ready", timeout=20_000)
+        tab.wait_for_selector("#screen:visible")
         tab.click("#send")
         tab.wait_for_selector("#cost:not(:empty)", timeout=30_000)
+
+
+@browser_needed
+def test_the_page_fits_a_phone(service):
+    with page(width=390, height=844) as tab:
+        tab.goto(service.url)
+        tab.wait_for_selector("#parts tr", timeout=20_000)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        right = tab.evaluate(
+            "Math.max(...[...document.querySelectorAll('#plan-panel td')].map((e) => e.getBoundingClientRect().right))"
+        )
+        assert right <= 390
+
+
+@browser_needed
+def test_a_broken_picture_does_not_leave_the_screen_before_it(service, tmp_path):
+    broken, whole = tmp_path / "broken.png", tmp_path / "whole.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
+    screen().save(whole)
+    with page() as tab:
+        tab.goto(service.url)
+        tab.wait_for_selector("#screen:visible", timeout=20_000)
+        tab.set_input_files("#image", broken)
+        tab.wait_for_selector("#screen", state="hidden")
+        assert "cannot show" in tab.inner_text("#drop")
+        with tab.expect_request("**/chat/completions") as asked:
+            tab.click("#send")
+        assert "image_url" not in asked.value.post_data
+        tab.wait_for_selector("#send:enabled", timeout=30_000)
+        tab.set_input_files("#image", whole)
+        tab.wait_for_selector("#screen:visible")
+        assert "Drop a screenshot" in tab.evaluate("document.getElementById('drop').textContent")
 
 
 @browser_needed

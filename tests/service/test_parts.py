@@ -12,6 +12,7 @@ from labkit.common.errors import ApiError, LabError, MediaError
 from labkit.service import remote
 from labkit.service.arguments import add_service_arguments, options_of
 from labkit.service.choice import ChoiceReader, thinks_apart
+from labkit.service.conversation import lab_messages
 from labkit.service.options import API_KEY_VARIABLE, ServiceOptions
 from labkit.service.reasoning import ReasoningSplitter, TagFilter
 from labkit.service.remote import RemoteImages, public_address
@@ -339,3 +340,17 @@ def test_the_arguments_defaults_are_the_options(monkeypatch):
 def test_several_gpus_need_vllm():
     with pytest.raises(LabError, match="--engine vllm"):
         options_of(parsed("--tensor-parallel-size", "2"))
+
+
+def test_an_assistant_that_only_refused_is_remembered():
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]},
+        {"role": "assistant", "refusal": "not this", "content": "Yes."},
+    ]
+    request = read_request({"model": "x", "messages": messages})
+    made = [message["content"] for message in lab_messages(request.messages, {})]
+    assert made == ["hi", "No.", [{"type": "text", "text": "Never."}], "Yes."]
+    with pytest.raises(ApiError, match="content, a refusal or tool_calls"):
+        read_request({"model": "x", "messages": [{"role": "assistant", "refusal": None}]})

@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 from service_tools import running, streamed
 
+from labkit.engine.detokenize import StopMatcher
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
 from labkit.engine.sampling import Sampler
@@ -19,8 +20,8 @@ NEUTRAL = "the service failed; its log says more"
 @pytest.fixture(scope="module")
 def service():
     engine = Engine(*tiny_models.pocket(), spec=ModelSpec("tiny", "."))
-    with running(engine, streams=8) as one:
-        yield one
+    with running(engine, streams=8) as shared:
+        yield shared
 
 
 def good(service, number):
@@ -61,7 +62,7 @@ def test_a_grammar_that_no_answer_fits_is_refused(service):
     assert "no answer fits it" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("stage", ["prefill", "accept", "event"])
+@pytest.mark.parametrize("stage", ["prefill", "sample", "accept", "detokenize", "event"])
 def test_a_fault_in_one_answer_tells_its_client_nothing_but_that(service, stage, monkeypatch, capfd):
     def marked(sampler):
         return sampler.settings.presence_penalty == 1.25
@@ -85,6 +86,24 @@ def test_a_fault_in_one_answer_tells_its_client_nothing_but_that(service, stage,
             accept(self, token)
 
         monkeypatch.setattr(Sampler, "accept", fails)
+    elif stage == "sample":
+        adjusted = Sampler._adjusted
+
+        def fails(self, logits):
+            if marked(self):
+                raise RuntimeError(SECRET)
+            return adjusted(self, logits)
+
+        monkeypatch.setattr(Sampler, "_adjusted", fails)
+    elif stage == "detokenize":
+        push = StopMatcher.push
+
+        def fails(self, text):
+            if "never written" in self._stop:
+                raise RuntimeError(SECRET)
+            return push(self, text)
+
+        monkeypatch.setattr(StopMatcher, "push", fails)
     else:
         from labkit.service import scheduler
 
@@ -96,12 +115,58 @@ def test_a_fault_in_one_answer_tells_its_client_nothing_but_that(service, stage,
             return event(index, answer, text)
 
         monkeypatch.setattr(scheduler, "_event", fails)
-    response = beside_seven(service, presence_penalty=1.25)
+    response = beside_seven(service, presence_penalty=1.25, stop=["never written"])
     assert response.status_code == 500
     assert response.json()["error"]["message"] == NEUTRAL
     log = capfd.readouterr().out
     assert "an answer failed: RuntimeError" in log
     assert SECRET not in log
+
+
+@pytest.mark.parametrize("stage", ["decode", "settings", "events", "choice"])
+def test_a_fault_around_the_engine_tells_its_client_nothing_but_that(service, stage, monkeypatch, capfd):
+    from labkit.service import chat, media, writing
+
+    holder, name = {
+        "decode": (media, "lab_messages"),
+        "settings": (chat, "settings_of"),
+        "events": (chat.Completion, "news"),
+        "choice": (writing, "_choice"),
+    }[stage]
+    plain = getattr(holder, name)
+
+    def fails(first, *arguments):
+        request = getattr(first, "request", first)
+        if request.presence_penalty == 1.25 if hasattr(request, "messages") else request[0].content == SECRET:
+            raise RuntimeError(SECRET)
+        return plain(first, *arguments)
+
+    monkeypatch.setattr(holder, name, fails)
+    response = beside_seven(service, presence_penalty=1.25)
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == NEUTRAL
+    log = capfd.readouterr().out
+    assert ": RuntimeError in fails:" in log
+    assert SECRET not in log
+
+
+def test_a_fault_while_a_stream_is_written_ends_that_stream_only(service, monkeypatch, capfd):
+    from labkit.service import writing
+
+    chunk = writing._chunk
+
+    def fails(completion, index, delta, *arguments, **options):
+        if completion.request.presence_penalty == 1.25 and delta.get("content"):
+            raise RuntimeError(SECRET)
+        return chunk(completion, index, delta, *arguments, **options)
+
+    monkeypatch.setattr(writing, "_chunk", fails)
+    response = beside_seven(service, presence_penalty=1.25, stream=True)
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert NEUTRAL in response.text
+    log = capfd.readouterr().out
+    assert "a stream failed: RuntimeError" in log
+    assert SECRET not in log + response.text
 
 
 def test_a_failed_step_tells_each_client_a_neutral_500(service, monkeypatch, capfd):

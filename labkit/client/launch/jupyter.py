@@ -42,6 +42,7 @@ def setup() -> dict[str, Any]:
             model,
         ],
         "port": port,
+        "request_headers_override": {"Host": f"localhost:{port}"},  # not the name that Jupyter is called by
         "timeout": 120,
         "new_browser_tab": True,
         "launcher_entry": {"title": "labkit service", "icon_path": str(ICON), "category": "Notebook"},

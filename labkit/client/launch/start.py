@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -48,6 +49,7 @@ class Service:
         self.port, self.url, self.pid = record.port, record.url, record.pid
         self.base_url = f"{record.url}/v1"
         self.log = Path(record.log)
+        self._api_key = os.environ.get(API_KEY_VARIABLE)
 
     def __repr__(self) -> str:
         return f"<Service {self.url}: {self.state.name}>"
@@ -90,7 +92,7 @@ class Service:
         Raises:
             LaunchError: the service does not answer.
         """
-        status, facts = _ask(self.url, "/status")
+        status, facts = _ask(self.url, "/status", api_key=self._api_key)
         if status != 200:
             raise LaunchError(f"the service at {self.url} does not answer: {self.state.sentence}")
         return facts
@@ -209,7 +211,9 @@ def _spawn(request: Request) -> Service:
         process.kill()
         process.wait()
         raise
-    return Service(record, process)
+    service = Service(record, process)
+    service._api_key = request.key or service._api_key
+    return service
 
 
 def check_port(port: int, least: int = 1) -> int:
@@ -257,12 +261,14 @@ def _created(process: subprocess.Popen) -> float:
         return time.time()
 
 
-def _ask(url: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int | None, dict[str, Any]]:
+def _ask(
+    url: str, path: str, timeout_s: float = ANSWER_S, api_key: str | None = None
+) -> tuple[int | None, dict[str, Any]]:
     """Status and JSON body of the answer; the status is None without an answer. Ignores proxy variables."""
     address = urlsplit(url)
     with closing(http.client.HTTPConnection(address.hostname, address.port, timeout=timeout_s)) as connection:
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {api_key}"} if api_key else {})
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError):

@@ -19,11 +19,11 @@ from starlette.responses import Response
 
 from labkit.common.errors import ApiError
 from labkit.service import log
-from labkit.service.conversation import check_media, fetch_images, lab_messages
+from labkit.service.conversation import check_media
 from labkit.service.errors import as_api_error
+from labkit.service.media import Media
 from labkit.service.metrics import Metrics
 from labkit.service.options import ServiceOptions
-from labkit.service.remote import RemoteImages
 from labkit.service.replies import error_text
 from labkit.service.schemas import ChatRequest, read_request
 from labkit.service.transport import EventStream, unless_gone
@@ -65,7 +65,7 @@ class VllmBackend:
         self._held = 0
         self._on_ready = on_ready or (lambda: None)
         self._http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=None, transport=transport)
-        self._remote = RemoteImages() if options.allow_remote_images else None
+        self._media = Media(options)
         self._warming: asyncio.Task | None = None
         self.metrics.watch(
             lambda: min(self._held, options.streams), lambda: max(self._held - options.streams, 0), lambda: 0
@@ -85,8 +85,7 @@ class VllmBackend:
         """Let go of connections."""
         self._warming.cancel()
         await self._http.aclose()
-        if self._remote is not None:
-            await self._remote.close()
+        await self._media.close()
 
     async def _warm_up(self) -> None:
         while self.trouble is None:
@@ -133,12 +132,9 @@ class VllmBackend:
 
     async def _translate(self, asked: ChatRequest, document: dict[str, Any]) -> dict[str, Any]:
         """vLLM's form; media are decoded once here, so that what is broken is refused in the same words."""
-        fetched = await fetch_images(asked.messages, self._remote)
-
-        def translate() -> dict[str, Any]:
-            return translated(asked, document, self.options, lab_messages(asked.messages, fetched))
-
-        return await asyncio.to_thread(translate)
+        fetched = await self._media.fetch(asked.messages)
+        async with self._media.decoded(asked.messages, fetched, self._seconds(asked)) as decoded:
+            return await asyncio.to_thread(translated, asked, document, self.options, decoded)
 
     async def _whole(self, asked: ChatRequest, body: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
@@ -179,10 +175,10 @@ class VllmBackend:
                         begun = True
                         yield json.dumps(made, ensure_ascii=False)
         except Exception as error:
-            told = self._unreachable(error) if isinstance(error, httpx.HTTPError) else as_api_error(error)
+            reason = self._unreachable(error) if isinstance(error, httpx.HTTPError) else as_api_error(error)
             if not begun:
-                raise told from None
-            yield error_text(told.body())
+                raise reason from None
+            yield error_text(reason.body())
         self._count(usage, started)
         yield "[DONE]"
 
@@ -212,7 +208,10 @@ class VllmBackend:
         return release
 
     def _deadline(self, asked: ChatRequest) -> Any:
-        return _Deadline(min(asked.timeout or self.options.timeout_s, self.options.timeout_s))
+        return _Deadline(self._seconds(asked))
+
+    def _seconds(self, asked: ChatRequest) -> float:
+        return min(asked.timeout or self.options.timeout_s, self.options.timeout_s)
 
     def _unreachable(self, error: Exception) -> ApiError:
         log.warning(f"vLLM does not answer: {type(error).__name__}")

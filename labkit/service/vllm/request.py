@@ -88,6 +88,8 @@ def _messages(
     made = []
     for message, loaded in zip(messages, decoded):
         content = message.get("content")
+        if content is None:
+            content = message.get("refusal")
         if isinstance(content, list) and isinstance(loaded["content"], list):
             content = [_part(part, media) for part, media in zip(content, loaded["content"])]
         made.append({"role": message["role"], "content": content or ""})
@@ -99,6 +101,8 @@ def _messages(
 
 
 def _part(part: Mapping[str, Any], loaded: Mapping[str, Any]) -> Mapping[str, Any]:
+    if part["type"] == "refusal":
+        return {"type": "text", "text": part["refusal"]}
     if loaded["type"] == "image":
         data = base64.b64encode(to_png(loaded["image"])).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
