@@ -24,7 +24,6 @@ from labkit.engine.generation import Generation, RunningAnswer
 from labkit.engine.grammar import Grammar, Grammars
 from labkit.engine.kv_cache import keeping_of
 from labkit.engine.sampling import Sampler, SamplingSettings
-from labkit.engine.step_gpu.captured import forward_of
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.quantization.logits import keep_logits_
@@ -216,7 +215,7 @@ class Engine:
 
     @cached_property
     def _forward(self) -> Forward:
-        return forward_of(self.model, keeping_of(getattr(self.plan, "runtime", None)))
+        return Forward(self.model, keeping_of(getattr(self.plan, "runtime", None)))
 
     @property
     def forward(self) -> Forward:

@@ -188,7 +188,7 @@ def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[
             if batch.active:
                 row = batch.active[0].row
                 most = max(most, batch.cache_bytes)
-                predicted = max(predicted, engine.forward.room(row) * anatomy.kv_cache_bytes_per_token())
+                predicted = max(predicted, row.cache.room * anatomy.kv_cache_bytes_per_token())
         if index >= timing.warmup:
             answers.append(request.result())
     tokens = [seconds for answer in answers for seconds in answer.token_times_s[1:]]

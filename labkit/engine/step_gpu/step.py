@@ -82,8 +82,8 @@ class KernelOperations:
         self._scales = torch.zeros(64, dtype=SCALE_DTYPE, device=device)  # and those of scales
         self._kept = {"WINDOW": keeping.window or 0, "SINKS": SINKS}
         heads = (rows, decoder.heads)
-        self._acc = torch.empty(*heads, SHARES, decoder.head_dim, device=device)
-        self._stats = torch.empty(2, *heads, SHARES, device=device)
+        self._acc = torch.empty(*heads, SHARES, decoder.head_dim, dtype=torch.float32, device=device)
+        self._stats = torch.empty(2, *heads, SHARES, dtype=torch.float32, device=device)
 
     def addresses(self, cache: Storage) -> tuple[int, int]:
         """Where a cache's numbers and its scales begin, as `state` has them; 0 for scales that are not there."""

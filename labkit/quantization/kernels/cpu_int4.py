@@ -114,12 +114,15 @@ def dequantize_turned(
         return dequantize_turned_reference(packed, scale_zero, group_size, block, dtype)
     scale_zero = scale_zero.contiguous()
     channels, columns = packed.shape[0], packed.shape[1] * 2
-    out = torch.empty(columns, channels, dtype=dtype)
+    out = torch.empty(columns, channels, dtype=dtype, device="cpu")
     linear = native.Linear(
         type=native.INT4, out=channels, in_=columns, group=group_size, block=block, stride=channels,
-        weight=packed.data_ptr(), scale=scale_zero.data_ptr(),
+        weight=native.pointer(packed, torch.uint8, channels, columns // 2),
+        scale=native.pointer(scale_zero, torch.bfloat16, columns // group_size, channels, 2),
     )  # fmt: skip
-    library.dequantize(linear, out.data_ptr(), _TYPES[dtype], torch.get_num_threads())
+    library.dequantize(
+        linear, native.pointer(out, dtype, columns, channels), _TYPES[dtype], torch.get_num_threads()
+    )
     return out
 
 

@@ -18,8 +18,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.common.errors import NativeError
+
+if TYPE_CHECKING:
+    import torch
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")
@@ -120,6 +124,25 @@ def library() -> Library:
     if isinstance(result, NativeError):
         raise result
     return result
+
+
+def pointer(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """The address of a tensor that a function of the library reads or writes: it knows neither its dtype nor its size.
+
+    Raises:
+        ValueError: the tensor is not what the function takes for granted.
+    """
+    if (
+        tensor.dtype != dtype
+        or tensor.shape != shape
+        or tensor.device.type != "cpu"
+        or not tensor.is_contiguous()
+    ):
+        raise ValueError(
+            f"the compiled library wants {dtype} {list(shape)} in one piece on the CPU, not {tensor.dtype} "
+            f"{list(tensor.shape)} on {tensor.device}"
+        )
+    return tensor.data_ptr()
 
 
 @contextmanager
