@@ -27,6 +27,7 @@ from labkit.engine.sampling import Sampler, SamplingSettings
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.quantization.logits import keep_logits_
+from labkit.quantization.torch_state import guarded
 
 __all__ = ["Engine", "Generation", "Messages"]
 
@@ -127,6 +128,7 @@ class Engine:
         """A new batch of this engine, for answers that :meth:`request` gives."""
         return Batch(self.forward, self.device, rows, decode_share)
 
+    @guarded
     def request(
         self,
         messages: Messages,
@@ -178,6 +180,7 @@ class Engine:
         answer.generation.prepare_s = time.perf_counter() - started
         return answer
 
+    @guarded
     def prepare(self, messages: Messages, enable_thinking: bool = False) -> dict[str, torch.Tensor]:
         """Model inputs for one conversation, on the CPU: ``input_ids [1, L]`` and what its media need.
 

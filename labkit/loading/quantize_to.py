@@ -22,6 +22,7 @@ from labkit.loading.save import check_space, check_target, save
 from labkit.models.spec import ModelSpec
 from labkit.plans.finished import WorkFolder
 from labkit.plans.plan import QuantizationPlan, as_plan
+from labkit.quantization.torch_state import guarded
 
 TEXT_TOKENS = 512  # length of a calibration sequence, unless the model's context is shorter
 
@@ -68,6 +69,7 @@ class Made:
     continued: int
 
 
+@guarded
 def quantize_to(
     model: str | Path | ModelSpec,
     plan: str | Path | QuantizationPlan,
@@ -128,6 +130,7 @@ def quantize_to(
     return Made(folder, engine, work.found)
 
 
+@guarded
 def text_batches(
     tokenizer: Any, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
 ) -> list[dict[str, torch.Tensor]]:

@@ -22,6 +22,7 @@ from labkit.measure.cost import peak_memory, start_peak
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
+from labkit.quantization.torch_state import guarded
 from labkit.results import summary
 from labkit.results.context import ContextGrowth
 from labkit.results.folders import RecordFolder
@@ -52,6 +53,7 @@ class Timing:
     new_tokens: int = 24
 
 
+@guarded
 def measure_growth(
     model: str | os.PathLike,
     plans: Sequence[str | os.PathLike | QuantizationPlan],

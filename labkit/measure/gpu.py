@@ -16,6 +16,7 @@ from labkit.engine.step import Row
 from labkit.engine.step_gpu.captured import CapturedStep
 from labkit.measure.speed import bandwidth
 from labkit.plans.quantize import weights_bytes
+from labkit.quantization.torch_state import guarded
 from labkit.results.gpu import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
 
 COPY_BYTES = 2**31
@@ -42,6 +43,7 @@ class GpuBench:
         self._device = engine.device
         self._layers, self._vocabulary = config.num_hidden_layers, config.vocab_size
 
+    @guarded
     @torch.inference_mode()
     def run(
         self, batches: Sequence[int], contexts: Sequence[int], prompts: Sequence[int], screenshot: int

@@ -21,6 +21,7 @@ from labkit.models import get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
+from labkit.quantization.torch_state import guarded
 from labkit.results.folders import RecordFolder
 from labkit.results.record import Record
 
@@ -64,6 +65,7 @@ class Perplexities(Record):
         return pandas.DataFrame(self.rows()).set_index("plan")
 
 
+@guarded
 def compare_perplexity(
     model: str | os.PathLike,
     plans: str | Sequence[str | os.PathLike] = PERPLEXITY_PLANS,

@@ -6,11 +6,13 @@ from typing import Any
 
 from labkit import phonetap
 from labkit.common.actions import format_action
+from labkit.quantization.torch_state import guarded
 
 MAX_NEW_TOKENS = {False: 128, True: 320}
 """Enough for every PhoneTap answer without and with thinking; an answer cut off here does not parse."""
 
 
+@guarded
 def evaluate(
     engine: Any,
     items: Sequence[Any],

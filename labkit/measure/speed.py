@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from labkit.quantization import Scheme, get_scheme
+from labkit.quantization.torch_state import guarded
 
 BUFFER_BYTES = 128 * 2**20
 """Larger than a processor's caches, so that memory is measured."""
@@ -29,6 +30,7 @@ def median_s(run: Callable[[], object], device: str = "cpu", repeats: int = 7) -
     return statistics.median(spent)
 
 
+@guarded
 def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
     """Bytes a second that memory moves in a copy, which reads and writes each byte once."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -36,6 +38,7 @@ def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
     return 2 * size / median_s(lambda: target.copy_(source), device)
 
 
+@guarded
 def flops(device: str = "cpu", side: int = 1024) -> float:
     """Operations a second of a square matrix product (2 * side³ operations), in fp32 or bf16, whichever is faster."""
     spent = []
@@ -46,6 +49,7 @@ def flops(device: str = "cpu", side: int = 1024) -> float:
     return 2 * side**3 / min(spent)
 
 
+@guarded
 @torch.no_grad()
 def products(
     schemes: Sequence[str | Scheme] | Mapping[str, Scheme],
