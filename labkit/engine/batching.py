@@ -165,7 +165,11 @@ class Batch:
             if not stays:
                 answer.row = None
         self.active = [answer for answer, stays in zip(self.active, kept) if stays]
-        self._next = self._next[torch.tensor(kept, device=self._next.device)] if self.active else None
+        self._next = (
+            self._next[torch.tensor(kept, dtype=torch.bool, device=self._next.device)]
+            if self.active
+            else None
+        )
 
 
 class TextStream(Iterator[str]):

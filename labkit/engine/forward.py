@@ -181,7 +181,7 @@ class Forward:
             return self._step_modules(rows, tokens, alone)
 
     def _divided(self, rows: Sequence[Row], tokens: Tensor, taken: Sequence[bool]) -> Tensor:
-        chosen = torch.tensor(taken, device=tokens.device)
+        chosen = torch.tensor(taken, dtype=torch.bool, device=tokens.device)
         parts = []
         for advance, mask in (self._step_own, chosen), (self._step_modules, ~chosen):
             share = [row for row, mine in zip(rows, mask.tolist()) if mine]

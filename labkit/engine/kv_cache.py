@@ -89,7 +89,7 @@ class Keeping:
 
     def slots(self, start: int, end: int) -> Tensor:
         """Where the tokens ``start`` to ``end`` - 1 are stored: a ring behind the sinks, if there is a window."""
-        tokens = torch.arange(start, end)
+        tokens = torch.arange(start, end, dtype=torch.int64, device="cpu")
         if self.window is None:
             return tokens
         return torch.where(tokens < SINKS, tokens, SINKS + (tokens - SINKS) % self.window)
@@ -210,8 +210,8 @@ def attend_band(query: Tensor, keys: Band, values: Band, scale: float | None) ->
         end = min(start + BLOCK, length)
         first = max(start - window + 1, 0)
         sinks = min(SINKS, first)
-        seen = torch.cat((torch.arange(sinks), torch.arange(first, end))).to(query.device)
-        own = torch.arange(start, end, device=query.device)[:, None]
+        numbers = torch.arange(end, dtype=torch.int64, device=query.device)
+        seen, own = torch.cat((numbers[:sinks], numbers[first:])), numbers[start:, None]
         mask = (seen <= own) & ((seen > own - window) | (seen < SINKS))
         k, v = (part.tensor[:, :, seen].repeat_interleave(groups, 1) for part in (keys, values))
         out = torch.nn.functional.scaled_dot_product_attention(

@@ -18,7 +18,6 @@ from labkit.common.errors import Interrupted, LabError, WorkerFailedError
 from labkit.common.machine import environment
 from labkit.common.process import module_command, run_workers
 from labkit.measure.job import Job, prepare
-from labkit.quantization.torch_state import guarded
 from labkit.results.comparison import Comparison
 from labkit.results.folders import RunFolder
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from labkit.plans.plan import QuantizationPlan
 
 
-@guarded
 def compare(
     model: str | os.PathLike = "pocket",
     plans: Sequence[str | os.PathLike | QuantizationPlan] | None = None,

@@ -208,11 +208,12 @@ def screenshot_inputs(
     patches = grid[0] * grid[1] * grid[2]
     image = patches // vision.spatial_merge_size**2
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    ids = torch.randint(min(10_000, config.image_token_id - 8), (1, tokens))
+    generator = torch.Generator("cpu").manual_seed(tokens)  # not the caller's
+    ids = torch.randint(min(10_000, config.image_token_id - 8), (1, tokens), generator=generator)
     ids[0, 8 : 8 + image] = config.image_token_id
     return {
         "input_ids": ids,
-        "pixel_values": torch.randn(patches, width),
+        "pixel_values": torch.randn(patches, width, generator=generator),
         "image_grid_thw": torch.tensor([grid]),
         "mm_token_type_ids": (ids == config.image_token_id).int(),
     }

@@ -42,9 +42,9 @@ def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
 def flops(device: str = "cpu", side: int = 1024) -> float:
     """Operations a second of a square matrix product (2 * side³ operations), in fp32 or bf16, whichever is faster."""
     spent = []
+    generator = torch.Generator(device).manual_seed(0)  # not the caller's
     for dtype in (torch.float32, torch.bfloat16):
-        left = torch.randn(side, side, device=device).to(dtype)
-        right = torch.randn(side, side, device=device).to(dtype)
+        left, right = torch.randn(2, side, side, dtype=dtype, device=device, generator=generator)
         spent.append(median_s(lambda left=left, right=right: left @ right, device))
     return 2 * side**3 / min(spent)
 
@@ -68,8 +68,8 @@ def products(
         resolved = [get_scheme(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]
         schemes = {scheme.name: scheme for scheme in resolved}
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(size[1], size[0], bias=False)
-    linear.weight.copy_(torch.randn(size, generator=generator) * 0.03)
+    linear = nn.Linear(size[1], size[0], bias=False, device="meta").to_empty(device="cpu")
+    linear.weight.normal_(0, 0.03, generator=generator)
     linear.to(device=device, dtype=dtype)
     timings: dict[str, list[tuple[int, float]]] = {}
     for name, scheme in schemes.items():

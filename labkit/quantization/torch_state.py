@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from inspect import isgeneratorfunction
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -40,11 +41,12 @@ class _DefaultDtype:
                     torch.set_default_dtype(torch.float32)
             self._inside += 1
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
             self._inside -= 1
-            # Where fp32 was the caller's, another value now is one that the caller's other threads have set since.
-            if not self._inside and self._callers != torch.float32:
+            # Where fp32 was the caller's and nothing failed, another value is one that the caller's other threads
+            # have set meanwhile.
+            if not self._inside and (kind is not None or self._callers != torch.float32):
                 torch.set_default_dtype(self._callers)
 
 
@@ -79,7 +81,10 @@ def default_torch_state() -> Iterator[None]:
 
 
 def guarded(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: the function runs in `default_torch_state`. For every function that a caller enters the lab by."""
+    """Decorator: the function, or each step of a generator, runs in `default_torch_state`. For every function that a
+    caller enters the lab by and that computes in the caller's process."""
+    if isgeneratorfunction(function):
+        return _guarded_generator(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -87,3 +92,29 @@ def guarded(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return call
+
+
+def _guarded_generator(function: Callable[P, T]) -> Callable[P, T]:
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[object]:
+        items = function(*args, **kwargs)
+        while True:
+            with default_torch_state():  # not while the caller has the item
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+
+    return call
+
+
+@contextmanager
+def num_threads(count: int | None) -> Iterator[None]:
+    """So many threads of torch within the context (None: as many as there are)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

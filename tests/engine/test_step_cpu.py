@@ -12,7 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2Fo
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward, modules_only
-from labkit.engine.step_cpu.compiled import COMPILED, CompiledStep, compiled_step
+from labkit.engine.step_cpu.compiled import COMPILED, TABLE_GROWTH, CompiledStep, compiled_step
 from labkit.engine.step_cpu.decoder import Weights
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
@@ -303,6 +303,73 @@ def test_a_replaced_or_watched_module_is_noticed_at_the_next_prompt(llama):
     forward.step([row], logits.argmax(-1))
     assert seen
     assert "watched" in forward.reason
+
+
+def test_the_compiled_step_returns_when_nobody_watches_any_more(llama):
+    forward = Forward(llama)
+    handle = llama.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    forward.prefill(prompt_of())
+    assert forward.own_step is None
+    handle.remove()
+    forward.prefill(prompt_of())
+    assert forward.own_step is not None
+
+
+def test_a_row_of_a_replaced_model_is_not_written_by_the_step_of_the_new_one(llama):
+    forward = Forward(llama)
+    row, logits = forward.prefill(prompt_of())
+    forward.step([row], logits.argmax(-1))
+    llama.to(torch.bfloat16)
+    forward.prefill(prompt_of())
+    assert forward.own_step is not None
+    assert not forward.own_step.takes(row)  # its cache is fp32: twice the bytes a value
+
+
+@pytest.mark.parametrize("token", [-1, 263, 2**40])
+def test_a_token_that_the_embedding_does_not_have_is_refused_before_anything_is_appended(llama, token):
+    forward = Forward(llama)
+    rows = [forward.prefill(prompt_of())[0] for _ in range(2)]
+    lengths = [row.length for row in rows]
+    with pytest.raises(IndexError, match=str(token)):
+        forward.step(rows, torch.tensor([3, token]))
+    assert [row.length for row in rows] == lengths
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(2, 3, dtype=torch.float16),
+        torch.empty(2, 2, dtype=torch.float32),
+        torch.empty(3, 2, dtype=torch.float32).T,
+        torch.empty(2, 3, dtype=torch.float32, device="meta"),
+    ],
+    ids=["dtype", "size", "strides", "device"],
+)
+def test_a_buffer_that_the_library_would_overrun_is_refused(tensor):
+    with pytest.raises(ValueError, match=r"wants torch.float32 \[2, 3\]"):
+        native.pointer(tensor, torch.float32, 2, 3)
+
+
+def test_scales_of_another_dtype_are_left_to_torch():
+    module, _ = linear("int8")
+    module.scale = module.scale.half()
+    with pytest.raises(LabError, match="where torch"):
+        Weights(torch.bfloat16).linear(module)
+
+
+def test_positions_beyond_the_table_do_not_move_those_of_rows_beside_them(llama):
+    """A row whose position is in the old table comes before one that makes it grow."""
+    forward = Forward(llama)
+    prompts = [{"input_ids": torch.arange(count)[None] % 250 + 3} for count in (20, TABLE_GROWTH)]
+    tokens = torch.tensor([5, 6])
+    alone = [
+        Forward(llama).step([forward.prefill(prompt)[0]], token[None])
+        for prompt, token in zip(prompts, tokens)
+    ]
+    rows = [forward.prefill(prompt)[0] for prompt in prompts]
+    forward.step(rows[:1], tokens[:1])
+    rows[0] = forward.prefill(prompts[0])[0]
+    assert torch.equal(forward.step(rows, tokens), torch.cat(alone))
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8-dynamic", "llm-int8"])

@@ -130,7 +130,9 @@ def describe_decoder(model: nn.Module) -> tuple[native.Model, Weights]:
         heads=layers[0].query.out // attention.head_dim,
         key_heads=layers[0].key.out // attention.head_dim,
         head_width=attention.head_dim,
-        rotary=rotate(decoder, torch.zeros(1, 1, dtype=torch.long), weights.dtype)[0].shape[-1],
+        rotary=rotate(decoder, torch.zeros(1, 1, dtype=torch.int64, device="cpu"), weights.dtype)[0].shape[
+            -1
+        ],
         interleaved=INTERLEAVED[type(first).__name__],
         inner=layers[0].down.in_,
         vocabulary=head.out_features,

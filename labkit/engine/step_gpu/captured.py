@@ -164,7 +164,7 @@ class _Step:
     def _upload(self, rows: list[tuple[int, ...]]) -> None:
         filling = self._entry(self._filling, 0)
         lines = [*rows, *[filling] * (self._size - len(rows))]
-        self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64).T)
+        self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64, device="cpu").T)
         self._known = rows
 
     def _entry(self, storage: Storage, position: int) -> tuple[int, ...]:

@@ -17,11 +17,9 @@ from labkit.measure.search.sensitivity import measure_sensitivity
 from labkit.measure.search.solver import Solver
 from labkit.models import get_spec
 from labkit.plans.plan import QuantizationPlan
-from labkit.quantization.torch_state import guarded
 from labkit.results.folders import RecordFolder
 
 
-@guarded
 def search_plan(
     model: str | os.PathLike = "pocket",
     *,

@@ -16,7 +16,6 @@ from labkit.measure.defaults import CANDIDATES
 from labkit.measure.job import check_count, lab_version
 from labkit.measure.probe import probe_of
 from labkit.quantization.shorthand import parse_candidates
-from labkit.quantization.torch_state import guarded
 from labkit.results.folders import RecordFolder
 from labkit.results.record import Record
 
@@ -68,7 +67,6 @@ class Sensitivity(Record):
         return sensitivity_heat_map(self.linears)
 
 
-@guarded
 def measure_sensitivity(
     model: str | os.PathLike = "pocket",
     schemes: str | Sequence[str] = CANDIDATES,
