@@ -75,10 +75,10 @@ class StopMatcher:
         if not self._stop:
             return text
         text = self._held + text
-        found = [at for at in (text.find(entry) for entry in self._stop) if at >= 0]
-        if found:
+        places = [place for place in (text.find(entry) for entry in self._stop) if place >= 0]
+        if places:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(places)]
         keep = max(_overlap(text, entry) for entry in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -73,8 +73,8 @@ class Engine:
             (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()),
             torch.float32,
         )
-        known = family_of(model.config.model_type).modalities
-        self.modalities = frozenset(getattr(processor, "modalities", known))
+        family = family_of(model.config.model_type)
+        self.modalities = frozenset(getattr(processor, "modalities", family.modalities))
         self.end_token_ids = _end_token_ids(model, self.tokenizer)
         text_config = model.config.get_text_config(decoder=True)
         self.max_length: int | None = getattr(text_config, "max_position_embeddings", None)
@@ -149,9 +149,9 @@ class Engine:
         try:
             settings = SamplingSettings(**options)
         except TypeError:
-            known = list(SamplingSettings.__dataclass_fields__)
-            unknown = sorted(set(options) - set(known))
-            raise LabError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}") from None
+            names = list(SamplingSettings.__dataclass_fields__)
+            unknown = sorted(set(options) - set(names))
+            raise LabError(f"unknown setting {', '.join(unknown)}; known: {', '.join(names)}") from None
         outside = [token for token in settings.logit_bias if token >= self.vocabulary]
         if outside:
             raise LabError(
@@ -233,7 +233,7 @@ class Engine:
 
 def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer, as the generation config, the config and the tokenizer say."""
-    found: set[int] = set()
+    ends: set[int] = set()
     sources = (
         getattr(model, "generation_config", None),
         model.config,
@@ -242,5 +242,5 @@ def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:
     )
     for source in sources:
         ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return frozenset(found)
+        ends.update([ids] if isinstance(ids, int) else ids or [])
+    return frozenset(ends)

@@ -18,7 +18,7 @@ window sees it too: token by token it attends to what it would have seen had it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -110,12 +110,19 @@ class Keeping:
 PLAIN = Keeping()
 
 
-def keeping_of(runtime: Any) -> Keeping:
-    """What a plan's `labkit.plans.plan.RuntimeOptions` mean for the cache (None: nothing)."""
+class CacheOptions(Protocol):
+    """What a plan's runtime options (`labkit.plans.plan.RuntimeOptions`) say of the cache."""
+
+    kv_cache: str | None
+    sliding_window: int | None
+
+
+def keeping_of(runtime: CacheOptions | None) -> Keeping:
+    """What a plan's runtime options mean for the cache (None: nothing)."""
     if runtime is None:
         return PLAIN
-    kept = runtime.kv_cache
-    return Keeping(DTYPES.get(kept), kept == "int8", runtime.sliding_window)
+    dtype = runtime.kv_cache
+    return Keeping(DTYPES.get(dtype), dtype == "int8", runtime.sliding_window)
 
 
 class Store:

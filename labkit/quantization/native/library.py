@@ -121,8 +121,8 @@ def library() -> Library:
     if _suspended.get():
         raise NativeError("the compiled library is set aside for a while")
     result = _library()
-    if isinstance(result, NativeError):
-        raise result
+    if isinstance(result, str):
+        raise NativeError(result)
     return result
 
 
@@ -156,12 +156,16 @@ def suspended() -> Iterator[None]:
 
 
 @cache
-def _library() -> Library | NativeError:
-    """The library, or the error that prevents it; determined once for each process."""
+def _library() -> Library | str:
+    """The library, or the reason why there is none; determined once for each process.
+
+    Not the error itself: each time it were raised, its traceback would grow by frames, and these hold every tensor
+    of the products that asked for the library.
+    """
     try:
         return _find()
     except NativeError as error:
-        return error
+        return str(error)
 
 
 def _find() -> Library:
