@@ -23,6 +23,7 @@ from torch import Tensor
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward
 from labkit.engine.generation import Generation, RunningAnswer
+from labkit.quantization.torch_state import guarded
 
 DECODE_SHARE = 0.25
 """The least share of the time that goes to rows which are being decoded while prompts wait."""
@@ -94,6 +95,7 @@ class Batch:
         elif answer in self.active:
             self._keep([entry is not answer for entry in self.active])
 
+    @guarded
     def step(self) -> list[Piece]:
         """Prefill one prompt, or add one token to every row. Returns what came of it.
 
@@ -163,7 +165,11 @@ class Batch:
             if not stays:
                 answer.row = None
         self.active = [answer for answer, stays in zip(self.active, kept) if stays]
-        self._next = self._next[torch.tensor(kept, device=self._next.device)] if self.active else None
+        self._next = (
+            self._next[torch.tensor(kept, dtype=torch.bool, device=self._next.device)]
+            if self.active
+            else None
+        )
 
 
 class TextStream(Iterator[str]):

@@ -98,7 +98,7 @@ class StopMatcher:
         if not self._stop:
             return text
         text = self._held + text
-        places = [at for at in (text.find(entry) for entry in self._stop) if at >= 0]
+        places = [place for place in (text.find(entry) for entry in self._stop) if place >= 0]
         if places:
             self.stopped, self._held = True, ""
             return text[: min(places)]

@@ -25,10 +25,11 @@ from labkit.engine.grammar import Grammar, Grammars
 from labkit.engine.kv_cache import keeping_of
 from labkit.engine.prompt_length import check_length, longest_token
 from labkit.engine.sampling import Sampler, SamplingSettings
-from labkit.engine.step_gpu.captured import forward_of
+from labkit.engine.trial import forward_of
 from labkit.models.families import family_of
 from labkit.models.spec import ModelSpec
 from labkit.quantization.logits import keep_logits_
+from labkit.quantization.torch_state import guarded
 
 __all__ = ["Engine", "Generation", "Messages"]
 
@@ -74,8 +75,8 @@ class Engine:
             (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()),
             torch.float32,
         )
-        known = family_of(model.config.model_type).modalities
-        self.modalities = frozenset(getattr(processor, "modalities", known))
+        family = family_of(model.config.model_type)
+        self.modalities = frozenset(getattr(processor, "modalities", family.modalities))
         self.end_token_ids = _end_token_ids(model, self.tokenizer)
         text_config = model.config.get_text_config(decoder=True)
         self.max_length: int | None = getattr(text_config, "max_position_embeddings", None)
@@ -129,6 +130,7 @@ class Engine:
         """A new batch of this engine, for answers that :meth:`request` gives."""
         return Batch(self.forward, self.device, rows, decode_share)
 
+    @guarded
     def request(
         self,
         messages: Messages,
@@ -149,9 +151,9 @@ class Engine:
         try:
             settings = SamplingSettings(**options)
         except TypeError:
-            known = list(SamplingSettings.__dataclass_fields__)
-            unknown = sorted(set(options) - set(known))
-            raise LabError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known)}") from None
+            names = list(SamplingSettings.__dataclass_fields__)
+            unknown = sorted(set(options) - set(names))
+            raise LabError(f"unknown setting {', '.join(unknown)}; known: {', '.join(names)}") from None
         outside = [token for token in settings.logit_bias if token >= self.vocabulary]
         if outside:
             raise LabError(
@@ -180,6 +182,7 @@ class Engine:
         answer.generation.prepare_s = time.perf_counter() - started
         return answer
 
+    @guarded
     def prepare(self, messages: Messages, enable_thinking: bool = False) -> dict[str, torch.Tensor]:
         """Model inputs for one conversation, on the CPU: ``input_ids [1, L]`` and what its media need.
 
@@ -247,7 +250,7 @@ class Engine:
 
 def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer, as the generation config, the config and the tokenizer say."""
-    found: set[int] = set()
+    ends: set[int] = set()
     sources = (
         getattr(model, "generation_config", None),
         model.config,
@@ -256,5 +259,5 @@ def _end_token_ids(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:
     )
     for source in sources:
         ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return frozenset(found)
+        ends.update([ids] if isinstance(ids, int) else ids or [])
+    return frozenset(ends)

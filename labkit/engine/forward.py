@@ -11,8 +11,7 @@ and device (`find_way`). So an answer at temperature 0 is the same alone and in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,97 +21,91 @@ from torch import Tensor, nn
 from labkit.common.errors import LabError
 from labkit.engine.kv_cache import PLAIN, Keeping
 from labkit.engine.row_cache import JoinedCache, RowCache, use_rows
-from labkit.engine.step_cpu import NativeStep, describe
+from labkit.engine.step import (
+    PADDED_ROWS,
+    ConversationCache,
+    Row,
+    Step,
+    StepUnavailableError,
+    likeliest,
+    signature,
+)
+from labkit.engine.step_cpu.compiled import compiled_step
+from labkit.engine.step_gpu.captured import captured_step
 from labkit.models.experts import is_mixture
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.upcast import upcast
 from labkit.quantization.logits import keep_logits_
+from labkit.quantization.torch_state import guarded
 
-PADDED_ROWS = 8
-"""Rows that are always multiplied together where a product's rounding depends on their number."""
-COMPILED = "compiled for the processor"
+MODULES = "the model's own modules"
 TRIED_ROWS = (1, 2, 3, 5, 8, 13, 16)
+FindStep = Callable[[nn.Module, Keeping], tuple[Step | None, str]]
 
 
-@dataclass
-class Row:
-    """One conversation between two steps.
+def find_step(model: nn.Module, keeping: Keeping) -> tuple[Step | None, str]:
+    """The step for a model on its device; or None, and the reason."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return captured_step(model, keeping) if on_gpu else compiled_step(model, keeping)
 
-    Attributes:
-        cache: its keys and values.
-        positions: of its last token, ``[…, 1, 1]`` as the model takes them, but for the compiled step's tokens, which
-            `native` counts; None where the model counts itself.
-        mask: what it may see, ``[1, L]``, where the model wants to be told.
-        place: its last token's position as a number, kept by the compiled step; None if its axes differ.
-        native: what the compiled step knows of it.
-    """
 
-    cache: RowCache
-    positions: Tensor | None
-    mask: Tensor | None
-    place: int | None = None
-    native: Any = None
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return self.cache.get_seq_length()
-
-    def advance(self) -> None:
-        """The model's own way of adding a token begins: one position further."""
-        further = 1 + (self.native.steps if self.native is not None else 0)
-        self.native = None
-        if self.positions is not None:
-            self.positions = self.positions + further
+def modules_only(model: nn.Module, keeping: Keeping) -> tuple[Step | None, str]:
+    """A `FindStep` that finds none, to compare with."""
+    return None, "no other step is wanted"
 
 
 class Forward:
     """A model's passes.
 
+    A token is decoded by a `labkit.engine.step.Step`, where there is one for this model and device and it takes the
+    row, else by the model's own modules. Prefill always goes through the modules.
+
     Args:
         model: a transformers causal model (text or multimodal) in evaluation mode.
         keeping: how its cache is kept.
+        find: finds the step, now and whenever a module of the decoder has been replaced, moved or hooked.
         joins: whether rows may share a pass, where their caches allow it (`labkit.engine.trial` shows it).
 
-    ``route`` says by what a token is decoded. ``way`` says how rows are: ``together`` (any number, as they come),
-    ``padded`` (always `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of
-    rows) or ``single`` (one after another: caches that are not plain, or a scheme such as llm-int8 whose rows see
-    each other).
+    Attributes:
+        own_step: that step, or None.
+        reason: why there is none, or "".
 
-    On the CPU the compiled step (`labkit.engine.step_cpu`) takes the place of the model's modules, where it knows them all
-    and the cache keeps numbers as they come; ``native`` is that step or None, and ``not_native`` says why there is none.
+    ``way`` says how the modules take several rows: ``together`` (any number, as they come), ``padded`` (always
+    `PADDED_ROWS`, filled up: in fp32 and fp16 a product's rounding depends on the number of rows) or ``single`` (one
+    after another: caches that are not plain, or a scheme such as llm-int8 whose rows see each other).
     """
 
-    def __init__(self, model: nn.Module, keeping: Keeping = PLAIN, joins: bool = True):
-        keep_logits_(model)
+    def __init__(
+        self, model: nn.Module, keeping: Keeping = PLAIN, find: FindStep = find_step, joins: bool = True
+    ):
         self._model = model
         self._keeping = keeping
+        self._find = find
         self._config = model.config.get_text_config(decoder=True)
         self._growing = growing_frequencies(model)
+        if self._growing:
+            self._find = modules_only
         self._joins = use_rows(model) and joins and not self._growing
-        self._way: str | None = None
-        self._route = "the model's own modules"
-        self.native: NativeStep | None = None
-        self.not_native = "not looked for yet"
-        self.find_native()
+        self._ways: dict[int, str] = {}  # number of threads -> way
+        self.own_step: Step | None = None
+        self.reason = ""
+        self._signature: tuple[object, ...] | None = None
+        self._follow_model()
 
-    def find_native(self) -> None:
-        """Describe the model for the compiled step, anew if something was replaced in it."""
-        if not self._joins:
-            self.not_native = "its caches are not plain"
-        elif self._keeping != PLAIN:
-            self.not_native = "its cache is not kept as it comes"
-        else:
-            self.native, self.not_native = describe(self._model)
+    @guarded
+    def _follow_model(self) -> None:
+        """Look at the model again, if something in it was changed."""
+        keep_logits_(self._model)  # its head may be another by now
+        now = signature(self._model)
+        if now != self._signature:
+            self._signature = now
+            self._ways.clear()
+            self.own_step, self.reason = self._find(self._model, self._keeping)
 
     @property
     def route(self) -> str:
         """By what a token is decoded."""
-        return COMPILED if self.native is not None else self._route
-
-    @route.setter
-    def route(self, route: str) -> None:
-        self._route = route
+        return self.own_step.route if self.own_step is not None else f"{MODULES}: {self.reason}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,11 +114,13 @@ class Forward:
 
     @property
     def way(self) -> str:
-        """See the class; found out when it is first needed."""
-        if self._way is None:
-            self._way = find_way(self._model) if self._joins else "single"
-        return self._way
+        """See the class; found when it is first needed, for a number of threads: they too change a product's rounding."""
+        threads = torch.get_num_threads()
+        if threads not in self._ways:
+            self._ways[threads] = find_way(self._model) if self._joins else "single"
+        return self._ways[threads]
 
+    @guarded
     @torch.inference_mode()
     def prefill(self, inputs: Mapping[str, Tensor]) -> tuple[Row, Tensor]:
         """Run one prompt.
@@ -136,9 +131,7 @@ class Forward:
         Returns:
             the row, and the logits after its last token, fp32 ``[1, vocabulary]``.
         """
-        keep_logits_(self._model)  # its head may be another by now
-        if self.native is not None and not self.native.is_current():
-            self.find_native()
+        self._follow_model()
         self.reset_frequencies()
         model, inputs = self._model, dict(inputs)
         ids = inputs.pop("input_ids")
@@ -167,36 +160,50 @@ class Forward:
         if needs_mask and self._keeping.window is not None:
             raise LabError("sliding_window is for prompts without padding, of models that are told positions")
         last = None if positions is None else positions[..., -1:].clone()
-        return Row(cache, last, mask if needs_mask else None), output.logits[:, -1]
+        row = Row(cache, last, mask if needs_mask else None)
+        if self.own_step is not None and row.mask is None:
+            row.position = _common(last)
+        return row, output.logits[:, -1]
 
+    @guarded
     @torch.inference_mode()
     def step(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
         """Append one token to each row, ``tokens [B]`` int64. Returns the logits after it, fp32 ``[B, vocabulary]``.
 
         alone: the one row there is never had company, so it may be multiplied as it comes.
         """
-        taken = [self.native is not None and self.native.takes(row) for row in rows]
+        taken = [self._takes(row) for row in rows]
         if all(taken):
-            return self.native.step(rows, tokens)
+            return self._step_own(rows, tokens, alone)
         if any(taken):  # a row goes the same way whatever its company
             return self._divided(rows, tokens, taken)
         return self._step_modules(rows, tokens, alone)
 
+    def _takes(self, row: Row) -> bool:
+        own = self.own_step
+        return own is not None and row.mask is None and row.position is not None and own.takes(row)
+
+    def _step_own(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
+        try:
+            return self.own_step.step(rows, tokens, alone)
+        except StepUnavailableError:
+            return self._step_modules(rows, tokens, alone)
+
     def _divided(self, rows: Sequence[Row], tokens: Tensor, taken: Sequence[bool]) -> Tensor:
-        chosen = torch.tensor(taken, device=tokens.device)
-        ways = (self.native.step, chosen), (self._step_modules, ~chosen)
+        chosen = torch.tensor(taken, dtype=torch.bool, device=tokens.device)
         parts = []
-        for step, ours in ways:
-            own = [row for row, mine in zip(rows, ours.tolist()) if mine]
-            parts.append((step(own, tokens[ours]), ours))
+        for advance, mask in (self._step_own, chosen), (self._step_modules, ~chosen):
+            share = [row for row, mine in zip(rows, mask.tolist()) if mine]
+            parts.append((advance(share, tokens[mask]), mask))
         logits = parts[0][0].new_empty(len(rows), parts[0][0].shape[1])
-        for part, ours in parts:
-            logits[ours] = part.to(logits.dtype)
+        for part, mask in parts:
+            logits[mask] = part.to(logits.dtype)
         return logits
 
     def _step_modules(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
         """`step` through the model's modules."""
-        if self.way == "single" or any(row.mask is not None for row in rows):
+        joinable = all(row.mask is None and isinstance(row.cache, RowCache) for row in rows)
+        if not joinable or self.way == "single":
             return torch.cat([self._step(row, tokens[i : i + 1]) for i, row in enumerate(rows)])
         if self.way == "together" or (alone and len(rows) == 1):
             return self._join(rows, tokens)
@@ -206,20 +213,12 @@ class Forward:
         )
 
     def likeliest(self, logits: Tensor) -> tuple[list[float], Tensor]:
-        """Of each row of ``logits [B, vocabulary]`` the largest number, NaN if any is, and its place ``[B]``, the first
-        of several. Waits for the GPU."""
-        if self.native is not None and logits.dtype == torch.float32 and logits.device.type == "cpu":
-            return self.native.likeliest(logits)
-        best, tokens = logits.max(dim=-1)
-        return best.tolist(), tokens
+        """As `labkit.engine.step.likeliest`."""
+        return likeliest(logits) if self.own_step is None else self.own_step.likeliest(logits)
 
-    def new_cache(self) -> Any:
+    def new_cache(self) -> ConversationCache:
         """An empty cache for one conversation."""
-        return RowCache(self._config, self._keeping)
-
-    def room(self, row: Row) -> int:
-        """For how many tokens a conversation's cache has memory."""
-        return self._keeping.room(row.length)
+        return RowCache(self._config, self._keeping) if self.own_step is None else self.own_step.new_cache()
 
     def _step(self, row: Row, token: Tensor) -> Tensor:
         """One row with its own cache."""
@@ -300,8 +299,9 @@ def find_way(model: nn.Module) -> str:
 def _way_of(module: nn.Module) -> str:
     tensor = next(iter([*module.parameters(), *module.buffers()]))
     dtype = getattr(module, "dtype", tensor.dtype)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(max(TRIED_ROWS), module.in_features, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    size = max(TRIED_ROWS), module.in_features
+    rows = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
     rows[PADDED_ROWS // 2, :4] = 60.0
     rows = rows.to(tensor.device, dtype)
     if isinstance(module, nn.Linear) and not isinstance(module(rows[:1]), Tensor):  # Phi-3.5-MoE's router
@@ -315,3 +315,9 @@ def _way_of(module: nn.Module) -> str:
         return "single"
     same = all(torch.equal(module(rows[:count])[:1], padded[:1]) for count in TRIED_ROWS)
     return "together" if same else "padded"
+
+
+def _common(positions: Tensor | None) -> int | None:
+    """The position in all of a model's axes, ``[…, 1, 1]``, or None where they differ."""
+    axes = set() if positions is None else set(positions.flatten()[-3:].tolist())
+    return axes.pop() if len(axes) == 1 else None

@@ -10,7 +10,7 @@ from labkit.engine.detokenize import Detokenizer, StopMatcher
 from labkit.engine.sampling import Sampler, TokenLogprobs
 
 if TYPE_CHECKING:
-    from labkit.engine.forward import Row
+    from labkit.engine.step import Row
 
 
 @dataclass

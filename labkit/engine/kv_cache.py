@@ -18,7 +18,7 @@ window sees it too: token by token it attends to what it would have seen had it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class Keeping:
 
     def slots(self, start: int, end: int) -> Tensor:
         """Where the tokens ``start`` to ``end`` - 1 are stored: a ring behind the sinks, if there is a window."""
-        tokens = torch.arange(start, end)
+        tokens = torch.arange(start, end, dtype=torch.int64, device="cpu")
         if self.window is None:
             return tokens
         return torch.where(tokens < SINKS, tokens, SINKS + (tokens - SINKS) % self.window)
@@ -110,12 +110,19 @@ class Keeping:
 PLAIN = Keeping()
 
 
-def keeping_of(runtime: Any) -> Keeping:
-    """What a plan's `labkit.plans.plan.RuntimeOptions` mean for the cache (None: nothing)."""
+class CacheOptions(Protocol):
+    """What a plan's runtime options (`labkit.plans.plan.RuntimeOptions`) say of the cache."""
+
+    kv_cache: str | None
+    sliding_window: int | None
+
+
+def keeping_of(runtime: CacheOptions | None) -> Keeping:
+    """What a plan's runtime options mean for the cache (None: nothing)."""
     if runtime is None:
         return PLAIN
-    kept = runtime.kv_cache
-    return Keeping(DTYPES.get(kept), kept == "int8", runtime.sliding_window)
+    dtype = runtime.kv_cache
+    return Keeping(DTYPES.get(dtype), dtype == "int8", runtime.sliding_window)
 
 
 class Store:
@@ -210,8 +217,8 @@ def attend_band(query: Tensor, keys: Band, values: Band, scale: float | None) ->
         end = min(start + BLOCK, length)
         first = max(start - window + 1, 0)
         sinks = min(SINKS, first)
-        seen = torch.cat((torch.arange(sinks), torch.arange(first, end))).to(query.device)
-        own = torch.arange(start, end, device=query.device)[:, None]
+        numbers = torch.arange(end, dtype=torch.int64, device=query.device)
+        seen, own = torch.cat((numbers[:sinks], numbers[first:])), numbers[start:, None]
         mask = (seen <= own) & ((seen > own - window) | (seen < SINKS))
         k, v = (part.tensor[:, :, seen].repeat_interleave(groups, 1) for part in (keys, values))
         out = torch.nn.functional.scaled_dot_product_attention(

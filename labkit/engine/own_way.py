@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from labkit.common.errors import LabError
-from labkit.engine.forward import Forward, Row
+from labkit.engine.forward import MODULES, Forward, modules_only
 from labkit.engine.kv_cache import PLAIN, Keeping
+from labkit.engine.step import Row
 from labkit.quantization.kernels.upcast import upcast
-from labkit.quantization.logits import keep_logits_
+from labkit.quantization.torch_state import guarded
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +70,7 @@ class OwnForward(Forward):
     """A model's passes, prepared by the model itself; rows are computed one after another."""
 
     def __init__(self, model: nn.Module, keeping: Keeping = PLAIN) -> None:
-        super().__init__(model, keeping, joins=False)
-        self.native = None
-        self.not_native = self._route = "the model's own modules: it prepares each step in its own way"
+        super().__init__(model, keeping, modules_only, joins=False)
         self._warned = False
         self._brings_cache = not model._supports_default_dynamic_cache()
         if self._brings_cache and keeping != PLAIN:
@@ -79,13 +78,16 @@ class OwnForward(Forward):
                 f"{type(model).__name__} brings a cache of its own: kv_cache and sliding_window are for plain ones"
             )
 
-    def find_native(self) -> None:
-        """There is no compiled step for these models."""
+    @property
+    def route(self) -> str:
+        """By what a token is decoded."""
+        return f"{MODULES}: it prepares each step in its own way"
 
+    @guarded
     @torch.inference_mode()
     def prefill(self, inputs: Mapping[str, Tensor]) -> tuple[Row, Tensor]:
         """See `Forward.prefill`."""
-        keep_logits_(self._model)
+        self._follow_model()
         self.reset_frequencies()
         model, arguments = self._model, dict(inputs)
         ids = arguments.pop("input_ids")
@@ -101,6 +103,7 @@ class OwnForward(Forward):
         with upcast(ids.device):
             return row, self._pass(row, is_first_iteration=True)
 
+    @guarded
     @torch.inference_mode()
     def step(self, rows: Sequence[OwnRow], tokens: Tensor, alone: bool = False) -> Tensor:
         """See `Forward.step`."""

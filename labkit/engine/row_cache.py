@@ -121,6 +121,7 @@ class RowCache(DynamicCache):
 
     def __init__(self, config: Any, keeping: Keeping = PLAIN):
         super().__init__(config=config)
+        self._keeping = keeping
         if getattr(config, "kv_lora_rank", None) is None:  # DeepSeek's layers keep latent vectors
             self.layers = [
                 RowLayer(keeping) if type(layer) is DynamicLayer else layer for layer in self.layers
@@ -130,6 +131,11 @@ class RowCache(DynamicCache):
     def is_plain(self) -> bool:
         """Whether it can be one of several rows: no windows of the model's own, no states of another kind."""
         return bool(self.layers) and all(type(layer) is RowLayer for layer in self.layers)
+
+    @property
+    def room(self) -> int:
+        """The number of tokens that fit into the buffers."""
+        return self._keeping.room(self.get_seq_length())
 
     @property
     def stored_bytes(self) -> int:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from labkit.common.errors import LoadError
-from labkit.engine.own_way import plain_forward
+from labkit.engine.forward import Forward
+from labkit.engine.kv_cache import PLAIN, Keeping
+from labkit.engine.own_way import OwnForward, has_own_way, plain_forward
 from labkit.models.checkpoint import quiet_transformers
 from labkit.models.twin import twin_of
 
@@ -78,6 +80,13 @@ def try_family(model_class: type, config: Any) -> Outcome:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             _outcomes[key] = _try(model_class, config)
     return _outcomes[key]
+
+
+def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
+    """The passes of a model; ``keeping`` says how its cache is kept."""
+    if has_own_way(type(model)):
+        return OwnForward(model, keeping)
+    return Forward(model, keeping, joins=try_family(type(model), model.config).joins)
 
 
 @dataclass(frozen=True)

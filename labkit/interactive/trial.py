@@ -23,6 +23,7 @@ from labkit.plans.calibrate import watch_inputs
 from labkit.quantization import Scheme, affine, gptq
 from labkit.quantization.gptq_steps import Step, watch
 from labkit.quantization.statistics import InputStatistics
+from labkit.quantization.torch_state import guarded
 
 if TYPE_CHECKING:
     import numpy
@@ -48,6 +49,7 @@ class Trial:
     statistics: InputStatistics
 
     @classmethod
+    @guarded
     @torch.no_grad()
     def of(cls, engine: Any, name: str, items: int = 12, batches: Sequence[Any] | None = None) -> Trial:
         """Take the Linear ``name`` with its inputs on calibration items, or on ``batches`` of the model's arguments.
@@ -109,23 +111,28 @@ class Trial:
         size = moment.diagonal().clamp(min=1e-30).sqrt()
         return (moment / size / size[:, None]).numpy()
 
+    @guarded
     def quantized(self, scheme: str | Scheme) -> nn.Module:
         """The module that ``scheme`` (``int8``, ``gptq-3bit``, …: see `labkit.quantization.shorthand`) puts in its place."""
         return try_scheme(self.linear, scheme, self.statistics).module
 
+    @guarded
     def output_db(self, scheme: str | Scheme) -> float:
         """Signal-to-noise ratio of its outputs on the held-out items, in dB: 20 dB is an error of a tenth."""
         return try_scheme(self.linear, scheme, self.statistics).output_sqnr_db(self.inputs)
 
+    @guarded
     def output_error(self, approximation: Tensor) -> float:
         """The squared output error if ``approximation`` [N, K] replaces the weight, as a share of the squared output, on
         the calibrating items."""
         return gptq.trace_error(self.weight, approximation, self.statistics.second_moment)
 
+    @guarded
     def qparams(self, num_bits: int = 4, group_size: int = 64) -> tuple[Tensor, Tensor]:
         """scale and zero_point [N, K/G] that cover the full range of each group."""
         return affine.choose_qparams(self.weight, num_bits, group_size, False, torch.bfloat16)
 
+    @guarded
     def solve_errors(self, num_bits: int = 4, group_size: int = 64) -> Mapping[str, list[float]]:
         """The squared output error that each step adds: rounded to the nearest, and solved with and without ordering the
         columns by activation; for `labkit.results.charts.methods.column_errors`."""
@@ -137,6 +144,7 @@ class Trial:
             curves[label] = solution.column_errors[columns.order].tolist()
         return curves
 
+    @guarded
     def watch(self, rows: int = 8, num_bits: int = 4, group_size: int = 64) -> list[Step]:
         """Every step of the solve of the first ``rows`` output channels."""
         scale, zero_point = self.qparams(num_bits, group_size)

@@ -17,6 +17,7 @@ from labkit.common.actions import Action, format_action
 from labkit.common.errors import LabError
 from labkit.common.messages import normalise_messages
 from labkit.plans.finished import hash_of
+from labkit.quantization.torch_state import guarded
 
 
 class Fingerprinted:
@@ -60,6 +61,7 @@ SEQUENCE_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type
 """Inputs with one value per token; all others belong to images and recordings."""
 
 
+@guarded
 def collate(prompts: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Join single prompts into a batch, padded on the left so that all rows end at the same position.
 
@@ -104,6 +106,7 @@ def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(padded)
 
 
+@guarded
 def with_answer(prompt: Mapping[str, Tensor], token_ids: Sequence[int], processor: Any) -> dict[str, Tensor]:
     """Model inputs for ``prompt`` (one conversation, [1, L]) followed by an answer of A tokens: [1, L + A].
 
@@ -138,6 +141,7 @@ def answer_tokens(action: Action, tokenizer: Any) -> list[int]:
 PROMPT_END = 8
 
 
+@guarded
 def calibration_batches(
     processor: Callable[..., dict[str, torch.Tensor]],
     count: int = 32,
@@ -175,6 +179,7 @@ def calibration_batches(
         yield {**batch, "logits_to_keep": len(answer) + PROMPT_END} if answers and last_logits else batch
 
 
+@guarded
 def default_calibration(
     processor: Any,
     modalities: Collection[str],

@@ -28,8 +28,10 @@ from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization.native import library as native
+from labkit.quantization.torch_state import guarded
 
 
+@guarded
 def load(
     model: str | Path | ModelSpec = "pocket",
     plan: str | Path | Mapping[str, Any] | QuantizationPlan | None = None,
@@ -80,6 +82,7 @@ def load(
     )
 
 
+@guarded
 def load_prepared(
     prepared: Prepared,
     resolved: ResolvedPlan,

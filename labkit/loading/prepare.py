@@ -24,6 +24,7 @@ from labkit.models.spec import ModelSpec, get_spec
 from labkit.models.weights import has_plain_names
 from labkit.plans.plan import QuantizationPlan, as_plan
 from labkit.plans.resolved import ResolvedPlan
+from labkit.quantization.torch_state import guarded
 
 RANDOM = "random"
 
@@ -45,6 +46,7 @@ class Prepared:
     ask_hub: bool = True
 
     @classmethod
+    @guarded
     def of(
         cls,
         model: str | Path | ModelSpec,
@@ -84,6 +86,7 @@ class Prepared:
         return Checkpoint(self.spec, self.ask_hub)
 
     @cached_property
+    @guarded
     def skeleton(self) -> nn.Module:
         """The model on the meta device. Loading fills it: a `Prepared` is loaded once."""
         return self.checkpoint.skeleton()
@@ -114,6 +117,7 @@ class Prepared:
         """The settings of ``datasets``; for text, with the tokens that this model's tokenizer puts first."""
         return datasets.settings(self.checkpoint.processor().tokenizer if datasets.text is not None else None)
 
+    @guarded
     def calibration_batches(self, datasets: Datasets) -> list[Any]:
         """The batches of ``datasets`` that calibrate this model."""
         processor = self.checkpoint.processor()
@@ -135,6 +139,7 @@ class Prepared:
         elif self.weights is None:
             self.checkpoint.check_weights()
 
+    @guarded
     def resolve(self, plan: QuantizationPlan) -> ResolvedPlan:
         """The plan resolved on the skeleton for the first device; for a quantized folder, its stored schemes.
 
@@ -159,6 +164,7 @@ class Prepared:
         devices = {name: choose_device(device) for name, device in device_map.items()}
         return check_map(self.skeleton, devices, self.devices[0])
 
+    @guarded
     def check(
         self, plan: QuantizationPlan, *, calibration: Any = None, device_map: Mapping[str, Any] | None = None
     ) -> tuple[ResolvedPlan, Placement]:

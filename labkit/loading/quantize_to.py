@@ -24,6 +24,7 @@ from labkit.loading.text import Tokenizer, describe_start, text_sequences
 from labkit.models.spec import ModelSpec
 from labkit.plans.finished import WorkFolder
 from labkit.plans.plan import QuantizationPlan, as_plan
+from labkit.quantization.torch_state import guarded
 from labkit.results.config import write_config
 
 TEXT_TOKENS = 512  # length of a calibration sequence, unless the model's context is shorter
@@ -73,6 +74,7 @@ class Made:
     continued: int
 
 
+@guarded
 def quantize_to(
     model: str | Path | ModelSpec,
     plan: str | Path | QuantizationPlan,
@@ -139,6 +141,7 @@ def quantize_to(
     return Made(folder, engine, work.loaded)
 
 
+@guarded
 def text_batches(
     tokenizer: Tokenizer, path: str | Path, count: int = 32, *, length: int = 512, device: Any = "cpu"
 ) -> list[dict[str, torch.Tensor]]:

@@ -21,11 +21,13 @@ from labkit.loading.tensors import SHARD_BYTES, write_tensors
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.source_formats import without_quantization
 from labkit.plans.quantize import weights_bytes
+from labkit.quantization.torch_state import guarded
 
 QUANT_METHOD = "labkit"
 MARKS = (NAME, "labkit-export.json")
 
 
+@guarded
 def save(
     engine: Any,
     folder: str | os.PathLike,

@@ -21,6 +21,7 @@ from labkit.models import ROLES, ModelSpec, get_spec
 from labkit.plans.plan import QuantizationPlan, as_plan
 from labkit.plans.resolved import Part, ResolvedPlan
 from labkit.quantization import DTYPES
+from labkit.quantization.torch_state import guarded
 from labkit.results.charts import anatomy
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ CONTEXT_TOKENS = 25_480
 """The context length at which the authors of AutoGLM-Phone serve it (``--max-model-len``)."""
 
 
+@guarded
 def dissect(model: str | Path | ModelSpec = "pocket", plan: PlanLike = "bf16") -> Anatomy:
     """The parts of a model under a plan; reads only its configuration.
 

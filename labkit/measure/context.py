@@ -25,6 +25,7 @@ from labkit.measure.job import check_count
 from labkit.models import get_spec
 from labkit.models.checkpoint import folder_fingerprint
 from labkit.plans.plan import QuantizationPlan
+from labkit.quantization.torch_state import guarded
 from labkit.results import summary
 from labkit.results.config import write_config
 from labkit.results.context import ContextGrowth
@@ -56,6 +57,7 @@ class Timing:
     new_tokens: int = 24
 
 
+@guarded
 def measure_growth(
     model: str | os.PathLike,
     plans: Sequence[str | os.PathLike | QuantizationPlan],
@@ -199,7 +201,7 @@ def _cost(engine: Engine, conversations: Sequence[Any], timing: Timing) -> dict[
             if batch.active:
                 row = batch.active[0].row
                 most = max(most, batch.cache_bytes)
-                predicted = max(predicted, engine.forward.room(row) * anatomy.kv_cache_bytes_per_token())
+                predicted = max(predicted, row.cache.room * anatomy.kv_cache_bytes_per_token())
         if index >= timing.warmup:
             answers.append(request.result())
     tokens = [seconds for answer in answers for seconds in answer.token_times_s[1:]]

@@ -12,6 +12,7 @@ from labkit.common.errors import LabError
 from labkit.common.machine import gpu_of, peak_rss
 from labkit.engine.engine import Engine, Generation
 from labkit.plans.quantize import weights_bytes
+from labkit.quantization.torch_state import guarded
 
 STANDARD_TEXTS = (
     "你是谁?",
@@ -30,6 +31,7 @@ ID_PROMPT = 32
 """Token ids of a prompt for a model without a tokenizer, besides its image: about as many as a PhoneTap request has."""
 
 
+@guarded
 def measure(
     engine: Engine,
     items: Sequence[Any] | None = None,

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from labkit.engine.engine import Engine
-from labkit.engine.forward import Forward, Row
+from labkit.engine.forward import Forward, modules_only
 from labkit.engine.kv_cache import keeping_of, vector_bytes
-from labkit.engine.step_gpu.cache import StaticCache
-from labkit.engine.step_gpu.captured import StaticForward, StaticRow
+from labkit.engine.step import Row
+from labkit.engine.step_gpu.captured import CapturedStep
 from labkit.measure.speed import bandwidth
 from labkit.plans.quantize import weights_bytes
+from labkit.quantization.torch_state import guarded
 from labkit.results.gpu import CAPTURED, MODULES, Decoding, GpuRecord, Prompt
 
 COPY_BYTES = 2**31
@@ -42,6 +43,7 @@ class GpuBench:
         self._device = engine.device
         self._layers, self._vocabulary = config.num_hidden_layers, config.vocab_size
 
+    @guarded
     @torch.inference_mode()
     def run(
         self, batches: Sequence[int], contexts: Sequence[int], prompts: Sequence[int], screenshot: int
@@ -55,7 +57,7 @@ class GpuBench:
         record.predicted_bytes = getattr(engine.resolved, "predicted_bytes", None)
         record.route, record.load_s = engine.route, engine.load_s
         self._save()
-        captured = isinstance(self.forward, StaticForward)
+        captured = isinstance(self.forward.own_step, CapturedStep)
         if captured and not record.agreement:
             record.agreement = self._agreement(min(contexts))
             self._save()
@@ -115,7 +117,7 @@ class GpuBench:
 
     def _modules(self) -> Forward:
         """Passes through the model's own modules, with the cache that the plan names."""
-        return Forward(self.engine.model, self._keeping)
+        return Forward(self.engine.model, self._keeping, modules_only)
 
     def _cache_bytes(self, context: int) -> int:
         """Bytes of one conversation's keys and values that a step reads."""
@@ -133,9 +135,7 @@ class GpuBench:
             keys, values = (torch.randn(shape, device=self._device, generator=generator) for _ in range(2))
             layer.update(keys.to(self.engine.dtype), values.to(self.engine.dtype))
         positions = torch.full((3, 1, 1), context - 1, device=self._device)
-        if isinstance(cache, StaticCache):
-            return StaticRow(cache, positions, None, position=context - 1)
-        return Row(cache, positions, None)
+        return Row(cache, positions, None, position=context - 1)
 
     def _agreement(self, context: int) -> dict[str, float]:
         """The captured step against the model's own modules, and against itself with other rows beside it."""
@@ -208,11 +208,12 @@ def screenshot_inputs(
     patches = grid[0] * grid[1] * grid[2]
     image = patches // vision.spatial_merge_size**2
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    ids = torch.randint(min(10_000, config.image_token_id - 8), (1, tokens))
+    generator = torch.Generator("cpu").manual_seed(tokens)  # not the caller's
+    ids = torch.randint(min(10_000, config.image_token_id - 8), (1, tokens), generator=generator)
     ids[0, 8 : 8 + image] = config.image_token_id
     return {
         "input_ids": ids,
-        "pixel_values": torch.randn(patches, width),
+        "pixel_values": torch.randn(patches, width, generator=generator),
         "image_grid_thw": torch.tensor([grid]),
         "mm_token_type_ids": (ids == config.image_token_id).int(),
     }

@@ -21,6 +21,7 @@ from labkit.models import get_spec
 from labkit.plans.plan import PlanError, QuantizationPlan, Rule, presets
 from labkit.quantization import DTYPES, get_scheme
 from labkit.quantization.shorthand import label_of, parse_candidate, split_candidates
+from labkit.quantization.torch_state import guarded, num_threads
 from labkit.results.config import write_config
 from labkit.results.folders import RecordFolder
 from labkit.results.record import Record
@@ -67,6 +68,7 @@ class Perplexities(Record):
         return pandas.DataFrame(self.rows()).set_index("plan")
 
 
+@guarded
 def compare_perplexity(
     model: str | os.PathLike,
     plans: str | Sequence[str | os.PathLike] = PERPLEXITY_PLANS,
@@ -107,13 +109,10 @@ def compare_perplexity(
         "output": output,
         "plans": plans if isinstance(plans, str) else ";".join(map(str, plans)),
     }
-    import torch
-
     from labkit.loading.load import load
 
     if threads is not None:
         check_count("threads", threads)
-        torch.set_num_threads(threads)
     if datasets.text is None:
         raise LabError("perplexity is measured on text: give a file of plain text (--text)")
     if dtype not in DTYPES:
@@ -135,19 +134,20 @@ def compare_perplexity(
     resolved = [evaluator.prepared.resolve(plan) for plan in chosen]  # raises before anything is measured
     folder.open(settings)
     write_config(folder.path, "perplexity", arguments)
-    if not probe.is_file():
-        _say("the unquantized model answers", progress)
-        probe_of(load(spec, dtype, device, progress=False), datasets).save(probe)
-    records = [{**evaluator.reference(), "bits": 8.0 * DTYPES[dtype].itemsize}]
-    for plan, laid in zip(chosen, resolved):
-        _say(plan.name, progress)
-        linears = [part for part in laid.parts if part.is_linear]
-        bits = 8 * sum(part.bytes for part in linears) / sum(part.parameters for part in linears)
-        records.append({**evaluator.measure(plan), "bits": bits})
-    for record in records:
-        for name in ("key", "searched", "judged", "predicted_kl"):
-            record.pop(name)
-    result = Perplexities(settings, records, environment=environment())
+    with num_threads(threads):
+        if not probe.is_file():
+            _say("the unquantized model answers", progress)
+            probe_of(load(spec, dtype, device, progress=False), datasets).save(probe)
+        records = [{**evaluator.reference(), "bits": 8.0 * DTYPES[dtype].itemsize}]
+        for plan, laid in zip(chosen, resolved):
+            _say(plan.name, progress)
+            linears = [part for part in laid.parts if part.is_linear]
+            bits = 8 * sum(part.bytes for part in linears) / sum(part.parameters for part in linears)
+            records.append({**evaluator.measure(plan), "bits": bits})
+        for record in records:
+            for name in ("key", "searched", "judged", "predicted_kl"):
+                record.pop(name)
+        result = Perplexities(settings, records, environment=environment())
     result.save(folder.path)
     return result
 

@@ -26,6 +26,7 @@ from labkit.loading.calibration import collate, keeps_logits, with_answer
 from labkit.loading.datasets import Datasets
 from labkit.measure.quality import MAX_NEW_TOKENS
 from labkit.plans.batches import run_model, to_device
+from labkit.quantization.torch_state import guarded
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Probe:
         """The number of distributions that are compared."""
         return sum(map(sum, self.lengths))
 
+    @guarded
     @torch.inference_mode()
     def log_probs_of(self, model: nn.Module, index: int) -> Tensor:
         """Log-probabilities [tokens, vocabulary] fp32 of batch ``index``, on the model's device."""
@@ -120,6 +122,7 @@ class Divergence:
     tokens: int
 
 
+@guarded
 def divergence(model: nn.Module, probe: Probe) -> Divergence:
     """The divergence of the distributions of ``model`` from those of the probe.
 
@@ -177,6 +180,7 @@ def text_probe(model: nn.Module, sequences: Iterable[Tensor]) -> Probe:
     return Probe(batches, lengths, skipped=0).remember(model)
 
 
+@guarded
 @torch.inference_mode()
 def sequence_losses(model: nn.Module, sequences: Tensor, batch_size: int = 4) -> list[float]:
     """The mean negative log-likelihood of the next token, in nats, for each sequence of token ids [n, L] without

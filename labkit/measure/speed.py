@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from labkit.quantization import Scheme, get_scheme
+from labkit.quantization.torch_state import guarded
 
 BUFFER_BYTES = 128 * 2**20
 """Larger than a processor's caches, so that memory is measured."""
@@ -29,6 +30,7 @@ def median_s(run: Callable[[], object], device: str = "cpu", repeats: int = 7) -
     return statistics.median(spent)
 
 
+@guarded
 def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
     """Bytes a second that memory moves in a copy, which reads and writes each byte once."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -36,16 +38,18 @@ def bandwidth(device: str = "cpu", size: int = BUFFER_BYTES) -> float:
     return 2 * size / median_s(lambda: target.copy_(source), device)
 
 
+@guarded
 def flops(device: str = "cpu", side: int = 1024) -> float:
     """Operations a second of a square matrix product (2 * side³ operations), in fp32 or bf16, whichever is faster."""
     spent = []
+    generator = torch.Generator(device).manual_seed(0)  # not the caller's
     for dtype in (torch.float32, torch.bfloat16):
-        left = torch.randn(side, side, device=device).to(dtype)
-        right = torch.randn(side, side, device=device).to(dtype)
+        left, right = torch.randn(2, side, side, dtype=dtype, device=device, generator=generator)
         spent.append(median_s(lambda left=left, right=right: left @ right, device))
     return 2 * side**3 / min(spent)
 
 
+@guarded
 @torch.no_grad()
 def products(
     schemes: Sequence[str | Scheme] | Mapping[str, Scheme],
@@ -64,8 +68,8 @@ def products(
         resolved = [get_scheme(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]
         schemes = {scheme.name: scheme for scheme in resolved}
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(size[1], size[0], bias=False)
-    linear.weight.copy_(torch.randn(size, generator=generator) * 0.03)
+    linear = nn.Linear(size[1], size[0], bias=False, device="meta").to_empty(device="cpu")
+    linear.weight.normal_(0, 0.03, generator=generator)
     linear.to(device=device, dtype=dtype)
     timings: dict[str, list[tuple[int, float]]] = {}
     for name, scheme in schemes.items():

@@ -21,6 +21,7 @@ from labkit.quantization.affine import sqnr_db
 from labkit.quantization.scheme import resident_bytes
 from labkit.quantization.shorthand import parse_candidate
 from labkit.quantization.statistics import InputStatistics
+from labkit.quantization.torch_state import guarded
 
 CALIBRATION_ITEMS = 8
 """Enough items to show the effect of calibration, in a few seconds."""
@@ -59,6 +60,7 @@ class TrialResult:
         """Signal-to-quantization-noise ratio of the weight."""
         return sqnr_db(self.before, self.after)
 
+    @guarded
     @torch.no_grad()
     def output_sqnr_db(self, inputs: Tensor) -> float:
         """Signal-to-quantization-noise ratio of the outputs for ``inputs`` [M, K]."""
@@ -85,6 +87,7 @@ class TrialResult:
         return 8 * self.bytes_after / self.before.numel()
 
 
+@guarded
 @torch.no_grad()
 def try_scheme(
     module: nn.Module, scheme: Scheme | str, statistics: InputStatistics | None = None
@@ -124,6 +127,7 @@ def linears_by_part(engine: Engine) -> dict[str, list[str]]:
     return parts
 
 
+@guarded
 def calibration_statistics(
     engine: Engine, names: Sequence[str], items: int = CALIBRATION_ITEMS
 ) -> dict[str, InputStatistics]:
@@ -167,6 +171,7 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.
                 setattr(parent, attribute, original)
 
 
+@guarded
 def answer(engine: Engine, item: Any, modules: Mapping[str, nn.Module], **options: Any) -> Any:
     """The engine's `Generation` for a PhoneTap item with ``modules`` in place of their Linears."""
     with replaced(engine.model, modules):

@@ -136,7 +136,7 @@ class TemplateProcessor:
                 add_special_tokens=add_special_tokens and place == 0,
                 split_special_tokens=letters,
             )
-        return torch.tensor([ids], dtype=torch.long)
+        return torch.tensor([ids], dtype=torch.long, device="cpu")
 
     def _template(self, messages: Sequence[Message], enable_thinking: bool) -> str:
         stripped = [

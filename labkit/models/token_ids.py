@@ -112,7 +112,7 @@ class IdProcessor:
                     *[config.image_token_id] * count,
                     config.image_end_token_id,
                 ]
-        tokens = torch.tensor([ids], dtype=torch.long)
+        tokens = torch.tensor([ids], dtype=torch.long, device="cpu")
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if images:
             inputs["mm_token_type_ids"] = (tokens == self._config.image_token_id).long()

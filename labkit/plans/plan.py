@@ -43,6 +43,7 @@ from labkit.common.yaml_text import read_yaml
 from labkit.models.checkpoint import LoadError
 from labkit.plans.rule import Rule
 from labkit.quantization import DTYPES, get_scheme
+from labkit.quantization.torch_state import guarded
 
 if TYPE_CHECKING:
     import torch
@@ -200,6 +201,7 @@ class QuantizationPlan:
         with atomic_path(Path(path)) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
+    @guarded
     def resolve(
         self,
         model: nn.Module,

@@ -19,8 +19,10 @@ from labkit.plans.walk import PlanWalk
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.dense import DenseLinear
 from labkit.quantization.int8_storage import StoredInt8
+from labkit.quantization.torch_state import guarded
 
 
+@guarded
 @torch.no_grad()
 def quantize_(
     model: nn.Module,

@@ -89,7 +89,7 @@ def prepare_columns(moment: Tensor, dampening_frac: float = 0.01, act_order: boo
     order = (
         torch.argsort(diagonal, descending=True, stable=True)
         if act_order
-        else torch.arange(len(diagonal), device=moment.device)
+        else torch.arange(len(diagonal), dtype=torch.int64, device=moment.device)
     )
     moment = moment[order][:, order].float()
     moment.diagonal().copy_(torch.where(moment.diagonal() > 0, moment.diagonal(), mean))
@@ -141,7 +141,7 @@ def solve(
     values = weight.T[order].float().contiguous()  # by steps [K, N]: a step reads and writes whole rows
     scales, zeros = _by_steps(scale, zero_point, num_bits, order)
     codes = torch.empty_like(values)
-    added = torch.zeros(count, device=weight.device)
+    added = torch.zeros(count, dtype=torch.float32, device=weight.device)
     for start in range(0, count, column_block_size):
         stop = min(start + column_block_size, count)
         block = slice(start, stop)
@@ -216,7 +216,7 @@ def _in_order(codes: Tensor, order: Tensor) -> Tensor:
 def _solution(codes: Tensor, added: Tensor, order: Tensor) -> Solution:
     errors, steps = torch.empty_like(added), torch.empty_like(order)
     errors[order] = added
-    steps[order] = torch.arange(len(order), device=order.device)
+    steps[order] = torch.arange(len(order), dtype=order.dtype, device=order.device)
     return Solution(_in_order(codes, order), errors, steps)
 
 

@@ -39,7 +39,7 @@ def search_qparams(
     scale = torch.empty(weight.shape[0], groups, dtype=scale_dtype, device=weight.device)
     zero_point = torch.empty(scale.shape, dtype=torch.int32, device=weight.device)
     if importance is None:
-        importance = torch.ones(weight.shape[1], device=weight.device)
+        importance = torch.ones(weight.shape[1], dtype=torch.float32, device=weight.device)
     if importance.ndim == 1:
         importance = importance.float().view(groups, group_size)
     for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):
@@ -68,7 +68,7 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     """values [n, K/G, G], importance [K/G, G] or [K/G, G, G] -> scale, zero_point [n, K/G]."""
     best_scale = best_zero_point = least = None
-    for share in torch.linspace(1.0, SMALLEST, steps).tolist():
+    for share in torch.linspace(1.0, SMALLEST, steps, dtype=torch.float32, device="cpu").tolist():
         scale, zero_point = affine.qparams_of_range(
             values.amin(-1) * share, values.amax(-1) * share, num_bits, symmetric, dtype
         )

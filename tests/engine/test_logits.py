@@ -4,7 +4,8 @@ import pytest
 import tiny_models
 import torch
 
-from labkit.engine.forward import COMPILED, Forward
+from labkit.engine.forward import Forward
+from labkit.engine.step_cpu.compiled import COMPILED
 from labkit.plans.plan import QuantizationPlan
 from labkit.plans.quantize import quantize_
 from labkit.quantization.affine import sqnr_db

@@ -11,8 +11,9 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2Fo
 
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
-from labkit.engine.forward import COMPILED, Forward
-from labkit.engine.step_cpu import NativeStep, describe
+from labkit.engine.forward import Forward, modules_only
+from labkit.engine.step_cpu.compiled import COMPILED, TABLE_GROWTH, CompiledStep, compiled_step
+from labkit.engine.step_cpu.decoder import Weights
 from labkit.models.processors import TemplateProcessor
 from labkit.models.spec import ModelSpec
 from labkit.plans.quantize import quantize_
@@ -26,12 +27,11 @@ pytestmark = needs_compiler
 
 
 class Multiplier:
-    """One Linear of the library, as `NativeStep` describes it."""
+    """One Linear of the library, as `CompiledStep` describes it."""
 
     def __init__(self, module, dtype, library=None):
-        self.step = NativeStep.__new__(NativeStep)
-        self.step.dtype, self.step._kept = dtype, []
-        self.linear = self.step._linear(module)
+        self.weights = Weights(dtype)
+        self.linear = self.weights.linear(module)
         self.library = library or native.library()
 
     def __call__(self, rows, threads=1):
@@ -129,9 +129,8 @@ def both_ways(model, prompts, count=20):
     modules' tokens, so that one near tie does not hide what follows."""
     found = []
     for prompt in prompts:
-        plain, quick = Forward(model), Forward(model)
-        plain.native = None
-        assert quick.native is not None, quick.not_native
+        plain, quick = Forward(model, find=modules_only), Forward(model)
+        assert quick.own_step is not None, quick.reason
         (row, logits), (other, same) = plain.prefill(prompt), quick.prefill(prompt)
         assert torch.equal(logits, same)
         for _ in range(count):
@@ -191,7 +190,7 @@ def test_the_pocket_model_answers_with_the_same_tokens(plan):
     engine = labkit.load("pocket", plan, "cpu", progress=False, **CALIBRATION.get(plan, {}))
     without = Engine(engine.model, engine.processor, spec=engine.spec)
     with native.suspended():
-        assert without._forward.native is None
+        assert without._forward.own_step is None
     assert engine.route == COMPILED
     for messages in standard_conversations(engine, None, 4):
         quick = engine.generate(messages, max_new_tokens=40).token_ids
@@ -229,14 +228,13 @@ def prompt_of(text="hello"):
 
 
 def test_a_row_may_change_from_one_way_to_the_other_between_tokens(llama):
-    forward, reference = Forward(llama), Forward(llama)
-    reference.native = None
+    forward, reference = Forward(llama), Forward(llama, find=modules_only)
     row, logits = forward.prefill(prompt_of())
     other, _ = reference.prefill(prompt_of())
-    native_step = forward.native
+    compiled = forward.own_step
     for number in range(150):  # beyond the first buffers
         token = logits.argmax(-1)
-        forward.native = None if number % 3 == 0 else native_step
+        forward.own_step = None if number % 3 == 0 else compiled
         logits, same = forward.step([row], token), reference.step([other], token)
         torch.testing.assert_close(logits, same, rtol=1e-3, atol=1e-3)
     assert row.length == other.length
@@ -255,7 +253,7 @@ def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(name, kind):
     tokens = torch.arange(9) + 3
     alone = [[forward.step([forward.prefill(one)[0]], token[None])] for one, token in zip(prompts, tokens)]
     rows = [forward.prefill(one)[0] for one in prompts]
-    assert forward.native is not None
+    assert forward.own_step is not None
     together = forward.step(rows, tokens)
     for number, (expected,) in enumerate(alone):
         assert torch.equal(together[number], expected[0])
@@ -264,12 +262,12 @@ def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(name, kind):
 @pytest.mark.parametrize("width", [5, 64, 100])
 def test_the_likeliest_token_is_torchs(llama, width):
     """The first of several, and not a number where there is one."""
-    native_step = Forward(llama).native
+    compiled = Forward(llama).own_step
     logits = torch.randint(0, 9, (6, width), generator=torch.Generator().manual_seed(0)).float()
     logits[1] = -torch.inf
     logits[2, 3] = torch.inf
     logits[4, 2:4] = torch.nan
-    best, tokens = native_step.likeliest(logits)
+    best, tokens = compiled.likeliest(logits)
     expected, places = logits.max(dim=-1)
     torch.testing.assert_close(torch.tensor(best), expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(tokens, places)
@@ -296,7 +294,7 @@ def test_a_replaced_or_watched_module_is_noticed_at_the_next_prompt(llama):
     quantize_(llama, tiny_plan("int8"), progress=False)
     row, logits = forward.prefill(prompt_of())
     after = forward.step([row], logits.argmax(-1))
-    assert forward.native is not None
+    assert forward.own_step is not None
     assert not torch.equal(before, after)
     seen = []
     llama.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
@@ -304,7 +302,74 @@ def test_a_replaced_or_watched_module_is_noticed_at_the_next_prompt(llama):
     seen.clear()
     forward.step([row], logits.argmax(-1))
     assert seen
-    assert "watched" in forward.not_native
+    assert "watched" in forward.reason
+
+
+def test_the_compiled_step_returns_when_nobody_watches_any_more(llama):
+    forward = Forward(llama)
+    handle = llama.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    forward.prefill(prompt_of())
+    assert forward.own_step is None
+    handle.remove()
+    forward.prefill(prompt_of())
+    assert forward.own_step is not None
+
+
+def test_a_row_of_a_replaced_model_is_not_written_by_the_step_of_the_new_one(llama):
+    forward = Forward(llama)
+    row, logits = forward.prefill(prompt_of())
+    forward.step([row], logits.argmax(-1))
+    llama.to(torch.bfloat16)
+    forward.prefill(prompt_of())
+    assert forward.own_step is not None
+    assert not forward.own_step.takes(row)  # its cache is fp32: twice the bytes a value
+
+
+@pytest.mark.parametrize("token", [-1, 263, 2**40])
+def test_a_token_that_the_embedding_does_not_have_is_refused_before_anything_is_appended(llama, token):
+    forward = Forward(llama)
+    rows = [forward.prefill(prompt_of())[0] for _ in range(2)]
+    lengths = [row.length for row in rows]
+    with pytest.raises(IndexError, match=str(token)):
+        forward.step(rows, torch.tensor([3, token]))
+    assert [row.length for row in rows] == lengths
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(2, 3, dtype=torch.float16),
+        torch.empty(2, 2, dtype=torch.float32),
+        torch.empty(3, 2, dtype=torch.float32).T,
+        torch.empty(2, 3, dtype=torch.float32, device="meta"),
+    ],
+    ids=["dtype", "size", "strides", "device"],
+)
+def test_a_buffer_that_the_library_would_overrun_is_refused(tensor):
+    with pytest.raises(ValueError, match=r"wants torch.float32 \[2, 3\]"):
+        native.pointer(tensor, torch.float32, 2, 3)
+
+
+def test_scales_of_another_dtype_are_left_to_torch():
+    module, _ = linear("int8")
+    module.scale = module.scale.half()
+    with pytest.raises(LabError, match="where torch"):
+        Weights(torch.bfloat16).linear(module)
+
+
+def test_positions_beyond_the_table_do_not_move_those_of_rows_beside_them(llama):
+    """A row whose position is in the old table comes before one that makes it grow."""
+    forward = Forward(llama)
+    prompts = [{"input_ids": torch.arange(count)[None] % 250 + 3} for count in (20, TABLE_GROWTH)]
+    tokens = torch.tensor([5, 6])
+    alone = [
+        Forward(llama).step([forward.prefill(prompt)[0]], token[None])
+        for prompt, token in zip(prompts, tokens)
+    ]
+    rows = [forward.prefill(prompt)[0] for prompt in prompts]
+    forward.step(rows[:1], tokens[:1])
+    rows[0] = forward.prefill(prompts[0])[0]
+    assert torch.equal(forward.step(rows, tokens), torch.cat(alone))
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8-dynamic", "llm-int8"])
@@ -312,7 +377,7 @@ def test_what_it_does_not_know_is_left_to_torch_with_a_reason(scheme):
     model, _ = tiny_models.pocket()
     model = model.to(torch.bfloat16)
     quantize_(model.model.language_model, scheme, progress=False)
-    step, reason = describe(model)
+    step, reason = compiled_step(model)
     assert step is None
     assert "left to torch" in reason
 
@@ -322,7 +387,7 @@ def test_a_model_of_another_family_is_left_to_torch():
 
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     with pytest.raises(LabError, match="GPT2LMHeadModel"):
-        NativeStep(model)
+        CompiledStep(model)
 
 
 def test_without_a_library_answers_come_from_torch(llama, monkeypatch):
@@ -331,13 +396,13 @@ def test_without_a_library_answers_come_from_torch(llama, monkeypatch):
     try:
         engine = Engine(llama, TemplateProcessor(tiny_models.tokenizer()), spec=ModelSpec("tiny", "."))
         answer = engine.generate([{"role": "user", "content": "hello"}], max_new_tokens=8)
-        assert "switched off" in engine.forward.not_native
+        assert "switched off" in engine.forward.reason
     finally:
         native._library.cache_clear()
         monkeypatch.delenv(native.SWITCH)
     quick = Engine(llama, TemplateProcessor(tiny_models.tokenizer()), spec=ModelSpec("tiny", "."))
     again = quick.generate([{"role": "user", "content": "hello"}], max_new_tokens=8)
-    assert quick.forward.native is not None
+    assert quick.forward.own_step is not None
     assert again.token_ids == answer.token_ids
 
 

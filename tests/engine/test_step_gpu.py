@@ -9,16 +9,16 @@ import torch
 
 import labkit
 from labkit import quantize_
-from labkit.engine.forward import Forward
-from labkit.engine.step_gpu import captured as static_forward
+from labkit.engine.forward import Forward, find_step, modules_only
+from labkit.engine.kv_cache import PLAIN
+from labkit.engine.step_gpu import captured
 from labkit.engine.step_gpu import step as static_step
-from labkit.engine.step_gpu.captured import StaticForward, StaticRow, forward_of, why_not
+from labkit.engine.step_gpu.captured import CapturedStep, captured_step, why_not
 from labkit.engine.step_gpu.decoder import UnknownDecoderError, decoder_of
 from labkit.measure.cost import standard_conversations
 from labkit.plans.plan import QuantizationPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.kernels.cuda_products import available
-from labkit.quantization.native import library as native
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLANS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int8-dynamic", "hqq"]
@@ -26,11 +26,14 @@ PROMPTS = [[5, 99, 17, 230, 41], [7] * 300, [250, 1, 2]]
 kernels = pytest.mark.skipif(not available(DEVICE), reason="needs triton, and a GPU or TRITON_INTERPRET=1")
 
 
-@pytest.fixture(autouse=True)
-def modules_without_the_compiled_step():
-    """What is compared with are the model's own modules."""
-    with native.suspended():
-        yield
+def by_modules(model, keeping=PLAIN) -> Forward:
+    """What is compared with: the model's own modules."""
+    return Forward(model, keeping, modules_only)
+
+
+def by_step(model, keeping=PLAIN, plain=False) -> Forward:
+    """The captured step, or its operations in plain torch."""
+    return Forward(model, keeping, lambda model, keeping: (CapturedStep(model, keeping, plain), ""))
 
 
 def model_under(plan: str, for_kernels: bool = False):
@@ -68,8 +71,8 @@ def along(forward: Forward, prompt: list[int], tokens: list[int]):
 def test_plain_operations_are_those_of_the_modules(plan):
     model = model_under(plan)
     for prompt in PROMPTS:
-        want, exact = answer(Forward(model), prompt)
-        got, logits = answer(StaticForward(model, plain=True), prompt)
+        want, exact = answer(by_modules(model), prompt)
+        got, logits = answer(by_step(model, plain=True), prompt)
         assert got == want
         assert torch.allclose(logits, exact, rtol=0, atol=0.02 * exact.abs().max())
 
@@ -80,7 +83,7 @@ def test_the_pocket_model_answers_alike(plan):
     engine = labkit.load("pocket", plan, device="cpu", progress=False)
     conversations = standard_conversations(engine, None, 4)
     want = [engine.generate(one, max_new_tokens=24).token_ids for one in conversations]
-    engine._forward = StaticForward(engine.model, plain=True)
+    engine._forward = by_step(engine.model, plain=True)
     assert [engine.generate(one, max_new_tokens=24).token_ids for one in conversations] == want
     batch = engine.generate_batch(conversations, max_new_tokens=24)
     assert [one.token_ids for one in batch] == want
@@ -88,7 +91,7 @@ def test_the_pocket_model_answers_alike(plan):
 
 def test_rows_of_a_batch_are_those_alone():
     model = model_under("int4")
-    forward = StaticForward(model, plain=True)
+    forward = by_step(model, plain=True)
     alone = [answer(forward, prompt)[0] for prompt in PROMPTS]
     assert together(forward) == alone
 
@@ -106,10 +109,10 @@ def together(forward: Forward, count: int = 12) -> list[list[int]]:
 
 def test_a_cache_grows_when_it_is_full():
     model = model_under("fp32")
-    forward = StaticForward(model, plain=True)
-    want, _ = answer(Forward(model), PROMPTS[0], 20)
+    forward = by_step(model, plain=True)
+    want, _ = answer(by_modules(model), PROMPTS[0], 20)
     row, logits = forward.prefill({"input_ids": torch.tensor([PROMPTS[0]], device=DEVICE)})
-    assert isinstance(row, StaticRow)
+    assert forward.own_step.takes(row)
     row.cache.storage.buffer = row.cache.storage.buffer[..., :8, :].contiguous()  # room for three more
     got = []
     for _ in range(20):
@@ -121,7 +124,7 @@ def test_a_cache_grows_when_it_is_full():
 
 
 def test_a_cache_is_free_with_its_conversation():
-    row, _ = StaticForward(model_under("fp32"), plain=True).prefill(
+    row, _ = by_step(model_under("fp32"), plain=True).prefill(
         {"input_ids": torch.tensor([[1, 2, 3]], device=DEVICE)}
     )
     storage = weakref.ref(row.cache.storage)
@@ -139,13 +142,13 @@ def test_padded_prompts_go_through_the_modules():
         "input_ids": torch.tensor([[0, 0, *PROMPTS[0]]], device=DEVICE),
         "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]], device=DEVICE),
     }
-    forward = StaticForward(model, plain=True)
+    forward = by_step(model, plain=True)
     row, logits = forward.prefill(inputs)
-    assert not isinstance(row, StaticRow)
+    assert row.position is None
     other, more = forward.prefill({"input_ids": torch.tensor([PROMPTS[2]], device=DEVICE)})
     tokens = torch.cat((logits, more)).argmax(-1)
-    want, start = Forward(model).prefill(inputs)
-    exact = Forward(model).step([want], start.argmax(-1))
+    want, start = by_modules(model).prefill(inputs)
+    exact = by_modules(model).step([want], start.argmax(-1))
     assert torch.allclose(forward.step([row, other], tokens)[:1], exact, atol=1e-4)
 
 
@@ -153,14 +156,14 @@ def test_a_step_that_cannot_be_captured_goes_through_the_modules(monkeypatch):
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(static_forward, "_Step", refuse)
+    monkeypatch.setattr(captured, "_Step", refuse)
     model = model_under("fp32")
-    forward = StaticForward(model)
-    want, _ = answer(Forward(model), PROMPTS[0])
+    forward = by_step(model)
+    want, _ = answer(by_modules(model), PROMPTS[0])
     got, _ = answer(forward, PROMPTS[0])
     assert got == want
     assert "operation not permitted" in forward.route
-    assert together(forward) == [answer(Forward(model), prompt)[0] for prompt in PROMPTS]
+    assert together(forward) == [answer(by_modules(model), prompt)[0] for prompt in PROMPTS]
 
 
 def test_models_that_are_not_known_say_why():
@@ -178,9 +181,10 @@ def test_models_that_are_not_known_say_why():
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="says what holds without a GPU")
 def test_without_a_gpu_the_modules_decode():
-    forward = forward_of(tiny_models.glm4v())
-    assert type(forward) is Forward
-    assert "for GPUs" in forward.route
+    step, reason = captured_step(tiny_models.glm4v())
+    assert step is None
+    assert reason == "a captured step is for GPUs"
+    assert not isinstance(find_step(tiny_models.glm4v(), PLAIN)[0], CapturedStep)
 
 
 @pytest.mark.gpu
@@ -188,7 +192,7 @@ def test_what_cannot_be_captured_is_not(monkeypatch):
     assert why_not(tiny_models.llama().to(DEVICE)) == "its decoder is a LlamaModel, not a Glm4vTextModel"
     model = tiny_models.glm4v().to(DEVICE)
     assert why_not(model) is None
-    assert isinstance(forward_of(model), StaticForward)
+    assert isinstance(Forward(model).own_step, CapturedStep)
     model.lm_head = torch.nn.Identity()
     assert "Identity looks at its inputs" in why_not(model)
 
@@ -210,8 +214,8 @@ def test_kernels_answer_as_the_modules_do(plan):
     compared = False
     count, prompts = (12, PROMPTS) if DEVICE.type == "cuda" else (2, PROMPTS[:1])
     for prompt in prompts:
-        want, exact = answer(Forward(model), prompt, count)
-        _, logits = along(StaticForward(model), prompt, want)
+        want, exact = answer(by_modules(model), prompt, count)
+        _, logits = along(by_step(model), prompt, want)
         room = {"fp32": 1e-3, "int8-dynamic": 0.06}.get(plan, 0.03) * exact.abs().max()
         assert torch.allclose(logits, exact, rtol=0, atol=room)
         first, second = exact.topk(2).values.T
@@ -226,8 +230,8 @@ def test_kernels_answer_as_the_modules_do(plan):
 @pytest.mark.usefixtures("few_shares")
 @pytest.mark.parametrize("plan", ["bf16", "int4"])
 def test_kernels_rows_of_a_batch_are_those_alone(plan):
-    forward = StaticForward(model_under(plan, for_kernels=True))
-    assert forward.together
+    forward = by_step(model_under(plan, for_kernels=True))
+    assert forward.own_step.together
     count = 12 if DEVICE.type == "cuda" else 2
     alone = [answer(forward, prompt, count)[0] for prompt in PROMPTS]
     assert together(forward, count) == alone

@@ -6,15 +6,26 @@ import pytest
 import tiny_models
 import torch
 from test_engine import ask, picture
-from test_step_gpu import DEVICE, PROMPTS, along, answer, few_shares, kernels, model_under, together  # noqa: F401
+from test_step_gpu import (
+    DEVICE,
+    PROMPTS,
+    along,
+    answer,
+    by_modules,
+    by_step,
+    few_shares,  # noqa: F401
+    kernels,
+    model_under,
+    together,
+)
 
 from labkit.engine.engine import Engine
 from labkit.engine.forward import Forward
 from labkit.engine.kv_cache import PLAIN, SINKS, Keeping, Store, quantize_vectors
 from labkit.engine.step_gpu import cache as static_cache
-from labkit.engine.step_gpu import captured as static_forward
+from labkit.engine.step_gpu import captured
 from labkit.engine.step_gpu.cache import StaticCache, Storage
-from labkit.engine.step_gpu.captured import StaticForward, StaticRow
+from labkit.engine.step_gpu.captured import CapturedStep
 from labkit.engine.step_gpu.decoder import decoder_of
 from labkit.engine.step_gpu.reference import TorchOperations
 from labkit.engine.step_gpu.step import KernelOperations
@@ -32,7 +43,7 @@ COUNT = 28  # of tokens: short prompts go round the window too
 def exact_answers(plan: str, keeping: Keeping, count: int = COUNT):
     """The model, and what its own modules answer to `PROMPTS`: tokens, and logits."""
     model = model_under(plan)
-    return model, [answer(Forward(model, keeping), prompt, count) for prompt in PROMPTS]
+    return model, [answer(by_modules(model, keeping), prompt, count) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("keeping", KEPT, ids=str)
@@ -40,7 +51,7 @@ def exact_answers(plan: str, keeping: Keeping, count: int = COUNT):
 def test_tokens_are_those_of_the_modules_with_the_same_cache(plan, keeping):
     model, wanted = exact_answers(plan, keeping)
     for prompt, (tokens, exact) in zip(PROMPTS, wanted):
-        got, logits = answer(StaticForward(model, keeping, plain=True), prompt, COUNT)
+        got, logits = answer(by_step(model, keeping, plain=True), prompt, COUNT)
         assert got == tokens
         assert torch.allclose(logits, exact, rtol=0, atol=0.02 * exact.abs().max())
 
@@ -48,8 +59,8 @@ def test_tokens_are_those_of_the_modules_with_the_same_cache(plan, keeping):
 @pytest.mark.parametrize("keeping", [INT8, WINDOW, BOTH], ids=str)
 def test_what_is_kept_changes_the_logits(keeping):
     model = model_under("fp32")
-    _, kept = answer(StaticForward(model, keeping, plain=True), PROMPTS[0], COUNT)
-    _, whole = answer(StaticForward(model, plain=True), PROMPTS[0], COUNT)
+    _, kept = answer(by_step(model, keeping, plain=True), PROMPTS[0], COUNT)
+    _, whole = answer(by_step(model, plain=True), PROMPTS[0], COUNT)
     assert torch.equal(kept[0], whole[0])  # a short prompt is computed on its exact numbers
     assert not torch.allclose(kept[-1], whole[-1], rtol=1e-4, atol=1e-4)
 
@@ -57,7 +68,7 @@ def test_what_is_kept_changes_the_logits(keeping):
 @pytest.mark.parametrize("keeping", [INT8, WINDOW, BOTH], ids=str)
 def test_rows_at_different_places_are_those_alone(keeping):
     model, wanted = exact_answers("int4", keeping)
-    assert together(StaticForward(model, keeping, plain=True), COUNT) == [tokens for tokens, _ in wanted]
+    assert together(by_step(model, keeping, plain=True), COUNT) == [tokens for tokens, _ in wanted]
 
 
 @pytest.mark.parametrize("runtime", [{"kv_cache": "int8"}, {"kv_cache": "int8", "sliding_window": 24}])
@@ -72,7 +83,7 @@ def test_an_engine_answers_to_pictures_alike(runtime):
         ask("?", picture(56, 112)),
     ]
     want = [engine.generate(one, max_new_tokens=COUNT).token_ids for one in conversations]
-    engine._forward = StaticForward(model, engine.forward._keeping, plain=True)
+    engine._forward = by_step(model, engine.forward._keeping, plain=True)
     assert [engine.generate(one, max_new_tokens=COUNT).token_ids for one in conversations] == want
     assert [one.token_ids for one in engine.generate_batch(conversations, max_new_tokens=COUNT)] == want
     # what is counted is what is predicted
@@ -81,7 +92,7 @@ def test_an_engine_answers_to_pictures_alike(runtime):
     while not batch.active:
         batch.step()
     anatomy = Anatomy(None, model, {}, type("Resolved", (), {"plan": plan})())
-    room = engine.forward.room(batch.active[0].row)
+    room = batch.active[0].row.cache.room
     assert batch.cache_bytes == room * anatomy.kv_cache_bytes_per_token()
     if "sliding_window" in runtime:
         assert batch.cache_bytes == anatomy.kv_cache_bytes(10_000)
@@ -108,8 +119,8 @@ def test_a_storage_holds_what_a_store_holds(keeping, prompt):
 def test_a_ring_grows_until_it_holds_its_window(monkeypatch):
     monkeypatch.setattr(static_cache, "ROOM", 8)
     model = model_under("fp32")
-    wanted, _ = answer(Forward(model, BOTH), PROMPTS[0], COUNT)
-    forward = StaticForward(model, BOTH, plain=True)
+    wanted, _ = answer(by_modules(model, BOTH), PROMPTS[0], COUNT)
+    forward = by_step(model, BOTH, plain=True)
     row, logits = forward.prefill({"input_ids": torch.tensor([PROMPTS[0]], device=DEVICE)})
     got, sizes = [], []
     for _ in range(COUNT):
@@ -128,9 +139,9 @@ def test_a_step_that_cannot_be_captured_keeps_the_cache_alike(monkeypatch, keepi
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(static_forward, "_Step", refuse)
+    monkeypatch.setattr(captured, "_Step", refuse)
     model, wanted = exact_answers("fp32", keeping)
-    forward = StaticForward(model, keeping)
+    forward = by_step(model, keeping)
     assert together(forward, COUNT) == [tokens for tokens, _ in wanted]
     assert "operation not permitted" in forward.route
 
@@ -240,11 +251,11 @@ def test_captured_logits_are_those_of_the_modules_with_the_same_cache(plan, keep
     """Along the tokens that the modules choose: in bf16 two may be so near that the order of sums decides."""
     model = model_under(plan, for_kernels=True)
     count, prompts = (COUNT, PROMPTS) if DEVICE.type == "cuda" else (5, [PROMPTS[0], PROMPTS[2]])
-    forward = StaticForward(model, keeping)
+    forward = by_step(model, keeping)
     for prompt in prompts:
-        tokens, exact = answer(Forward(model, keeping), prompt, count)
+        tokens, exact = answer(by_modules(model, keeping), prompt, count)
         row, logits = along(forward, prompt, tokens)
-        assert isinstance(row, StaticRow)
+        assert forward.own_step.takes(row)
         assert forward.route == "one CUDA graph a token"
         assert torch.allclose(
             logits, exact, rtol=0, atol=(1e-3 if plan == "fp32" else 0.04) * exact.abs().max()
@@ -257,7 +268,7 @@ def test_captured_logits_are_those_of_the_modules_with_the_same_cache(plan, keep
 @gpu
 @pytest.mark.usefixtures("few_shares")
 def test_captured_rows_of_a_batch_are_those_alone():
-    forward = StaticForward(model_under("bf16", for_kernels=True), Keeping(int8=True, window=4))
+    forward = by_step(model_under("bf16", for_kernels=True), Keeping(int8=True, window=4))
     count = COUNT if DEVICE.type == "cuda" else 3
     alone = [answer(forward, prompt, count)[0] for prompt in PROMPTS]
     assert together(forward, count) == alone
@@ -269,9 +280,9 @@ def test_a_plans_cache_is_no_reason_against_the_captured_step(runtime):
     from labkit.engine.kv_cache import keeping_of
 
     model = tiny_models.glm4v().to(DEVICE)
-    forward = static_forward.forward_of(model, keeping_of(RuntimeOptions(**runtime)))
-    assert isinstance(forward, StaticForward)
+    forward = Forward(model, keeping_of(RuntimeOptions(**runtime)))
+    assert isinstance(forward.own_step, CapturedStep)
     row, _ = forward.prefill({"input_ids": torch.tensor([[5, 6, 7]], device=DEVICE)})
-    assert isinstance(row, StaticRow)
+    assert forward.own_step.takes(row)
     forward.step([row], torch.tensor([8], device=DEVICE), alone=True)
     assert forward.route == "one CUDA graph a token"

@@ -10,7 +10,7 @@ from labkit.cli.main import build_parser, main
 from labkit.common.errors import LabError
 from labkit.engine.forward import Forward
 from labkit.engine.kv_cache import SINKS, keeping_of
-from labkit.engine.step_gpu.captured import StaticForward
+from labkit.engine.step_gpu.captured import CapturedStep
 from labkit.measure import gpu, gpu_worker
 from labkit.plans.plan import QuantizationPlan, RuntimeOptions
 from labkit.results.gpu import (
@@ -32,7 +32,11 @@ class FakeEngine:
     def __init__(self, **runtime):
         self.model = tiny_models.glm4v()
         self.plan = QuantizationPlan("tiny", (), runtime=RuntimeOptions(**runtime))
-        self.forward = StaticForward(self.model, keeping_of(self.plan.runtime), plain=True)
+        self.forward = Forward(
+            self.model,
+            keeping_of(self.plan.runtime),
+            lambda model, keeping: (CapturedStep(model, keeping, plain=True), ""),
+        )
         self.route, self.load_s, self.resolved = self.forward.route, 1.0, None
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
@@ -66,7 +70,7 @@ def test_every_figure_is_measured_once_and_saved(tmp_path, monkeypatch):
     assert found.decoded(3, 70).read_bytes == weights + caches
     # the same again measures nothing
     monkeypatch.setattr(Forward, "prefill", None)
-    monkeypatch.setattr(StaticForward, "step", None)
+    monkeypatch.setattr(CapturedStep, "step", None)
     again = gpu.GpuBench(engine, found, lambda: None)
     again.run([1, 3], [40, 70], [33], 64)
     assert found == record

@@ -1,11 +1,15 @@
 """Every fast product against the reference path in higher precision, on random data."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from labkit.quantization import affine, get_scheme
 from labkit.quantization.affine import sqnr_db
 from labkit.quantization.kernels import cpu_int4, cpu_nf4, int8
+from labkit.quantization.native import library as native
 
 
 def rows(count, columns, dtype=torch.bfloat16):
@@ -160,3 +164,23 @@ def test_llm_int8_agrees_with_bitsandbytes_own_layer():
     x = rows(20, 256, torch.float16) * 3
     with torch.inference_mode():
         assert sqnr_db(theirs(x), module(x)) > 50
+
+
+def test_without_the_compiled_library_a_product_keeps_nothing_of_its_inputs(monkeypatch):
+    """An error that is kept and raised again holds the frames of everyone who has asked, and their tensors."""
+    native._library.cache_clear()
+    monkeypatch.setenv(native.SWITCH, "0")
+    try:
+        module = get_scheme("int4", group_size=64).quantize_linear(
+            torch.nn.Linear(128, 128), dtype=torch.bfloat16
+        )
+        inputs = [torch.ones(40, 128, dtype=torch.bfloat16) for _ in range(3)]
+        references = [weakref.ref(tensor) for tensor in inputs]
+        for tensor in inputs:
+            module(tensor)
+        del tensor, inputs
+        gc.collect()
+        assert [reference() for reference in references] == [None] * 3
+        assert native.available() is None
+    finally:
+        native._library.cache_clear()

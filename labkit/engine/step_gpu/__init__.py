@@ -5,5 +5,5 @@ products.py   its Linears as products: q, k and v in one, gate and up with their
 cache.py      keys and values of one conversation in one buffer, in 8 bits or in a window as the plan says
 step.py       one token of several rows, by kernels
 reference.py  the same in plain torch, row by row: what the kernels are tested against
-captured.py   `labkit.engine.forward.Forward` with it: prefill as always, then the captured step
+captured.py   the captured step for `labkit.engine.forward.Forward`
 """

@@ -111,6 +111,11 @@ class StaticCache(DynamicCache):
         """Bytes of the buffers."""
         return self.storage.nbytes
 
+    @property
+    def room(self) -> int:
+        """The number of tokens that fit into the buffers."""
+        return self.storage.capacity
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens so far, whether they are kept or not."""
         return self.storage.length

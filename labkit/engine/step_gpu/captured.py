@@ -1,24 +1,19 @@
-"""A model's passes with a captured decoding step: `labkit.engine.forward.Forward` for models and devices that have one."""
+"""The captured decoding step, for models and devices that can have one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from labkit.engine.forward import PADDED_ROWS, Forward, Row
-from labkit.engine.kv_cache import Keeping
-from labkit.engine.own_way import has_own_way, plain_forward
-from labkit.engine.row_cache import PLAIN
+from labkit.engine.kv_cache import PLAIN, Keeping
+from labkit.engine.step import PADDED_ROWS, Row, StepUnavailableError, likeliest
 from labkit.engine.step_gpu.cache import StaticCache, Storage
 from labkit.engine.step_gpu.decoder import Decoder, Layer, UnknownDecoderError, decoder_of
 from labkit.engine.step_gpu.products import KernelProduct
 from labkit.engine.step_gpu.reference import TorchOperations
 from labkit.engine.step_gpu.step import KernelOperations, Products, capture, decode
-from labkit.engine.trial import try_family
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.kernels.cuda_products import available, on
@@ -26,32 +21,6 @@ from labkit.quantization.nf4 import NF4Linear
 
 CAPTURED = (nn.Linear, nn.Embedding, Int4Linear, Int8Linear, NF4Linear)
 """Modules whose products never look at a value on the host, so that a graph can hold them."""
-
-
-@dataclass
-class StaticRow(Row):
-    """A conversation whose cache the captured step writes.
-
-    Attributes:
-        position: of its last token, the same in all of the model's grids.
-    """
-
-    position: int = 0
-
-
-def forward_of(model: nn.Module, keeping: Keeping = PLAIN) -> Forward:
-    """The passes of a model: with a captured step where there can be one, else through the model's own modules.
-
-    ``keeping`` says how its cache is kept; ``route`` of what is returned, which of the two it is, and why.
-    """
-    if has_own_way(type(model)):
-        return plain_forward(model, keeping)
-    reason = why_not(model)
-    if reason is None:
-        return StaticForward(model, keeping)
-    forward = plain_forward(model, keeping, try_family(type(model), model.config).joins)
-    forward.route = f"the model's own modules: {reason}"
-    return forward
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -71,11 +40,8 @@ def why_not(model: nn.Module) -> str | None:
     return None
 
 
-class StaticForward(Forward):
-    """Passes with a step of a few kernels a layer, captured for one row and for eight.
-
-    Prefill goes through the model's own modules into a `StaticCache`; so do, token by token, conversations that are
-    not plain (a padded prompt). A row's logits do not depend on its company: see `Forward`.
+class CapturedStep:
+    """A step of a few kernels a layer, captured for one row and for eight: a `labkit.engine.step.Step`.
 
     Args:
         model: one that `decoder_of` knows.
@@ -84,81 +50,67 @@ class StaticForward(Forward):
     """
 
     def __init__(self, model: nn.Module, keeping: Keeping = PLAIN, plain: bool = False):
-        super().__init__(model, keeping)
-        self.native = None
         self.route = "plain torch, row by row" if plain else "one CUDA graph a token"
+        self._keeping = keeping
         self._plain = plain
         self._decoder = decoder_of(model)
         self._products: Products | None = None
         self._steps: dict[int, _Step] = {}
         self._failed = False  # to capture the step
 
-    @torch.inference_mode()
-    def prefill(self, inputs: Mapping[str, Tensor]) -> tuple[Row, Tensor]:
-        """As `Forward.prefill`."""
-        row, logits = super().prefill(inputs)
-        if row.mask is None and row.positions is not None:
-            positions = set(row.positions.flatten()[-3:].tolist())
-            if len(positions) == 1:
-                row = StaticRow(row.cache, row.positions, None, position=positions.pop())
-        return row, logits
+    def new_cache(self) -> StaticCache:
+        """As `labkit.engine.step.Step.new_cache`."""
+        return StaticCache(len(self._decoder.layers), self._keeping)
 
-    @torch.inference_mode()
+    def takes(self, row: Row) -> bool:
+        """As `labkit.engine.step.Step.takes`."""
+        return not self._failed and isinstance(row.cache, StaticCache)
+
     def step(self, rows: Sequence[Row], tokens: Tensor, alone: bool = False) -> Tensor:
-        """As `Forward.step`. What it returns may be overwritten by the next step."""
-        if self._failed or not all(isinstance(row, StaticRow) for row in rows):
-            parts = [self._step_of_any(row, tokens[i : i + 1], alone).clone() for i, row in enumerate(rows)]
-            return torch.cat(parts)
-        if len(rows) <= PADDED_ROWS:
+        """As `labkit.engine.step.Step.step`."""
+        parts = [slice(start, start + PADDED_ROWS) for start in range(0, len(rows), PADDED_ROWS)]
+        for part in parts:  # what cannot be captured shows before any row has its token
+            self._capture(self._size(len(rows[part]), alone))
+        if len(parts) == 1:
             return self._decode(rows, tokens, alone)
-        starts = range(0, len(rows), PADDED_ROWS)
-        return torch.cat(
-            [
-                self._decode(rows[at : at + PADDED_ROWS], tokens[at : at + PADDED_ROWS], alone).clone()
-                for at in starts
-            ]
-        )
+        return torch.cat([self._decode(rows[part], tokens[part], alone).clone() for part in parts])
 
-    def _step_of_any(self, row: Row, token: Tensor, alone: bool) -> Tensor:
-        """One row, by the captured step if it is one of that."""
-        if not isinstance(row, StaticRow):
-            return self._step(row, token)
-        if not self._failed:
-            return self._decode([row], token, alone)
-        logits = self._step(Row(row.cache, torch.full_like(row.positions, row.position), None), token)
-        row.position += 1
-        return logits
+    def likeliest(self, logits: Tensor) -> tuple[list[float], Tensor]:
+        """As `labkit.engine.step.likeliest`."""
+        return likeliest(logits)
 
-    def _decode(self, rows: Sequence[StaticRow], tokens: Tensor, alone: bool) -> Tensor:
+    def _decode(self, rows: Sequence[Row], tokens: Tensor, alone: bool) -> Tensor:
         """Up to `PADDED_ROWS` rows."""
         for row in rows:
             row.cache.storage.reserve(row.length + 1)
-        products = self.products
         if self._plain:
             operations = TorchOperations(
                 self._decoder, [row.cache.storage for row in rows], [row.position + 1 for row in rows]
             )
-            logits = decode(self._decoder, products, operations, tokens)
+            logits = decode(self._decoder, self.products, operations, tokens)
         else:
-            single = len(rows) == 1 and (alone or self.together)
-            size = 1 if single else PADDED_ROWS
-            if size not in self._steps:
-                try:
-                    with on(self._decoder.last_norm):
-                        self._steps[size] = _Step(self._decoder, self._keeping, products, size)
-                except RuntimeError as error:
-                    self._failed = True
-                    self.route = (
-                        f"the model's own modules: the step cannot be captured ({error})".splitlines()[0]
-                    )
-                    return self.step(rows, tokens, alone)
             with on(self._decoder.last_norm):
-                logits = self._steps[size](rows, tokens)
+                logits = self._steps[self._size(len(rows), alone)](rows, tokens)
             for row in rows:
                 row.cache.storage.length += 1
         for row in rows:
-            row.position += 1
+            row.advance_by_step()
         return logits
+
+    def _size(self, rows: int, alone: bool) -> int:
+        """The rows of the step that takes so many."""
+        return 1 if rows == 1 and (alone or self.together) else PADDED_ROWS
+
+    def _capture(self, size: int) -> None:
+        if self._plain or size in self._steps:
+            return
+        try:
+            with on(self._decoder.last_norm):
+                self._steps[size] = _Step(self._decoder, self._keeping, self.products, size)
+        except RuntimeError as error:
+            self._failed = True
+            self.route = f"the model's own modules: the step cannot be captured ({error})".splitlines()[0]
+            raise StepUnavailableError(self.route) from error
 
     @property
     def products(self) -> Products:
@@ -171,16 +123,8 @@ class StaticForward(Forward):
     @property
     def together(self) -> bool:
         """Whether rows may be multiplied in any number: all products are kernels', whose tile is always eight rows."""
-        found = [product for layer in self.products.layers for product in layer] + [self.products.head]
-        return all(isinstance(product, KernelProduct) for product in found)
-
-    def new_cache(self) -> Any:
-        """As `Forward.new_cache`."""
-        return StaticCache(len(self._decoder.layers), self._keeping)
-
-    def room(self, row: Row) -> int:
-        """As `Forward.room`."""
-        return row.cache.storage.capacity
+        products = [product for layer in self.products.layers for product in layer] + [self.products.head]
+        return all(isinstance(product, KernelProduct) for product in products)
 
 
 class _Step:
@@ -202,7 +146,7 @@ class _Step:
         if decoder.device.type == "cuda":
             self._graph, self._logits = capture(self._call)
 
-    def __call__(self, rows: Sequence[StaticRow], tokens: Tensor) -> Tensor:
+    def __call__(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
         """Logits ``[B, vocabulary]`` after one token more in each row, ``tokens [B]``."""
         wanted = [self._entry(row.cache.storage, row.position + 1) for row in rows]
         if wanted != self._known:
@@ -220,12 +164,18 @@ class _Step:
     def _upload(self, rows: list[tuple[int, ...]]) -> None:
         filling = self._entry(self._filling, 0)
         lines = [*rows, *[filling] * (self._size - len(rows))]
-        self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64).T)
+        self._operations.state.copy_(torch.tensor(lines, dtype=torch.int64, device="cpu").T)
         self._known = rows
 
     def _entry(self, storage: Storage, position: int) -> tuple[int, ...]:
         at, scales = self._operations.addresses(storage)
         return at, storage.capacity, storage.length, position, scales
+
+
+def captured_step(model: nn.Module, keeping: Keeping = PLAIN) -> tuple[CapturedStep | None, str]:
+    """The captured step of a model; or None, and the reason."""
+    reason = why_not(model)
+    return (CapturedStep(model, keeping), "") if reason is None else (None, reason)
 
 
 def _modules(decoder: Decoder) -> list[nn.Module]:

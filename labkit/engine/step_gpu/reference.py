@@ -40,11 +40,11 @@ class TorchOperations:
 
     def rotate(self, parts: Tensor, bias: Tensor | None, layer: int) -> Tensor:
         """parts [splits, M, ...] of q, k and v -> queries [M, heads, D]; keys and values go into the caches."""
-        one = self._decoder
-        values = _sum(parts, one.dtype)
+        decoder = self._decoder
+        values = _sum(parts, decoder.dtype)
         values = values if bias is None else values + bias
-        heads = values.unflatten(-1, (-1, one.head_dim))
-        query, key, value = heads.split((one.heads, one.groups, one.groups), 1)
+        heads = values.unflatten(-1, (-1, decoder.head_dim))
+        query, key, value = heads.split((decoder.heads, decoder.groups, decoder.groups), 1)
         query, key = apply_rotary_pos_emb(query, key, self._cosine, self._sine, unsqueeze_dim=1)
         for index, cache in enumerate(self._caches):
             cache.write(layer, key[index, :, None], value[index, :, None], cache.length)
@@ -52,12 +52,14 @@ class TorchOperations:
 
     def attend(self, query: Tensor, layer: int) -> Tensor:
         """query [M, heads, D] -> [M, heads * D]."""
-        one = self._decoder
+        decoder = self._decoder
         outs = []
         for row, cache in zip(query, self._caches):
-            keys, values = (kept[None] for kept in cache.read(layer, cache.length + 1, one.dtype))
-            grouped = row.view(1, one.groups, -1, one.head_dim)
-            out = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, scale=one.scaling)
+            keys, values = (kept[None] for kept in cache.read(layer, cache.length + 1, decoder.dtype))
+            grouped = row.view(1, decoder.groups, -1, decoder.head_dim)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                grouped, keys, values, scale=decoder.scaling
+            )
             outs.append(out.reshape(-1))
         return torch.stack(outs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,29 @@ class Products:
         return cls(tuple(map(of_layer, decoder.layers)), make(decoder.head))
 
 
-def decode(decoder: Decoder, products: Products, operations: Any, tokens: Tensor) -> Tensor:
-    """Append one token to each row, ``tokens [M]``; returns the logits after it, fp32 ``[M, vocabulary]``.
+class Operations(Protocol):
+    """The work between two products, for some rows: `KernelOperations`, or plain torch in `reference.py`."""
 
-    operations: `KernelOperations`, or `labkit.engine.step_gpu.reference.TorchOperations`.
-    """
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [M, hidden], normed."""
+
+    def add_norm(
+        self, parts: Tensor, residual: Tensor, post: Tensor, following: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """parts [splits, M, hidden] of a product, normed and added to the residual; and that normed."""
+
+    def rotate(self, parts: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+        """parts [splits, M, ...] of q, k and v -> queries [M, heads, D]; keys and values go into the caches."""
+
+    def attend(self, query: Tensor, layer: int) -> Tensor:
+        """query [M, heads, D] -> [M, heads * D]."""
+
+    def finish(self) -> None:
+        """After the last layer: rows that live have one token more."""
+
+
+def decode(decoder: Decoder, products: Products, operations: Operations, tokens: Tensor) -> Tensor:
+    """Append one token to each row, ``tokens [M]``; returns the logits after it, fp32 ``[M, vocabulary]``."""
     hidden = decoder.embed(tokens)
     layers = decoder.layers
     following = [layer.before_attention for layer in layers[1:]] + [decoder.last_norm]
@@ -82,8 +100,8 @@ class KernelOperations:
         self._scales = torch.zeros(64, dtype=SCALE_DTYPE, device=device)  # and those of scales
         self._kept = {"WINDOW": keeping.window or 0, "SINKS": SINKS}
         heads = (rows, decoder.heads)
-        self._acc = torch.empty(*heads, SHARES, decoder.head_dim, device=device)
-        self._stats = torch.empty(2, *heads, SHARES, device=device)
+        self._acc = torch.empty(*heads, SHARES, decoder.head_dim, dtype=torch.float32, device=device)
+        self._stats = torch.empty(2, *heads, SHARES, dtype=torch.float32, device=device)
 
     def addresses(self, cache: Storage) -> tuple[int, int]:
         """Where a cache's numbers and its scales begin, as `state` has them; 0 for scales that are not there."""
@@ -119,12 +137,12 @@ class KernelOperations:
         """parts [splits, M, ...] of q, k and v -> queries [M, heads, D]; keys and values go into the caches."""
         from labkit.engine.step_gpu import kernels
 
-        one, rows = self._decoder, self._rows
-        query = torch.empty(rows, one.heads, one.head_dim, dtype=one.dtype, device=one.device)
-        offset = one.last_norm if bias is None else bias
-        kernels.rotate[(rows, one.heads + 2 * one.groups)](
-            parts, offset, one.frequency, self.state, self._anchor, self._scales, query, rows, layer,
-            HEADS=one.heads, GROUPS=one.groups, D=one.head_dim, ROTATED=one.rotated,
+        decoder, rows = self._decoder, self._rows
+        query = torch.empty(rows, decoder.heads, decoder.head_dim, dtype=decoder.dtype, device=decoder.device)
+        offset = decoder.last_norm if bias is None else bias
+        kernels.rotate[(rows, decoder.heads + 2 * decoder.groups)](
+            parts, offset, decoder.frequency, self.state, self._anchor, self._scales, query, rows, layer,
+            HEADS=decoder.heads, GROUPS=decoder.groups, D=decoder.head_dim, ROTATED=decoder.rotated,
             SPLITS=parts.shape[0], BIAS=bias is not None, **self._kept, num_warps=1,
         )  # fmt: skip
         return query
@@ -133,21 +151,21 @@ class KernelOperations:
         """query [M, heads, D] -> [M, heads * D]."""
         from labkit.engine.step_gpu import kernels
 
-        one, rows = self._decoder, self._rows
+        decoder, rows = self._decoder, self._rows
         sizes: dict[str, Any] = {
-            "HEADS": one.heads,
-            "D": one.head_dim,
+            "HEADS": decoder.heads,
+            "D": decoder.head_dim,
             "SHARES": SHARES,
             "BT": TOKENS,
             **self._kept,
         }
-        kernels.attend[(rows, one.groups, SHARES)](
-            query, self.state, self._anchor, self._scales, self._acc, self._stats, rows, layer, one.scaling,
-            GROUPS=one.groups, BH=max(_power(one.heads // one.groups), 16), NATIVE=self._native, num_warps=4,
-            **sizes,
+        kernels.attend[(rows, decoder.groups, SHARES)](
+            query, self.state, self._anchor, self._scales, self._acc, self._stats, rows, layer, decoder.scaling,
+            GROUPS=decoder.groups, BH=max(_power(decoder.heads // decoder.groups), 16), NATIVE=self._native,
+            num_warps=4, **sizes,
         )  # fmt: skip
         out = torch.empty_like(query)
-        kernels.combine[(rows, one.heads)](self._acc, self._stats, self.state, out, rows, **sizes)
+        kernels.combine[(rows, decoder.heads)](self._acc, self._stats, self.state, out, rows, **sizes)
         return out.view(rows, -1)
 
     def finish(self) -> None:

@@ -28,6 +28,7 @@ from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int8_storage import StoredInt8
 from labkit.quantization.module_tensors import module_tensors
+from labkit.quantization.torch_state import guarded
 
 FORMATS: dict[str, ModuleType] = {"compressed-tensors": compressed_tensors, "gptq": gptq}
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -43,6 +44,7 @@ class Exported:
     notes: list[str]
 
 
+@guarded
 def export(
     folder: str | os.PathLike,
     output: str | os.PathLike | None = None,

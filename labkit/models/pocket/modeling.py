@@ -222,7 +222,9 @@ def _text_positions(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | 
     """Positions [3, B, L] of a prompt without images; padding on the left does not count."""
     batch, length, _ = inputs_embeds.shape
     if attention_mask is None or attention_mask.ndim != 2:
-        positions = torch.arange(length, device=inputs_embeds.device)[None].expand(batch, -1)
+        positions = torch.arange(length, dtype=torch.int64, device=inputs_embeds.device)[None].expand(
+            batch, -1
+        )
     else:
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return positions[None].expand(3, -1, -1)

@@ -83,7 +83,7 @@ class PocketProcessor:
         ids = self._encode(
             rendered, texts, features.get("image_grid_thw"), [len(samples) for samples in recordings]
         )
-        input_ids = torch.tensor([ids], dtype=torch.long)
+        input_ids = torch.tensor([ids], dtype=torch.long, device="cpu")
         batch = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -91,8 +91,8 @@ class PocketProcessor:
             **features,
         }
         if recordings:
-            lengths = torch.tensor([len(recording) for recording in recordings])
-            padded = torch.zeros(len(recordings), int(lengths.max()))
+            lengths = torch.tensor([len(recording) for recording in recordings], device="cpu")
+            padded = torch.zeros(len(recordings), int(lengths.max()), dtype=torch.float32, device="cpu")
             for row, recording in zip(padded, recordings):
                 row[: len(recording)] = torch.from_numpy(recording)
             batch |= {"input_features": padded, "audio_lengths": lengths}

@@ -25,14 +25,16 @@ _TYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16, torch.float16:
 @cache
 def block_rows() -> int | None:
     """B of the kernel's order on this CPU, determined by a trial; None if there is no such kernel."""
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (128, 64), dtype=torch.uint8, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    codes = torch.randint(0, 16, (128, 64), dtype=torch.uint8, generator=generator, device="cpu")
     try:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1).view(torch.uint8)
         for block in (64, 32):
             if torch.equal(packed.view(128, 32), to_blocks(affine.pack(codes, 4), block)):
-                rows = torch.randint(-3, 4, (3, 64), generator=generator).bfloat16()
-                scale_zero = torch.tensor([1.0, 0.0]).expand(1, 128, 2).bfloat16().contiguous()
+                rows = torch.randint(-3, 4, (3, 64), generator=generator, device="cpu").bfloat16()
+                scale_zero = (
+                    torch.tensor([1, 0], dtype=torch.bfloat16, device="cpu").expand(1, 128, 2).contiguous()
+                )
                 product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, 64, scale_zero)
                 exact = rows.float() @ (codes.float() - 8).T
                 return block if torch.allclose(product.float(), exact, rtol=0.01, atol=0.5) else None
@@ -114,12 +116,15 @@ def dequantize_turned(
         return dequantize_turned_reference(packed, scale_zero, group_size, block, dtype)
     scale_zero = scale_zero.contiguous()
     channels, columns = packed.shape[0], packed.shape[1] * 2
-    out = torch.empty(columns, channels, dtype=dtype)
+    out = torch.empty(columns, channels, dtype=dtype, device="cpu")
     linear = native.Linear(
         type=native.INT4, out=channels, in_=columns, group=group_size, block=block, stride=channels,
-        weight=packed.data_ptr(), scale=scale_zero.data_ptr(),
+        weight=native.pointer(packed, torch.uint8, channels, columns // 2),
+        scale=native.pointer(scale_zero, torch.bfloat16, columns // group_size, channels, 2),
     )  # fmt: skip
-    library.dequantize(linear, out.data_ptr(), _TYPES[dtype], torch.get_num_threads())
+    library.dequantize(
+        linear, native.pointer(out, dtype, columns, channels), _TYPES[dtype], torch.get_num_threads()
+    )
     return out
 
 
@@ -133,7 +138,7 @@ def dequantize_turned_reference(
     groups = scale_zero.to(compute).view(columns // group_size, -1, 2, half, 2).permute(4, 1, 2, 0, 3)
     scale, zero = groups.unsqueeze(4).contiguous()
     blocks = packed.view(-1, columns, half)
-    out = torch.empty(columns, channels // block, 2, half, dtype=compute)
+    out = torch.empty(columns, channels // block, 2, half, dtype=compute, device=packed.device)
     for side, codes in enumerate((blocks & 15, blocks >> 4)):
         values = (codes.view(torch.int8) - 8).to(compute).unflatten(1, (-1, group_size))
         place = out[:, :, side].permute(1, 0, 2).unflatten(1, (-1, group_size))

@@ -78,7 +78,9 @@ def measure(packed: Packed, rows: int, gated: bool = False) -> dict[str, float]:
     """
     from triton.errors import TritonError
 
-    x = torch.randn(rows, packed.in_features, device=packed.weight.device).to(torch.bfloat16)
+    device = packed.weight.device
+    generator = torch.Generator(device).manual_seed(0)  # not the caller's
+    x = torch.randn(rows, packed.in_features, dtype=torch.bfloat16, device=device, generator=generator)
     copies = [packed]
     while sum(copy.nbytes for copy in copies) < COPIES_BYTES and len(copies) < LAUNCHES:
         scales = None if packed.scales is None else packed.scales.clone()

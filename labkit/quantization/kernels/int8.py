@@ -79,9 +79,9 @@ def integer_product_reference(codes: Tensor, weight: Tensor) -> Tensor:
 def has_packed_int8() -> bool:
     """Whether torch has its packed int8 product on this CPU and computes it correctly."""
     try:
-        weight = torch.arange(-64, 64, dtype=torch.int8).reshape(4, 32)
-        rows = torch.ones(3, 32, dtype=torch.bfloat16)
-        product = torch._weight_int8pack_mm(rows, weight, torch.ones(4, dtype=torch.bfloat16))
+        weight = torch.arange(-64, 64, dtype=torch.int8, device="cpu").reshape(4, 32)
+        rows = torch.ones(3, 32, dtype=torch.bfloat16, device="cpu")
+        product = torch._weight_int8pack_mm(rows, weight, torch.ones(4, dtype=torch.bfloat16, device="cpu"))
     except (AttributeError, RuntimeError):
         return False
     return torch.allclose(product.float(), weight.float().sum(1).expand(3, 4), rtol=0.01)
@@ -93,7 +93,7 @@ def has_integer_product() -> bool:
     try:
         if torch.backends.cpu.get_cpu_capability() != "AVX512":
             return False
-        codes = torch.full((5, 64), 127, dtype=torch.int8)
+        codes = torch.full((5, 64), 127, dtype=torch.int8, device="cpu")
         return bool((torch._int_mm(codes, -codes.T) == -127 * 127 * 64).all())
     except (AttributeError, RuntimeError):
         return False

@@ -18,8 +18,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.common.errors import NativeError
+
+if TYPE_CHECKING:
+    import torch
 
 SWITCH = "LABKIT_NATIVE"
 COMPILERS = ("g++", "c++", "clang++")
@@ -117,9 +121,28 @@ def library() -> Library:
     if _suspended.get():
         raise NativeError("the compiled library is set aside for a while")
     result = _library()
-    if isinstance(result, NativeError):
-        raise result
+    if isinstance(result, str):
+        raise NativeError(result)
     return result
+
+
+def pointer(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """The address of a tensor that a function of the library reads or writes: it knows neither its dtype nor its size.
+
+    Raises:
+        ValueError: the tensor is not what the function takes for granted.
+    """
+    if (
+        tensor.dtype != dtype
+        or tensor.shape != shape
+        or tensor.device.type != "cpu"
+        or not tensor.is_contiguous()
+    ):
+        raise ValueError(
+            f"the compiled library wants {dtype} {list(shape)} in one piece on the CPU, not {tensor.dtype} "
+            f"{list(tensor.shape)} on {tensor.device}"
+        )
+    return tensor.data_ptr()
 
 
 @contextmanager
@@ -133,12 +156,16 @@ def suspended() -> Iterator[None]:
 
 
 @cache
-def _library() -> Library | NativeError:
-    """The library, or the error that prevents it; determined once for each process."""
+def _library() -> Library | str:
+    """The library, or the reason why there is none; determined once for each process.
+
+    Not the error itself: each time it were raised, its traceback would grow by frames, and these hold every tensor
+    of the products that asked for the library.
+    """
     try:
         return _find()
     except NativeError as error:
-        return error
+        return str(error)
 
 
 def _find() -> Library:

@@ -10,7 +10,7 @@ extern "C" struct Linear {
     int32_t type;        // of the weight
     int32_t out, in;     // channels [N], inputs [K]
     int32_t group;       // INT4: inputs that share a scale
-    int32_t block;       // INT4: channels of a block, see labkit/quantization/kernels/int4_cpu.py
+    int32_t block;       // INT4: channels of a block, see labkit/quantization/kernels/cpu_int4.py
     int32_t stride;      // INT4: channels in a row of scale_zero
     int32_t taken;       // the type that inputs are rounded to
     int32_t given;       // the type that products are rounded to

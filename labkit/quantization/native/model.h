@@ -1,4 +1,4 @@
-// A decoder and its rows as labkit/engine/step_cpu.py describes them.
+// A decoder and its rows as labkit/engine/step_cpu/ describes them.
 
 #pragma once
 
