@@ -202,6 +202,18 @@ class TextStream(Iterator[str]):
         self.close()
 
 
+def not_finite(dtype: torch.dtype, what: str = "the model's logits") -> LabError:
+    """The error of a model whose logits, called ``what``, hold NaN or infinity."""
+    # bf16 reaches as far as fp32: there, another default dtype would not help.
+    advice = (
+        "values overflow there; try a plan with bf16 or fp32 as default"
+        if dtype == torch.float16
+        else "its weights are damaged, or the plan's schemes are too coarse for it; "
+        "an unquantized plan shows which"
+    )
+    return LabError(f"{what} are not finite in {str(dtype).removeprefix('torch.')}: {advice}")
+
+
 @torch.inference_mode()
 def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> tuple[list[Piece], Tensor]:
     """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which ``forward`` computed; also the
@@ -223,10 +235,7 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
         text = ""
         try:
             if not math.isfinite(best[index]):
-                dtype = str(forward.dtype).removeprefix("torch.")
-                raise LabError(
-                    f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
-                )
+                raise not_finite(forward.dtype)
             if answer.error is None and answer.sampler.plain:
                 text = answer.push(token)
             elif answer.error is None:

@@ -146,7 +146,10 @@ def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Di
         total += float(gap.sum(dtype=torch.float64))
         same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     if not math.isfinite(total):
-        raise LabError("the quantized model's logits are not finite: try a plan with bf16 or fp32 as default")
+        raise LabError(
+            "the quantized model's logits are not finite: under fp16 try bf16 or fp32 as the plan's default; "
+            "else the plan's schemes are too coarse for this model"
+        )
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 

@@ -156,7 +156,7 @@ def test_a_family_that_is_not_known_is_refused_by_its_name_before_weights_are_re
 
 def longrope_model(model_class, config_class):
     config = config_class(
-        vocab_size=128,
+        vocab_size=272,
         hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
