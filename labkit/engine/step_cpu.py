@@ -211,7 +211,7 @@ class NativeStep:
             model.embedding_type = model.embedding_given = TYPES.get(weight.dtype, -1)
         elif isinstance(embedding, StoredEmbedding):
             weight = embedding.weight_int8
-            model.embedding_type, model.embedding_given = native.INT8, TYPES[embedding.stored_dtype]
+            model.embedding_type, model.embedding_given = native.INT8, TYPES[embedding.dtype]
             model.embedding_scale = self._pointer(embedding.scale)
         else:
             raise LabError(f"the embedding is a {type(embedding).__name__}")
