@@ -196,6 +196,17 @@ class TextStream(Iterator[str]):
         self.close()
 
 
+def not_finite_advice(dtype: torch.dtype) -> str:
+    """The dtype of such logits in words, and what helps."""
+    larger = {torch.float16: "bf16 or fp32", torch.bfloat16: "fp32"}.get(dtype)
+    advice = (
+        f"try a plan with {larger} as default"
+        if larger
+        else "no dtype is larger, so the weights hold NaN or inf, or values too large: load another copy of the model"
+    )
+    return f"in {str(dtype).removeprefix('torch.')}: {advice}"
+
+
 @torch.inference_mode()
 def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> tuple[list[Piece], Tensor]:
     """Choose and push the next token of each answer from ``logits [B, vocabulary]``, which ``forward`` computed; also the
@@ -217,10 +228,7 @@ def _choose(logits: Tensor, answers: list[RunningAnswer], forward: Forward) -> t
         text = ""
         try:
             if not math.isfinite(best[index]):
-                dtype = str(forward.dtype).removeprefix("torch.")
-                raise LabError(
-                    f"the model's logits are not finite in {dtype}: try a plan with bf16 or fp32 as default"
-                )
+                raise LabError(f"the model's logits are not finite {not_finite_advice(forward.dtype)}")
             if answer.error is None and answer.sampler.plain:
                 text = answer.push(token)
             elif answer.error is None:

@@ -135,7 +135,10 @@ def divergence_of(probe: Probe, log_probs: Callable[[int], Tensor | None]) -> Di
         total += float(gap.sum(dtype=torch.float64))
         same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     if not math.isfinite(total):
-        raise LabError("the quantized model's logits are not finite: try a plan with bf16 or fp32 as default")
+        raise LabError(
+            "the quantized model's logits are not finite: the scheme cannot hold these weights, or the default dtype "
+            "their activations (fp32 holds the most)"
+        )
     return Divergence(max(total, 0.0) / probe.tokens, same / probe.tokens, probe.tokens)
 
 

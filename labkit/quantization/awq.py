@@ -69,7 +69,7 @@ def _log(values: Tensor) -> Tensor:
 def _loss(weight: Tensor, input_scale: Tensor, blocks: Tensor, num_bits: int, symmetric: bool) -> Tensor:
     """The error of rounding W / r to nearest in each group [K/G], summed over all channels."""
     groups, group_size, _ = blocks.shape
-    total = torch.zeros(groups, device=weight.device)
+    total = torch.zeros(groups, dtype=torch.float32, device=weight.device)
     factor = input_scale.float()
     for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):
         stretched = (weight[part].float() / factor).unflatten(1, (groups, group_size))

@@ -141,7 +141,7 @@ def solve(
     values = weight.T[order].float().contiguous()  # by steps [K, N]: a step reads and writes whole rows
     scales, zeros = _by_steps(scale, zero_point, num_bits, order)
     codes = torch.empty_like(values)
-    added = torch.zeros(count, device=weight.device)
+    added = torch.zeros(count, dtype=torch.float32, device=weight.device)
     for start in range(0, count, column_block_size):
         stop = min(start + column_block_size, count)
         block = slice(start, stop)

@@ -39,7 +39,7 @@ def search_qparams(
     scale = torch.empty(weight.shape[0], groups, dtype=scale_dtype, device=weight.device)
     zero_point = torch.empty(scale.shape, dtype=torch.int32, device=weight.device)
     if importance is None:
-        importance = torch.ones(weight.shape[1], device=weight.device)
+        importance = torch.ones(weight.shape[1], dtype=torch.float32, device=weight.device)
     if importance.ndim == 1:
         importance = importance.float().view(groups, group_size)
     for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):

@@ -42,6 +42,11 @@ def refuse(
     )
 
 
+def keeps_integers(module: nn.Module) -> bool:
+    """Whether `nearest_module` holds the module's own integers: only its inputs are no longer rounded."""
+    return type(module) is Int8DynamicLinear
+
+
 def nearest_module(module: nn.Module) -> QuantizedLinear | None:
     """A Linear under the nearest scheme with an affine integer weight; None for what has none.
 
@@ -49,7 +54,7 @@ def nearest_module(module: nn.Module) -> QuantizedLinear | None:
     """
     if not isinstance(module, QuantizedLinear):
         return None
-    if type(module) is Int8DynamicLinear:
+    if keeps_integers(module):
         sizes = module.in_features, module.out_features, module.bias is not None
         plain = Int8Linear(*sizes, device="meta", dtype=module.dtype)
         plain.load_state_dict(module.state_dict(), assign=True)

@@ -1,5 +1,6 @@
 """Which Linears an export writes quantized, and which unquantized."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import nn
 from labkit.common.errors import LabError
 from labkit.loading.export.formats import FORMATS, Format
 from labkit.loading.export.integers import Kind, cannot_be_integers, kind_of
-from labkit.loading.export.refusal import Refusal, nearest_module, refuse
+from labkit.loading.export.refusal import Refusal, keeps_integers, nearest_module, refuse
 from labkit.plans.resolved import NO_ROLE, ResolvedPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int8_storage import StoredInt8
@@ -78,12 +79,11 @@ def select(
             kinds[name] = kind_of(module)
         else:
             refused[name] = refusal
-    notes = []
+    notes: list[str] = []
     if replace:
-        replaced = _replace(model, refused, roles, FORMATS[format])
+        replaced, notes = _replace(model, refused, resolved, roles, format)
         kinds |= replaced
         unquantized = unquantized | (refused.keys() - replaced.keys())
-        notes = _notes(format, replaced, resolved)
     else:
         refuse(format, refused, resolved.schemes, roles)
     if not kinds:
@@ -105,25 +105,29 @@ def _refusal(
 
 
 def _replace(
-    model: nn.Module, refused: Mapping[str, Refusal], roles: Mapping[str, str], rules: Format
-) -> dict[str, Kind]:
-    """Put the nearest that the format can express in the place of what it refuses; returns the kinds of these."""
-    kinds = {}
+    model: nn.Module,
+    refused: Mapping[str, Refusal],
+    resolved: ResolvedPlan,
+    roles: Mapping[str, str],
+    format: str,
+) -> tuple[dict[str, Kind], list[str]]:
+    """Put the nearest that the format can express in the place of what it refuses: the kinds of these, and notes."""
+    kinds: dict[str, Kind] = {}
+    groups: Counter[tuple[str, Kind, str]] = Counter()
     for name in refused:
-        nearest = nearest_module(model.get_submodule(name))
-        if nearest is not None and rules.cannot_hold(name, roles.get(name, NO_ROLE), nearest) is None:
-            model.set_submodule(name, nearest)
-            kinds[name] = kind_of(nearest)
-    return kinds
-
-
-def _notes(format: str, replaced: Mapping[str, Kind], resolved: ResolvedPlan) -> list[str]:
-    groups: dict[tuple[str, Kind], int] = {}
-    for name, kind in replaced.items():
-        key = resolved.schemes[name].name, kind
-        groups[key] = groups.get(key, 0) + 1
-    return [
-        f"{count} Linears in {scheme}, which {format} cannot express, are written as the nearest: {kind}"
-        f"{'; the integers are the same' if scheme == 'int8-dynamic' else ', rounded anew'}."
-        for (scheme, kind), count in groups.items()
+        module = model.get_submodule(name)
+        nearest = nearest_module(module)
+        if (
+            nearest is None
+            or FORMATS[format].cannot_hold(name, roles.get(name, NO_ROLE), nearest) is not None
+        ):
+            continue
+        model.set_submodule(name, nearest)
+        kinds[name] = kind_of(nearest)
+        how = "the same integers" if keeps_integers(module) else "rounded anew"
+        groups[resolved.schemes[name].name, kinds[name], how] += 1
+    notes = [
+        f"{count} Linears in {scheme}, which {format} cannot express, are written as the nearest: {kind}, {how}."
+        for (scheme, kind, how), count in groups.items()
     ]
+    return kinds, notes

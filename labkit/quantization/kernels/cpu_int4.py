@@ -26,13 +26,13 @@ _TYPES = {torch.float32: native.F32, torch.bfloat16: native.BF16, torch.float16:
 def block_rows() -> int | None:
     """B of the kernel's order on this CPU, determined by a trial; None if there is no such kernel."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (128, 64), dtype=torch.uint8, generator=generator)
+    codes = torch.randint(0, 16, (128, 64), dtype=torch.uint8, generator=generator, device="cpu")
     try:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1).view(torch.uint8)
         for block in (64, 32):
             if torch.equal(packed.view(128, 32), to_blocks(affine.pack(codes, 4), block)):
-                rows = torch.randint(-3, 4, (3, 64), generator=generator).bfloat16()
-                scale_zero = torch.tensor([1.0, 0.0]).expand(1, 128, 2).bfloat16().contiguous()
+                rows = torch.randint(-3, 4, (3, 64), generator=generator, device="cpu").bfloat16()
+                scale_zero = torch.tensor([1.0, 0.0], device="cpu").expand(1, 128, 2).bfloat16().contiguous()
                 product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, 64, scale_zero)
                 exact = rows.float() @ (codes.float() - 8).T
                 return block if torch.allclose(product.float(), exact, rtol=0.01, atol=0.5) else None

@@ -28,8 +28,8 @@ def has_packed_nf4() -> bool:
         if not functional.has_avx512bf16():
             return False
         generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(64, 128, generator=generator)
-        rows = torch.randn(3, 128, generator=generator).bfloat16()
+        weight = torch.randn(64, 128, generator=generator, dtype=torch.float32, device="cpu")
+        rows = torch.randn(3, 128, generator=generator, dtype=torch.float32, device="cpu").bfloat16()
         packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
         exact = rows.float() @ functional.dequantize_4bit(packed, state).float().T
         absmax = state.absmax.view(64, 2).T.bfloat16().contiguous()
