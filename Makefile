@@ -10,22 +10,24 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || ec
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM      := .venv-vllm
+READERS   := .venv-readers
 LLAMA     := .venv-llama
 VOICES    := $(VENV)/.voices
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-vllm bench-cpu readme clean
+.PHONY: help install lab test test-vllm test-readers bench-cpu readme clean
 
 help:
 	@echo "make install    create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
 	@echo "make lab        install, then open JupyterLab at the first notebook (PORT=8888, ARGS=… goes to Jupyter)"
 	@echo "make test       install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
 	@echo "make test-vllm  install vLLM's CPU build into $(VLLM), and compare its answers to exports with the lab's, and serve by it"
+	@echo "make test-readers  install GPTQModel into $(READERS), and compare its logits on exports with the lab's"
 	@echo "make bench-cpu  install llama.cpp and a small model into $(LLAMA), and measure the lab beside it on the CPU (ARGS=…)"
 	@echo "make readme     write the figures of assets/results into the READMEs"
-	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM), $(LLAMA) and results/ stay)"
+	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM), $(READERS), $(LLAMA) and results/ stay)"
 
 install: $(INSTALLED)
 	@:
@@ -70,6 +72,20 @@ $(VLLM)/.installed: $(INSTALLED)
 test-vllm: $(VLLM)/.installed
 	@LABKIT_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/loading/test_export_vllm.py tests/service/test_vllm_real.py -s $(ARGS)
 
+# GPTQModel pins another numpy, so it lives apart, but takes torch and transformers from the lab's environment.
+$(READERS)/.installed: $(INSTALLED)
+	@[ -x $(READERS)/bin/python ] || $(BIN)/python -m venv $(READERS)
+	@echo "Installing GPTQModel into $(READERS)."
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$$($(READERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lab.pth"
+	@$(READERS)/bin/python -m pip --disable-pip-version-check install --quiet "setuptools>=77,<81"
+	@BUILD_CUDA_EXT=0 $(READERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation \
+		gptqmodel==7.6.0 defuser==0.0.28 pypcre==0.6.4 logbar==0.4.15 tokenicer==0.0.14 device-smi==0.5.7 threadpoolctl \
+		datasets pyarrow dill multiprocess xxhash
+	@touch $@
+
+test-readers: $(READERS)/.installed
+	@LABKIT_READERS=$(abspath $(READERS)/bin/python) $(BIN)/python -m pytest tests/loading/test_export_readers.py tests/loading/test_export_transformers.py $(ARGS)
+
 $(LLAMA)/.installed: $(INSTALLED) pyproject.toml
 	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
 	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $$($(BIN)/python .ci/list_extra.py llama)
@@ -83,4 +99,4 @@ readme: $(INSTALLED)
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
-	find . \( -path ./$(VENV) -o -path ./$(VLLM) -o -path ./$(LLAMA) \) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(VLLM) -o -path ./$(READERS) -o -path ./$(LLAMA) \) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

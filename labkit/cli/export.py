@@ -20,8 +20,9 @@ def add(commands: Commands) -> None:
             "scales in their layout.\n\n"
             "compressed-tensors  transformers, vLLM: int4 (2, 4 and 8 bits), int8, int8-dynamic, each Linear its\n"
             "                    own; the format of choice\n"
-            "gptq                older engines: int4 (2, 3, 4 and 8 bits) and int8\n\n"
-            "A scheme that the format cannot express is refused with the nearest that can."
+            "gptq                older engines: int4 (2, 3, 4 and 8 bits) and int8, of the decoder and lm_head\n\n"
+            "Schemes that the format cannot express are refused, all at once, each with the nearest that can;\n"
+            "--dequantize auto takes the nearest."
         ),
         (
             "examples:\n"

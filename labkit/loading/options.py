@@ -61,6 +61,8 @@ class ExportOptions:
     format: str = option(REQUIRED, "what to write", EXPORT_FORMATS)
     output: str | None = option(None, "the folder to make", metavar="FOLDER", usual="FOLDER-FORMAT")
     dequantize: tuple[str, ...] = option(
-        (), "parts (vision, projector, …) or names of Linears to write unquantized, as they multiply"
+        (),
+        "parts (vision, projector, …) or names of Linears to write unquantized, as they multiply; auto: what the format "
+        "cannot express becomes the nearest that it can",
     )
     force: bool = option(False, "replace what the lab wrote there before")

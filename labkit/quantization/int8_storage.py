@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.quantization import affine
+from labkit.quantization.fixed_dtypes import FixedDtypes
 from labkit.quantization.kernels.reference import row_slices
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -26,16 +27,14 @@ def module_kind(module: nn.Module) -> str | None:
     return next((kind for kind, cls in KINDS.items() if isinstance(module, cls)), None)
 
 
-class StoredInt8:
+class StoredInt8(FixedDtypes):
     """Mixin for a module's class: weight_int8 [N, ...] int8 and scale [N] bf16 replace ``weight``."""
-
-    stored_dtype: torch.dtype
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight in the default dtype: a full copy at each access."""
+        """The dequantized weight in `dtype`: a full copy at each access."""
         scale = self.scale.float().view(-1, *[1] * (self.weight_int8.ndim - 1))
-        return (self.weight_int8 * scale).to(self.stored_dtype)
+        return (self.weight_int8 * scale).to(self.dtype)
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
@@ -54,7 +53,7 @@ class StoredEmbedding(StoredInt8):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = self.weight_int8[ids] * self.scale[ids].float()[..., None]
-        return rows.to(self.stored_dtype)
+        return rows.to(self.dtype)
 
 
 def empty_stored(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype) -> nn.Module:
@@ -65,7 +64,7 @@ def empty_stored(module: nn.Module, device: torch.device | str | None, dtype: to
     for name in ("_parameters", "_buffers"):
         setattr(stored, name, dict(getattr(module, name)))
     del stored._parameters["weight"]
-    stored.stored_dtype = dtype
+    stored.dtype = dtype
     stored.register_buffer("weight_int8", torch.empty(shape, dtype=torch.int8, device=device))
     stored.register_buffer("scale", torch.empty(shape[0], dtype=torch.bfloat16, device=device))
     bias = stored._parameters.get("bias")

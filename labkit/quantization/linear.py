@@ -5,16 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labkit.quantization.fixed_dtypes import FixedDtypes
 from labkit.quantization.kernels import cuda, cuda_products
 from labkit.quantization.kernels.cuda_products import Packed
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(FixedDtypes, nn.Module):
     """Base of the modules that replace `nn.Linear`: ``y = x @ weight.T + bias``.
 
     Takes ``x [..., in_features]`` of any leading shape, including no rows, in fp32, fp16 or bf16 and returns
     ``[..., out_features]`` in the same dtype. Gradients flow to ``x`` (through the dequantized weight), never
-    to the weight.
+    to the weight. A cast of the model changes the bias alone.
 
     Subclasses hold their tensors as buffers and implement the product and dequantizing. Where a device's kernels
     need another order of bytes (`kernels`), the module keeps a single copy of the weight, in that order, which

@@ -55,7 +55,9 @@ class LLMInt8Linear(QuantizedLinear):
         product, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
             rows.contiguous(), codes, self.weight_int8, row_absmax, self.absmax, outliers, None
         )
-        return product
+        # bitsandbytes turns NaN into code 0, and its CUDA kernel ignores it in the row's largest magnitude
+        broken = ~torch.isfinite(rows).all(1, keepdim=True)
+        return product.masked_fill_(broken, torch.nan)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         return (self.weight_int8 * (self.absmax[:, None] / 127)).to(dtype or self.dtype)

@@ -54,4 +54,4 @@ def keep_logits_(model: nn.Module) -> None:
 
 def gives_logits(head: nn.Module) -> bool:
     """Whether this module returns fp32 for every input dtype."""
-    return isinstance(head, LogitsLinear) or getattr(head, "gives_logits", False)
+    return isinstance(head, LogitsLinear) or (isinstance(head, QuantizedLinear) and head.gives_logits)

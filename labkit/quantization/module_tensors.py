@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from labkit.quantization.linear import QuantizedLinear
+
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The module's own tensors by their names, on the CPU, packed ones in plain order of bytes."""
@@ -17,12 +19,11 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Replace a module's own tensors, and bring packed ones into the order that is fastest on its device."""
-    packed = getattr(module, "packed_name", None)
     for name, tensor in tensors.items():
         if name in module._parameters:
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
         else:
             module._buffers[name] = tensor
-    if packed in tensors:
+    if isinstance(module, QuantizedLinear) and module.packed_name in tensors:
         module.layout = "plain"
         module.settle()

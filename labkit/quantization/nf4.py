@@ -122,8 +122,9 @@ class NF4Linear(QuantizedLinear):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         packed = self.relayout(self.packed, self.layout, "plain").view(-1, 1)
-        state = self._state(dtype or self.dtype)
-        return bitsandbytes_functional().dequantize_4bit(packed, state)
+        dtype = dtype or self.dtype
+        state = self._state(dtype if dtype in DTYPES.values() else torch.float32)
+        return bitsandbytes_functional().dequantize_4bit(packed, state).to(dtype)
 
     def _absmax(self) -> Tensor:
         """[N*K/G] fp32: each block's largest magnitude."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import tiny_models
@@ -16,6 +17,7 @@ from labkit.loading.export.packing import pack_words, unpack_words
 from labkit.loading.load import load
 from labkit.loading.save import save
 from labkit.plans.plan import QuantizationPlan
+from labkit.quantization.affine import sqnr_db
 
 LAYER = "model.layers.1.mlp.down_proj"
 
@@ -175,10 +177,72 @@ def test_names_that_vllm_joins_or_takes_apart_stand_beside_the_lists(tmp_path):
     [group] = config["config_groups"].values()
     assert {"model.visual.blocks.0.attn.qkv", "model.visual.blocks.0.attn.qkv_proj"} <= set(group["targets"])
     assert "model.visual.blocks.1.mlp.gate_up_proj" in group["targets"]
-    config = config_of(export(made, format="gptq", progress=False).folder)["quantization_config"]
-    [names] = config["modules_in_block_to_quantize"]
+    done = export(made, format="gptq", dequantize=["vision"], progress=False)
+    [names] = config_of(done.folder)["quantization_config"]["modules_in_block_to_quantize"]
     layer = "model.language_model.layers.0.mlp"
     assert {f"{layer}.gate_up_proj", f"{layer}.gate_proj", f"{layer}.up_proj"} <= set(names)
+
+
+@pytest.mark.parametrize("unquantized", [False, True])
+def test_gptq_splits_what_its_readers_split(tmp_path, unquantized):
+    """GPTQModel takes a fused gate_up_proj apart before it loads the weights, quantized or not."""
+    rules = [{"role": "decoder", "scheme": "int4", "symmetric": True}]
+    if unquantized:
+        rules.insert(0, {"match": "re:.*layers.0.mlp.gate_up_proj", "scheme": "bf16"})
+    plan = QuantizationPlan.from_dict({"name": "p", "rules": rules})
+    engine = load(save_glm4v(tmp_path / "glm4v"), plan, "cpu", progress=False)
+    done = export(save(engine, tmp_path / "q", progress=False), format="gptq", progress=False)
+    stored = tensors_of(done.folder)
+    assert not any("gate_up_proj" in name for name in stored)
+    layer = "model.language_model.layers.0.mlp"
+    fused = engine.model.get_submodule(f"{layer}.gate_up_proj")
+    dynamic = config_of(done.folder)["quantization_config"]["dynamic"]
+    for part, name in zip(range(2), ("gate_proj", "up_proj")):
+        rows = slice(part * fused.out_features // 2, (part + 1) * fused.out_features // 2)
+        excluded = f"-:^{re.escape(f'{layer}.{name}')}$" in dynamic
+        assert excluded == unquantized
+        if unquantized:
+            assert torch.equal(stored[f"{layer}.{name}.weight"], fused.weight[rows])
+            continue
+        codes = unpack_words(stored[f"{layer}.{name}.qweight"].T.contiguous(), 4, fused.in_features)
+        assert torch.equal(codes, fused.codes[rows])
+        assert torch.equal(stored[f"{layer}.{name}.scales"].T.float(), fused.scale[rows].float())
+
+
+def test_gptq_refuses_linears_that_its_readers_do_not_look_for(tmp_path):
+    plan = QuantizationPlan.from_dict(
+        {"name": "p", "rules": [{"role": ["decoder", "vision"], "scheme": "int4", "symmetric": True}]}
+    )
+    engine = load(save_glm4v(tmp_path / "glm4v"), plan, "cpu", progress=False)
+    made = save(engine, tmp_path / "q", progress=False)
+    with pytest.raises(
+        LabError, match="look for the decoder's Linears and lm_head alone; nearest: unquantized"
+    ):
+        export(made, format="gptq", progress=False)
+    stored = tensors_of(export(made, format="gptq", dequantize=["auto"], progress=False).folder)
+    assert "model.visual.blocks.0.attn.qkv.weight" in stored
+    assert "model.language_model.layers.0.self_attn.q_proj.qweight" in stored
+
+
+def test_scales_beyond_fp16_are_refused_with_all_else(made, tmp_path):
+    """With the rest, before anything is written."""
+    plan = QuantizationPlan.from_dict(
+        {
+            "name": "beyond",
+            "rules": [
+                {"match": "re:.*q_proj", "scheme": "nf4"},
+                {"match": "re:.*", "scheme": "int4", "symmetric": True},
+            ],
+        }
+    )
+    folder = save_llama(tmp_path / "llama", vocab_size=320)
+    engine = load(folder, plan, "cpu", progress=False)
+    engine.model.get_submodule(LAYER).scale_zero[0, :, 0] = 1e-9
+    quantized = save(engine, tmp_path / "q", progress=False)
+    with pytest.raises(LabError, match=rf"nf4 of .*\. Nor int4 of {LAYER}: the format's scales are fp16"):
+        export(quantized, tmp_path / "out", format="gptq", progress=False)
+    assert not (tmp_path / "out").exists()
+    assert export(quantized, tmp_path / "out", progress=False, dequantize=["auto"]).quantized == 15
 
 
 def test_gptqs_exceptions_stand_in_dynamic(made, tmp_path):
@@ -252,6 +316,49 @@ def test_all_refusals_come_at_once_and_parts_can_be_written_unquantized(made, tm
     assert "vLLM joins model.layers.0.self_attn.q_proj and" in done.notes[1]
     with pytest.raises(LabError, match="nothing is quantized in this checkpoint"):
         export(folder, tmp_path / "more", dequantize=["lm_head", "decoder"], progress=False)
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq"])
+def test_auto_takes_the_nearest_that_the_format_can_express(made, tmp_path, format):
+    plan = QuantizationPlan.from_dict(
+        {
+            "name": "nearest",
+            "rules": [
+                {"match": "lm_head", "scheme": "nf4"},
+                {"match": "re:.*q_proj", "scheme": "llm-int8"},
+                {"match": "re:.*k_proj", "scheme": "int4", "num_bits": 3},
+                {"match": "re:.*v_proj", "scheme": "hqq"},
+                {"match": "re:.*o_proj", "scheme": "int8-dynamic"},
+                {"match": "re:.*gate_proj", "scheme": "awq"},
+                {"match": "re:.*up_proj", "scheme": "int8-dynamic", "smoothing": "rms"},
+                {"match": "re:.*", "scheme": "int4", "symmetric": True},
+            ],
+        }
+    )
+    engine, folder = made(plan)
+    with pytest.raises(LabError, match=r"Take the nearest with --dequantize auto, .*lm_head") as caught:
+        export(folder, tmp_path / "out", format=format, progress=False)
+    refused = {"nf4", "llm-int8", "hqq", "awq", "int8-dynamic"} | ({"int4"} if format != "gptq" else set())
+    assert all(f"{scheme} of " in str(caught.value) for scheme in refused)
+    done = export(folder, tmp_path / "out", format=format, dequantize=["auto"], progress=False)
+    assert done.quantized == 15
+    notes = " ".join(done.notes)
+    assert "nf4, which" in notes
+    assert "W4A16, groups of 64, symmetric, rounded anew" in notes
+    stored, name = tensors_of(done.folder), "model.layers.0.self_attn.o_proj"
+    module = engine.model.get_submodule(name)
+    if format == "gptq":  # weights only: the same integers, multiplied by unrounded inputs
+        codes = unpack_words(stored[f"{name}.qweight"].T.contiguous(), 8, module.in_features)
+        assert torch.equal(codes.int() - 128, module.weight_int8.int())
+        assert "2 Linears in int8-dynamic, which gptq cannot express, are written as the nearest" in notes
+        assert notes.count("W8A16, per channel, symmetric, the same integers") == 1
+    else:
+        assert torch.equal(stored[f"{name}.weight"], module.weight_int8)
+        name = "model.layers.0.self_attn.k_proj"
+        module = engine.model.get_submodule(name)
+        codes = unpack_words(stored[f"{name}.weight_packed"], 4, module.in_features).float() - 8
+        weight = codes * stored[f"{name}.weight_scale"].float().repeat_interleave(64, 1)
+        assert sqnr_db(module.dequantize(torch.float32), weight) > 15
 
 
 def test_a_module_that_does_more_than_multiply_is_refused(tmp_path):

@@ -181,7 +181,7 @@ def _describe_embedding(described: native.Model, embedding: nn.Module, weights: 
     elif isinstance(embedding, StoredEmbedding):
         table = embedding.weight_int8
         described.embedding = weights.pointer(table, torch.int8)
-        described.embedding_type, described.embedding_given = native.INT8, TYPES[embedding.stored_dtype]
+        described.embedding_type, described.embedding_given = native.INT8, TYPES[embedding.dtype]
         described.embedding_scale = weights.pointer(embedding.scale, torch.bfloat16)
     else:
         raise LabError(f"the embedding is a {type(embedding).__name__}")

@@ -10,21 +10,22 @@ Integers are unchanged. The format stores an asymmetric zero point as an integer
 product with the scale, rounded to bf16: logits differ by that rounding.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labkit.loading.export.integers import Integers, Kind, Refusal
+from labkit.loading.export.integers import AffineLinear, Integers, Kind, kind_of
 from labkit.loading.export.packing import pack_words
+from labkit.loading.export.refusal import Refusal
 
 NEAREST = {
     "nf4": "int4 with group_size 64",
     "llm-int8": "int8-dynamic, or int8",
     "awq": "gptq, or int4",
     "hqq": "gptq, or int4",
-    "int8-dynamic": "int8-dynamic without smoothing",
+    "int8-dynamic": "int8-dynamic without smoothing, or int8",
     "*": "int4 with num_bits 4, or int8",
 }
 BITS = (2, 4, 8)
@@ -34,14 +35,20 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 VLLM_NAMES = {"attn.qkv": "attn.qkv_proj", "gate_proj": "gate_up_proj"}
 
 
-def cannot_hold(kind: Kind, in_features: int, out_features: int) -> Refusal | None:
-    """Why the format cannot store weights of this kind; None if it can."""
-    if kind.num_bits not in BITS:
-        return Refusal(f"the format's versions pack {kind.num_bits} bits differently", "int4 with num_bits 4")
+def cannot_hold(name: str, role: str, module: AffineLinear) -> Refusal | None:
+    """Why the format cannot store this Linear; None if it can."""
+    num_bits = kind_of(module).num_bits
+    if num_bits not in BITS:
+        return Refusal(f"the format's versions pack {num_bits} bits differently", "int4 with num_bits 4")
     return None
 
 
-def tensors_of(integers: Integers) -> dict[str, Tensor]:
+def written_names(name: str) -> tuple[str, ...]:
+    """The Linear itself: transformers' modules are fused as the model's are, and vLLM loads either form."""
+    return (name,)
+
+
+def tensors_of(integers: Integers, kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
     """The format's tensors for one weight, by their names in the module."""
     kind = integers.kind
     if kind.dynamic:
@@ -79,11 +86,6 @@ def configuration(kinds: Mapping[str, Kind], ignore: list[str]) -> dict[str, Any
 
 def files(config: dict[str, Any]) -> dict[str, Any]:
     """Further JSON files of the format, by name: none."""
-    return {}
-
-
-def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
-    """Format options that depend on the whole checkpoint: none."""
     return {}
 
 

@@ -10,15 +10,15 @@ One width and group size is the rule of the whole model, the commonest; others a
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labkit.common.errors import LabError
-from labkit.loading.export.integers import Integers, Kind, Refusal
+from labkit.loading.export.integers import AffineLinear, Integers, Kind, kind_of
 from labkit.loading.export.packing import pack_words
+from labkit.loading.export.refusal import Refusal
 
 NEAREST = {
     "nf4": "int4 with group_size 64",
@@ -30,55 +30,61 @@ NEAREST = {
 }
 SPLIT = {
     "gate_up_proj": ("gate_proj", "up_proj")
-}  # the names into which vLLM splits a fused Linear for its lookup
+}  # GPTQModel takes these apart; vLLM loads the parts as well
+READ = ("decoder", "lm_head")  # the roles whose Linears GPTQModel looks for
 SCALE_ERROR = 2**-8  # relative error of a scale in fp16, as large as bf16's rounding
 
 
-def cannot_hold(kind: Kind, in_features: int, out_features: int) -> Refusal | None:
-    """Why the format cannot store weights of this kind; None if it can."""
+def cannot_hold(name: str, role: str, module: AffineLinear) -> Refusal | None:
+    """Why the format cannot store this Linear; None if it can."""
+    kind = kind_of(module)
+    if role not in READ:
+        return Refusal("the format's readers look for the decoder's Linears and lm_head alone", "unquantized")
     if kind.dynamic:
         return Refusal("the format quantizes weights only", NEAREST["int8-dynamic"])
     step = 32 if kind.num_bits == 3 else 32 // kind.num_bits
-    for what, size in (("input", in_features), ("output", out_features)):
+    out_features = module.out_features // len(written_names(name))
+    for what, size in (("input", module.in_features), ("output", out_features)):
         if size % step:
             return Refusal(f"{size} {what} features are no multiple of {step}", "unquantized")
+    scale = module.scale.float()
+    if not ((scale.to(torch.float16).float() - scale).abs() <= SCALE_ERROR * scale).all():
+        return Refusal(
+            "the format's scales are fp16, which cannot hold scales so small or large",
+            "unquantized, or --format compressed-tensors",
+        )
     return None
 
 
-def tensors_of(integers: Integers, second_version: bool) -> dict[str, Tensor]:
-    """The format's tensors for one weight, by their names in the module.
+def written_names(name: str) -> tuple[str, ...]:
+    """The Linears into which the Linear ``name`` is split, by equal shares of its output."""
+    parent, dot, leaf = name.rpartition(".")
+    return tuple(f"{parent}{dot}{part}" for part in SPLIT.get(leaf, (leaf,)))
 
-    Raises:
-        LabError: a scale that fp16 cannot hold.
-    """
+
+def tensors_of(integers: Integers, kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
+    """The format's tensors for one weight, by their names in the module."""
     kind = integers.kind
-    scale = integers.scale.float()
-    half = scale.to(torch.float16)
-    if not ((half.float() - scale).abs() <= SCALE_ERROR * scale).all():
-        raise LabError(
-            f"the format's scales are fp16, and one here is {scale.min():.3g} to {scale.max():.3g}: "
-            "use --format compressed-tensors"
-        )
-    zero_point = integers.zero_point if second_version else integers.zero_point - 1
+    zero_point = integers.zero_point if _is_second(kinds) else integers.zero_point - 1
     in_features = integers.codes.shape[1]
     groups = torch.arange(in_features, dtype=torch.int32) // (kind.group_size or in_features)
     return {
         "qweight": pack_words(integers.codes, kind.num_bits).T.contiguous(),
         "qzeros": pack_words(zero_point.T.contiguous(), kind.num_bits),
-        "scales": half.T.contiguous(),
+        "scales": integers.scale.T.to(torch.float16).contiguous(),
         "g_idx": groups.to(torch.int32),
     }
 
 
-def configuration(kinds: Mapping[str, Kind], ignore: list[str], second_version: bool) -> dict[str, Any]:
+def configuration(kinds: Mapping[str, Kind], ignore: list[str]) -> dict[str, Any]:
     """``quantization_config`` of ``config.json`` and ``quantize_config.json`` alike."""
     rule = Counter(kinds.values()).most_common(1)[0][0]
     dynamic: dict[str, dict[str, Any]] = {}
     for name, kind in kinds.items():
         if kind != rule:
-            dynamic[f"+:^{re.escape(name)}$"] = _options(kind)
+            dynamic |= {f"+:^{re.escape(part)}$": _options(kind) for part in _all_names(name)}
     for name in ignore:
-        dynamic[f"-:^{re.escape(name)}$"] = {}
+        dynamic |= {f"-:^{re.escape(part)}$": {} for part in _all_names(name)}
     return {
         "quant_method": "gptq",
         **_options(rule),
@@ -87,8 +93,8 @@ def configuration(kinds: Mapping[str, Kind], ignore: list[str], second_version: 
         "true_sequential": True,
         "damp_percent": 0.01,
         "lm_head": "lm_head" in kinds,
-        "checkpoint_format": "gptq_v2" if second_version else "gptq",
-        "modules_in_block_to_quantize": [[*kinds, *_parts_of(kinds)]],
+        "checkpoint_format": "gptq_v2" if _is_second(kinds) else "gptq",
+        "modules_in_block_to_quantize": [[part for name in kinds for part in _all_names(name)]],
         "dynamic": dynamic,
     }
 
@@ -98,12 +104,7 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
     return {"quantize_config.json": config}
 
 
-def survey(kinds: Iterable[Kind]) -> dict[str, Any]:
-    """Format options that depend on the whole checkpoint: version 1 if every kind is symmetric, else version 2."""
-    return {"second_version": not all(kind.symmetric for kind in kinds)}
-
-
-def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:
+def notes(kinds: Mapping[str, Kind]) -> list[str]:
     """Notes for the readers of this export, in sentences."""
     sentences = []
     if asymmetric := [name for name, kind in kinds.items() if not kind.symmetric]:
@@ -120,14 +121,14 @@ def notes(kinds: Mapping[str, Kind], second_version: bool) -> list[str]:
     return sentences
 
 
-def _parts_of(names: Iterable[str]) -> list[str]:
-    return [
-        name.removesuffix(whole) + part
-        for name in names
-        for whole, parts in SPLIT.items()
-        if name.endswith(f".{whole}")
-        for part in parts
-    ]
+def _is_second(kinds: Mapping[str, Kind]) -> bool:
+    """Whether the checkpoint takes the second version: a zero point of any Linear may be 0."""
+    return not all(kind.symmetric for kind in kinds.values())
+
+
+def _all_names(name: str) -> list[str]:
+    """The Linear's own name, under which vLLM looks a joined Linear up, and those that are written."""
+    return list(dict.fromkeys((name, *written_names(name))))
 
 
 def _options(kind: Kind) -> dict[str, Any]:

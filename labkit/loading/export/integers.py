@@ -1,17 +1,16 @@
 """A quantized Linear as integers for other engines' formats, or the reason why it has none."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from labkit.common.errors import LabError
-from labkit.quantization import QuantizedLinear, Scheme
 from labkit.quantization.int4 import Int4Linear
 from labkit.quantization.int8 import Int8Linear
 from labkit.quantization.int8_dynamic import Int8DynamicLinear
 from labkit.quantization.linear import ScaledInput
+
+AffineLinear = Int4Linear | Int8Linear
 
 # Classes whose weight is ``(code - zero_point) * scale``, and the buffers that hold it.
 AFFINE = {
@@ -55,6 +54,11 @@ class Integers:
     scale: Tensor
     zero_point: Tensor
 
+    def split(self, count: int) -> list["Integers"]:
+        """``count`` weights with an equal share of the rows each, in order."""
+        chunks = (tensor.chunk(count) for tensor in (self.codes, self.scale, self.zero_point))
+        return [Integers(self.kind, *tensors) for tensors in zip(*chunks)]
+
 
 def cannot_be_integers(module: nn.Module) -> str | None:
     """Why a quantized module has no affine integer weight, in words; None if it has."""
@@ -73,7 +77,7 @@ def cannot_be_integers(module: nn.Module) -> str | None:
     return None
 
 
-def kind_of(module: QuantizedLinear) -> Kind:
+def kind_of(module: AffineLinear) -> Kind:
     """Width, groups and symmetry of an affine module."""
     if isinstance(module, Int4Linear):
         symmetric = not module.scale_zero[..., 1].any()
@@ -81,7 +85,7 @@ def kind_of(module: QuantizedLinear) -> Kind:
     return Kind(8, None, True, isinstance(module, Int8DynamicLinear))
 
 
-def integers_of(module: QuantizedLinear) -> Integers:
+def integers_of(module: AffineLinear) -> Integers:
     """The module's weight as integers; requires that `cannot_be_integers` is None."""
     kind = kind_of(module)
     if isinstance(module, Int4Linear):
@@ -89,31 +93,6 @@ def integers_of(module: QuantizedLinear) -> Integers:
     codes = (module.weight_int8.to(torch.int16) + 128).to(torch.uint8)
     scale = module.scale[:, None]
     return Integers(kind, codes, scale.contiguous(), torch.full_like(scale, 128, dtype=torch.uint8))
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a format cannot store a quantized Linear, and the nearest scheme that it can store."""
-
-    reason: str
-    nearest: str
-
-
-def refuse(format: str, refused: Mapping[str, tuple[Scheme, Refusal]]) -> None:
-    """Raise `LabError` if there are Linears that ``format`` cannot express, grouped by scheme and reason."""
-    if not refused:
-        return
-    grouped: dict[tuple[str, Refusal], list[str]] = {}
-    for name, (scheme, refusal) in refused.items():
-        grouped.setdefault((scheme.name, refusal), []).append(name)
-    phrases = []
-    for (scheme, refusal), names in grouped.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        phrases.append(f"{scheme} of {names[0]}{more}: {refusal.reason}; nearest: {refusal.nearest}")
-    raise LabError(
-        f"{format} cannot express {'. Nor '.join(phrases)}. Quantize with the nearest, or write these parts "
-        "unquantized with --dequantize PART,…"
-    )
 
 
 def _zero_points_fit(module: Int4Linear) -> bool:

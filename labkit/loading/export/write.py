@@ -6,31 +6,31 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.common.errors import LabError
+from labkit.common.errors import CheckpointError, LabError
 from labkit.common.files import user_path
-from labkit.loading.export import compressed_tensors, gptq, readme
-from labkit.loading.export.integers import Kind, Refusal, cannot_be_integers, integers_of, kind_of, refuse
-from labkit.loading.manifest import Manifest
+from labkit.loading.export import readme
+from labkit.loading.export.formats import FORMATS, Format
+from labkit.loading.export.integers import Kind, integers_of
+from labkit.loading.export.selection import AUTO, named_parts, select
+from labkit.loading.manifest import NAME
 from labkit.loading.prepare import Prepared
 from labkit.loading.restore import restore
 from labkit.loading.save import check_space, check_target, writing
 from labkit.loading.tensors import SHARD_BYTES, shard_names, tensor_entries
 from labkit.models.experts import is_unfused
-from labkit.models.spec import get_spec
 from labkit.plans.resolved import ResolvedPlan
 from labkit.quantization import QuantizedLinear
 from labkit.quantization.int8_storage import StoredInt8
 from labkit.quantization.module_tensors import module_tensors
 from labkit.quantization.torch_state import guarded
 
-FORMATS: dict[str, ModuleType] = {"compressed-tensors": compressed_tensors, "gptq": gptq}
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RECORD = "labkit-export.json"
 
@@ -61,20 +61,23 @@ def export(
         folder: a folder from ``labkit quantize`` or `labkit.save`.
         output: the folder to write (default: ``<folder>-<format>``); it appears whole or not at all.
         format: ``compressed-tensors`` or ``gptq``.
-        dequantize: roles (``vision``) or names of Linears to write dequantized.
+        dequantize: roles (``vision``) or names of Linears to write dequantized; ``auto``: all that the format cannot
+            express is written as the nearest scheme that it can, or else dequantized.
         force: replace an earlier output of the lab.
         shard_bytes: the approximate largest size of a tensor file.
         progress: show progress bars.
 
     Raises:
-        LabError: a scheme that the format cannot express, with the nearest scheme that it can; an unknown part.
+        LabError: all schemes that the format cannot express, each with the nearest that it can; an unknown part.
         CheckpointError: the checkpoint is damaged, or the output cannot be written.
     """
     if format not in FORMATS:
         raise LabError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
     rules = FORMATS[format]
-    spec = get_spec(folder)
-    manifest = Manifest.read(spec.folder or folder)
+    prepared = Prepared.of(folder, "cpu")
+    spec, manifest = prepared.spec, prepared.manifest
+    if manifest is None:
+        raise CheckpointError(f"{spec.folder or folder} has no {NAME}: it is no quantized checkpoint")
     base = Path(folder) if Path(folder).name else spec.folder
     output = user_path(output) if output is not None else base.with_name(f"{base.name}-{format}")
     check_target(output, force)
@@ -82,85 +85,44 @@ def export(
         raise LabError(
             "of Qwen2.5-Omni the lab quantizes the thinker alone, which is no model that others load"
         )
-    prepared = Prepared.of(spec, "cpu")
     if is_unfused(prepared.skeleton):
         raise LabError(
             f"{spec.name} has experts or transposed layers, which the lab quantizes as Linears of their own; other "
             "engines know them under other names, and no export writes these yet"
         )
-    prepared.check_files()
     source, resolved = prepared.checkpoint, prepared.resolve(prepared.choose_plan())
-    unquantized = _named_parts(dequantize, resolved, prepared.roles)
+    chosen = named_parts(dequantize, resolved, prepared.roles)
+    prepared.check_files()
     check_space(output, 2 * resolved.predicted_bytes)
     model = restore(source, manifest, resolved, prepared.skeleton, prepared.place(resolved), progress)
 
-    kinds = _kinds(model, resolved, unquantized, format, rules)
-    options = rules.survey(kinds.values())
+    selection = select(model, resolved, prepared.roles, chosen, format, replace=AUTO in dequantize)
+    kinds, unquantized = selection.kinds, selection.unquantized
     ignore = [name for name in _linears(model) if name not in kinds]
-    config = rules.configuration(kinds, ignore, **options)
-    notes = readme.notes(source, resolved, kinds, unquantized) + rules.notes(kinds, **options)
+    config = rules.configuration(kinds, ignore)
+    notes = readme.notes(source, resolved, kinds, unquantized) + selection.notes + rules.notes(kinds)
     with writing(output) as temporary:
         for path in source.companions():
             shutil.copyfile(path, temporary / path.name)
         _write_config(temporary / "config.json", config, resolved, kinds, unquantized)
         for name, body in rules.files(config).items():
             _write_json(temporary / name, body)
-        parts = _parts(model, kinds, unquantized, resolved, rules, options)
+        parts = _parts(model, kinds, resolved, rules)
         _write_shards(parts, temporary, shard_bytes, progress)
         record = {
             "format": format,
             "of": manifest.plan["name"],
             "notes": notes,
-            **{
-                name: getattr(manifest, name)
-                for name in ("base", "plan", "modules", "calibration", "made_with")
-            },
+            "base": manifest.base,
+            "plan": manifest.plan,
+            "modules": manifest.modules,
+            "calibration": manifest.calibration,
+            "made_with": manifest.made_with,
         }
         _write_json(temporary / RECORD, record)
         text = readme.text(output.name, format, manifest, kinds, notes, RECORD)
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return Exported(output, len(kinds), notes)
-
-
-def _named_parts(parts: Sequence[str], resolved: ResolvedPlan, roles: Mapping[str, str]) -> set[str]:
-    """Names of the quantized Linears in ``parts`` (roles or names)."""
-    chosen: set[str] = set()
-    available = sorted({roles[name] for name in resolved.schemes if name in roles})
-    for part in parts:
-        matches = {name for name in resolved.schemes if part in (name, roles.get(name))}
-        if not matches:
-            raise LabError(
-                f"nothing quantized is called {part!r}; parts with quantized Linears are {', '.join(available)}"
-            )
-        chosen |= matches
-    return chosen
-
-
-def _kinds(
-    model: nn.Module, resolved: ResolvedPlan, unquantized: set[str], format: str, rules: ModuleType
-) -> dict[str, Kind]:
-    """The kind of every Linear that is written quantized; refuses schemes that the format cannot express."""
-    kinds, refused = {}, {}
-    for name, scheme in resolved.schemes.items():
-        module = model.get_submodule(name)
-        if name in unquantized or not isinstance(module, (QuantizedLinear, StoredInt8)):
-            continue
-        if isinstance(module, StoredInt8):
-            refused[name] = scheme, Refusal("the format quantizes Linears only", "unquantized")
-            continue
-        if (reason := cannot_be_integers(module)) is not None:
-            refused[name] = scheme, Refusal(reason, rules.NEAREST.get(scheme.name, rules.NEAREST["*"]))
-            continue
-        kinds[name] = kind_of(module)
-        refusal = rules.cannot_hold(kinds[name], module.in_features, module.out_features)
-        if refusal is not None:
-            refused[name] = scheme, refusal
-    refuse(format, refused)
-    if not kinds:
-        raise LabError(
-            f"nothing is quantized in this checkpoint, so it is no {format}: the original model loads as it is"
-        )
-    return kinds
 
 
 def _linears(model: nn.Module) -> Iterator[str]:
@@ -172,10 +134,8 @@ def _linears(model: nn.Module) -> Iterator[str]:
 def _parts(
     model: nn.Module,
     kinds: Mapping[str, Kind],
-    unquantized: set[str],
     resolved: ResolvedPlan,
-    rules: ModuleType,
-    options: Mapping[str, Any],
+    rules: Format,
 ) -> Iterator[dict[str, Tensor]]:
     """The export's tensors, module by module, in model order; a shared tensor comes once."""
     entries, _ = tensor_entries(model)
@@ -185,25 +145,39 @@ def _parts(
     for prefix, attributes in attributes_by_prefix.items():
         name = prefix.removesuffix(".")
         module = model.get_submodule(name)
-        if isinstance(module, QuantizedLinear):
-            if name in kinds:
-                tensors = rules.tensors_of(integers_of(module), **options)
-            else:
-                tensors = {"weight": module.dequantize(resolved.plan.dtype)}
+        names = rules.written_names(name) if isinstance(module, (nn.Linear, QuantizedLinear)) else (name,)
+        if name in kinds:
+            tensors = [rules.tensors_of(part, kinds) for part in integers_of(module).split(len(names))]
             if module.bias is not None:
-                tensors["bias"] = module.bias.detach()
-        elif isinstance(module, StoredInt8):
-            tensors = {"weight": module.weight.to(resolved.plan.dtype)}
-            if module._parameters.get("bias") is not None:
-                tensors["bias"] = module.bias.detach()
+                for part, bias in zip(tensors, module.bias.detach().chunk(len(names))):
+                    part["bias"] = bias
         else:
-            computed = module._non_persistent_buffers_set
-            tensors = {
-                key: tensor
-                for key, tensor in module_tensors(module).items()
-                if key in attributes and key not in computed
-            }
-        yield {prefix + key: tensor.contiguous() for key, tensor in tensors.items()}
+            tensors = _split(_unquantized(module, attributes, resolved.plan.dtype), len(names))
+        yield {
+            f"{part}.{key}" if part else key: tensor.contiguous()
+            for part, own in zip(names, tensors)
+            for key, tensor in own.items()
+        }
+
+
+def _unquantized(module: nn.Module, attributes: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The module's own tensors by their names, a quantized weight dequantized."""
+    if isinstance(module, (QuantizedLinear, StoredInt8)):
+        weight = module.dequantize(dtype) if isinstance(module, QuantizedLinear) else module.weight.to(dtype)
+        bias = module._parameters.get("bias")
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias.detach()}
+    computed = module._non_persistent_buffers_set
+    return {
+        key: tensor
+        for key, tensor in module_tensors(module).items()
+        if key in attributes and key not in computed
+    }
+
+
+def _split(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Equal shares of the first dimension of every tensor."""
+    chunks = {key: tensor.chunk(count) if count > 1 else (tensor,) for key, tensor in tensors.items()}
+    return [{key: parts[number] for key, parts in chunks.items()} for number in range(count)]
 
 
 def _write_shards(parts: Iterator[dict[str, Tensor]], folder: Path, shard_bytes: int, progress: bool) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import _WeightNorm
 from transformers import Glm4vForConditionalGeneration, Glm4vModel, Wav2Vec2Model
 from transformers.models.auto import AutoModelForImageTextToText
 from transformers.models.glm4v.modeling_glm4v import Glm4vRMSNorm, Glm4vVisionPatchEmbed, apply_rotary_pos_emb
@@ -119,6 +120,24 @@ class Downsample(nn.Conv2d):
         return F.linear(hidden.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
 
 
+class SteadyWeightNorm(_WeightNorm):
+    """torch's weight normalization, summed in fp64: with fp32 sums the weight depends on the number of threads, and with
+    it all that a spoken item calibrates."""
+
+    def forward(self, weight_g: torch.Tensor, weight_v: torch.Tensor) -> torch.Tensor:
+        direction = weight_v.double()
+        others = [dim for dim in range(direction.ndim) if dim != self.dim % direction.ndim]
+        length = direction.square().sum(others, keepdim=True).sqrt()
+        return (direction * (weight_g.double() / length)).to(weight_v.dtype)
+
+
+def use_steady_weight_norm_(model: nn.Module) -> None:
+    """Replace torch's weight normalization in ``model``; the names of its parameters stay."""
+    for module in model.modules():
+        if type(module) is _WeightNorm:
+            module.__class__ = SteadyWeightNorm
+
+
 class PocketModel(Glm4vModel):
     """Glm4vModel with a speech encoder, its projector and the cross-modal block."""
 
@@ -131,6 +150,7 @@ class PocketModel(Glm4vModel):
         self.visual.patch_embed = PatchEmbed(vision)
         self.visual.downsample = Downsample(vision.hidden_size, vision.out_hidden_size, size, stride=size)
         self.speech = Wav2Vec2Model(config.speech_config)
+        use_steady_weight_norm_(self.speech)
         self.speech_projector = SpeechProjector(config)
         self.cross_modal = CrossModalBlock(config)
         self.post_init()

@@ -44,10 +44,11 @@ def int8_multiply_reference(rows: Tensor, weight: Tensor, scale: Tensor) -> Tens
 def quantize_tokens(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 activations with a scale per row (token), computed for each input.
 
-    rows [M, K] -> int8 [M, K] in -127 ... 127, scale [M, 1] fp32. A row of zeros gets scale 1.
+    rows [M, K] -> int8 [M, K] in -127 ... 127, scale [M, 1] fp32. A row of zeros gets scale 1, and a row
+    with NaN or inf a scale that is not finite, so that its products are not numbers either.
     """
     scale = rows.abs().amax(1, keepdim=True).float() / 127
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     return torch.div(rows, scale).round_().to(torch.int8), scale
 
 
