@@ -73,8 +73,7 @@ def prepare(
 
     Raises `LabError` with one line that names the fault and its remedy.
     """
-    if split not in ("all", *phonetap.SPLITS):
-        raise LabError(f"no split is called {split!r}; known are all, {', '.join(phonetap.SPLITS)}")
+    phonetap.splits_of(split)
     check_count("items", items)
     check_count("batch size", batch_size)
     if seed is not None and (type(seed) is not int or seed < 0):
@@ -116,8 +115,8 @@ def prepare(
             raise LabError(f"the plan's name {name!r} must be made of letters, digits and . + - _ only")
     senses = prepared.modalities
     sees = "image" in senses or weights is None
-    if weights is not None and "audio" not in senses and split == "all":
-        split = "typed"  # without audio; items are only prompts here
+    if "audio" not in senses and split == "all":
+        split = "typed,hard"  # all that this model can take
     chosen = _check_items(split, items, seed, spec.name, senses) if sees else []
     _check_plans(base, loaded)
     if stored:
@@ -217,7 +216,7 @@ def _check_items(split: str, count: int, seed: int | None, model: str, modalitie
     if len(chosen) != count:
         raise LabError(f"the split {split!r} has {len(chosen)} items, not {count}; ask for at most that many")
     if "audio" not in modalities and any(item.recording for item in chosen):
-        raise LabError(f"{model} takes no audio, and the split {split!r} has spoken items; use --split typed")
+        raise LabError(f"{model} takes no audio, and the split {split!r} has spoken items; use typed,hard")
     return chosen
 
 

@@ -23,7 +23,11 @@ class CompareOptions(MachineOptions):
         None, PLANS_HELP, usual=f"{','.join(DEFAULT_PLANS)}; a quantized folder has its own"
     )
     items: int = option(200, "how many test items", least=1)
-    split: str = option("all", "typed, spoken, hard, or all: which items", metavar="NAME")
+    split: str = option(
+        "all",
+        "typed, spoken, hard, several with commas, or all that the model takes: which items",
+        metavar="NAME",
+    )
     seed: int | None = option(None, "draw other test items than the standard set", least=0)
     thinking: bool = option(False, "let the model think before it answers")
     batch_size: int = option(8, BATCH_HELP, least=1)

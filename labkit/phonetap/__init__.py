@@ -2,7 +2,7 @@
 
 from labkit.common.errors import ScreenError
 from labkit.phonetap.agent import PhoneScore, Run, Turn, evaluate, run
-from labkit.phonetap.items import SPLITS, Item, items
+from labkit.phonetap.items import SPLITS, Item, items, splits_of
 from labkit.phonetap.phone import Phone, Place
 from labkit.phonetap.scoring import Score, score
 from labkit.phonetap.screens import KINDS, Element, Screen, draw_screen
@@ -28,5 +28,6 @@ __all__ = [
     "items",
     "run",
     "score",
+    "splits_of",
     "tasks",
 ]

@@ -87,6 +87,21 @@ def tap_action(element: Element, size: tuple[int, int]) -> Action:
     return Action("Tap", {"element": point})
 
 
+def splits_of(split: str) -> tuple[str, ...]:
+    """The splits of "all", or of names between commas.
+
+    Raises:
+        LabError: an unknown split, or one that is named twice.
+    """
+    names = SPLITS if split == "all" else tuple(split.split(","))
+    for name in names:
+        if name not in SPLITS or names.count(name) > 1:
+            raise LabError(
+                f"unknown split {split!r}; known: all, {', '.join(SPLITS)}, or several with commas between"
+            )
+    return names
+
+
 def items(
     split: str = "all",
     count: int = 200,
@@ -94,14 +109,14 @@ def items(
     part: str = "test",
     size: tuple[int, int] | None = None,
 ) -> list[Item]:
-    """`count` items of a split ("all": typed, spoken and hard in turn), the same for the same arguments.
+    """`count` items of a split, or of several in turn ("typed,hard"; "all": typed, spoken and hard), the same for the
+    same arguments.
 
     seed None is the standard set; another seed draws other items (spoken ones use the shipped recordings on new
     screens). part: "test" for reporting; "calibration" for calibrating and searching, which never use test items.
     size: the screens' pixels (default 224 x 476). Screens are drawn when their image is first used.
     """
-    if split != "all" and split not in SPLITS:
-        raise LabError(f"unknown split {split!r}; known: all, {', '.join(SPLITS)}")
+    splits = splits_of(split)
     if part not in ("test", "calibration"):
         raise LabError(f"unknown part {part!r}; known: test, calibration")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -109,7 +124,6 @@ def items(
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise LabError(f"seed must be a whole number of 0 or more; it is {seed!r}")
     base = STANDARD_SEED if seed is None else seed
-    splits = SPLITS if split == "all" else (split,)
     streams = {name: _stream(name, base, part, size or SIZE) for name in splits}
     return [next(streams[splits[number % len(splits)]]) for number in range(count)]
 

@@ -275,7 +275,7 @@ def test_the_module_is_the_command(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("labkit: no split is called 'easy'")
+    assert done.stderr.startswith("labkit: unknown split 'easy'")
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -266,6 +266,13 @@ def test_an_array_is_the_same_through_the_client_and_the_engine(kind):
         (b"a letter to nobody", "neither an image .* nor a recording"),
         (wav(np.zeros(0)), "empty"),
     ],
+    ids=[
+        "a header alone",
+        "half a picture",
+        "a WAV's first letters",
+        "text",
+        "a WAV without samples",
+    ],  # a WAV holds the time
 )
 def test_a_file_that_is_neither_says_so_without_the_name_deciding(data, message, tmp_path):
     for name in ("a.png", "a.wav", "a"):

@@ -152,3 +152,12 @@ def test_swipes_are_judged_by_direction_and_free_text_is_not_judged():
     talk = next(i for i in phonetap.items("typed", 200) if i.action.name == "finish")
     assert phonetap.score(talk, answer(Action("finish", {"message": "other words"}))).success
     assert not phonetap.score(talk, "no action at all").parsed
+
+
+def test_several_splits_take_turns_and_each_has_the_items_it_has_alone():
+    both, typed, hard = (
+        phonetap.items(split, count=count) for split, count in (("typed,hard", 4), ("typed", 2), ("hard", 2))
+    )
+    assert [item.id for item in both] == [typed[0].id, hard[0].id, typed[1].id, hard[1].id]
+    with pytest.raises(LabError, match="unknown split 'typed,typed'"):
+        phonetap.items("typed,typed", count=2)
