@@ -44,14 +44,15 @@ def compare(
 ) -> Comparison:
     """Measure `model` under every plan on the same PhoneTap items, one fresh process a plan.
 
-    model: a name from ``labkit models``, a checkpoint folder, or a hub id; a folder that labkit has quantized is
-    measured under its own plan, beside its unquantized base model. plans: preset names or YAML
-    files (default: `DEFAULT_PLANS`); an unquantized plan is added if there is none. items: number of test
-    items. seed: None for the standard set, a number for other screens. split: ``typed``, ``spoken``,
-    ``hard``, several (``typed,hard``), or ``all`` that the model takes. device: several GPUs, ``cuda:0,cuda:1``, share the layers. weights: ``random`` measures what the
-    architecture costs with random weights; no item is answered. threads: CPU threads of the measuring process
-    (default: all cores). output: a folder; measurements in it with the same settings are kept, and an interrupted
-    comparison continues. Without a folder nothing stays on disk.
+    model: a name from ``labkit models``, a checkpoint folder, or a hub id; a folder that labkit has quantized
+    is measured under its own plan, beside its unquantized base model. plans: preset names or YAML files
+    (default: `DEFAULT_PLANS`); an unquantized plan is added if there is none. items: number of test items.
+    seed: None for the standard set, a number for other screens. split: ``typed``, ``spoken``, ``hard``,
+    several (``typed,hard``), or ``all`` that the model takes. device: several GPUs, ``cuda:0,cuda:1``, share
+    the layers. weights: ``random`` measures what the architecture costs with random weights; no item is
+    answered. threads: CPU threads of the measuring process (default: all cores). output: a folder;
+    measurements in it with the same settings are kept, and an interrupted comparison continues. Without a
+    folder nothing stays on disk.
 
     Raises `LabError` (wrong model, plan, split, number, folder, or a folder that holds another comparison)
     before anything is measured, `Interrupted` (a KeyboardInterrupt) on Ctrl-C, and OSError where the folder cannot be
