@@ -50,7 +50,7 @@ def has_own_way(model_class: type) -> bool:
 
 def plain_forward(model: nn.Module, keeping: Keeping = PLAIN, joins: bool = True) -> Forward:
     """The passes of a model through its own modules; ``keeping`` and ``joins`` as for `Forward`."""
-    return OwnForward(model, keeping) if has_own_way(type(model)) else Forward(model, keeping, joins)
+    return OwnForward(model, keeping) if has_own_way(type(model)) else Forward(model, keeping, joins=joins)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 WINDOW = 8
 """Tokens of a twin's windows; of its context before rotary frequencies change, twice as many."""
-VOCABULARY = 128
+VOCABULARY = 272
 LARGEST = 30_000_000
 """Parameters of the largest twin that is built."""
 STD = 0.15  # of weights: answers depend on the whole prompt and do not repeat one token
