@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,12 +30,17 @@ class IdTokenizer:
     eos_token_id = None
     pad_token_id = None
     all_special_tokens: tuple[str, ...] = ()
+    added_tokens_decoder: Mapping[int, object] = MappingProxyType({})
 
     def __init__(self, vocabulary: int, media: Collection[int] = ()) -> None:
         self.vocabulary, self.media = vocabulary, frozenset(media)
 
     def __len__(self) -> int:
         return self.vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token as `decode` writes it."""
+        return {f"{token} ": token for token in range(self.vocabulary)}
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         """``17 4 250`` for three tokens, with a space after each."""

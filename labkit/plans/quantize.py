@@ -143,15 +143,22 @@ def _convert_rest_(
     """
     for linear in waiting:  # a weight of its own: it may be tied to a tensor converted below
         linear.weight = nn.Parameter(linear.weight.data, requires_grad=False)
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         if module in waiting:
             continue
         if isinstance(module, (QuantizedLinear, DenseLinear, StoredInt8)):
             module.to(device)
             continue
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                parameter.data = parameter.data.to(device, default_dtype_of(parameter, True, dtype))
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            data = parameter.data.to(device, default_dtype_of(parameter, True, dtype))
+            if parameter.is_inference():  # its data cannot be exchanged for those of an ordinary tensor
+                fresh = nn.Parameter(data, requires_grad=False)
+                module._parameters[name] = replaced.setdefault(parameter, fresh)
+            else:
+                parameter.data = data
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 persistent = name not in module._non_persistent_buffers_set
