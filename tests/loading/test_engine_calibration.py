@@ -63,9 +63,10 @@ def test_the_right_answer_can_follow_the_prompt(monkeypatch):
 
 def test_an_answer_behind_the_prompt_is_seen_as_decoding_sees_it():
     from labkit.engine.engine import Engine
+    from labkit.models.spec import ModelSpec
 
     model, processor = tiny_models.pocket()
-    engine = Engine(model, processor, spec=None)
+    engine = Engine(model, processor, spec=ModelSpec("tiny", "tiny"))
     item = phonetap.items("spoken", count=1, part="calibration")[0]
     written = engine.generate(item.messages(), max_new_tokens=12, temperature=1.0, seed=3)
     inputs = with_answer(engine.prepare(item.messages()), written.token_ids, processor)
