@@ -2,8 +2,8 @@
 
 Between the lines ``<!-- figures:begin -->`` and ``<!-- figures:end -->`` stands what this makes of
 results.json: the picture, the table, and what it was measured with; between ``libraries:begin`` and ``libraries:end``
-the perplexities of the lab's quantizers and of other libraries'; in the pocket model's card, its accuracy by
-split, language, target and speaker. `PAGES` says which page holds which. Nothing there is written by hand.
+the perplexities of the lab's quantizers and of other libraries'; in the cards of the shipped models, their accuracy
+by split, language, target and speaker. `PAGES` says which page holds which. Nothing there is written by hand.
 """
 
 import argparse
@@ -22,7 +22,11 @@ from labkit.results.tables import cost_table, quality_table, reference_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("assets/results/pocket-cpu/results.json")
 PICTURE = Path("assets/images/comparison.svg")
-CARD, QUALITY = Path("assets/pocket/README.md"), Path("assets/results/pocket-quality/results.json")
+CARDS = {
+    Path("assets/pocket/README.md"): Path("assets/results/pocket-quality/results.json"),
+    Path("assets/pocket-glm4v/README.md"): Path("assets/results/pocket-glm4v/results.json"),
+}
+"""Cards of the shipped models, and what they did on the test items."""
 PERPLEXITIES = Path("assets/results/smollm2-perplexity")
 OURS, PEERS = PERPLEXITIES / "perplexity.json", PERPLEXITIES / "peers.json"
 FIGURES, LIBRARIES = "figures", "libraries"
@@ -194,9 +198,10 @@ def wanted(root: Path = ROOT) -> dict[Path, str | None]:
         for mark, page in PAGES.items():
             name = page + ending
             files[Path(name)] = filled((root / name).read_text(encoding="utf-8"), inside[mark], name, mark)
-    if (root / CARD).exists() and (root / QUALITY).exists():
-        text = (root / CARD).read_text(encoding="utf-8")
-        files[CARD] = filled(text, card(Comparison.load(root / QUALITY)), CARD.as_posix())
+    for page, measured in CARDS.items():
+        if (root / page).exists() and (root / measured).exists():
+            text = (root / page).read_text(encoding="utf-8")
+            files[page] = filled(text, card(Comparison.load(root / measured)), page.as_posix())
     return files
 
 
