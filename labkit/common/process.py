@@ -41,13 +41,13 @@ def serve_request(run: Callable[[Mapping[str, Any], Callable[[dict[str, Any]], N
     except BrokenPipeError:  # the parent process is gone; the files on disk stay
         return 1
     except OSError as error:
-        emit({"event": "error", "message": reason_of(error), "known": True})
         with suppress(OSError):  # the log may be on the disk that is full
             traceback.print_exc()
+        emit({"event": "error", "message": reason_of(error), "known": True})
         return 1
     except Exception as error:
+        traceback.print_exc()  # first: whoever reads the event ends this process
         emit({"event": "error", "message": f"{type(error).__name__}: {error}", "known": False})
-        traceback.print_exc()
         return 1
     return 0
 

@@ -10,6 +10,7 @@ import torch
 from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.interactive.trial import Trial
+from labkit.models.spec import ModelSpec
 from labkit.quantization import affine, gptq
 from labkit.quantization.gptq_steps import watch
 from labkit.results.charts.layers import (
@@ -27,7 +28,7 @@ NAME = "model.language_model.layers.0.mlp.down_proj"
 @pytest.fixture(scope="module")
 def engine():
     model, processor = tiny_models.pocket()
-    return Engine(model.float(), processor, spec=None)
+    return Engine(model.float(), processor, spec=ModelSpec("tiny", "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -151,9 +151,8 @@ def test_what_is_predicted_is_what_random_weights_take(random_glm4v, plan):
     assert found["context"] == pytest.approx(1200, abs=3)
     room = -(-found["context"] // 128) * 128
     assert found["cache_measured"] / found["cache_predicted"] == pytest.approx(room / found["context"])
-    assert found["peak_error"] == pytest.approx(
-        0, abs=0.25
-    )  # small tensors that nobody predicts weigh more here
+    # Small tensors that nobody predicts weigh more here, and slices that are widened on a CPU without bf16.
+    assert found["peak_error"] == pytest.approx(0, abs=0.3)
 
 
 def test_the_command_measures_its_predictions_and_says_how_far_they_are_off(random_glm4v, tmp_path, capsys):

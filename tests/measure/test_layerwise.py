@@ -9,13 +9,14 @@ from labkit.engine.engine import Engine
 from labkit.measure.probe import answer_probe, divergence
 from labkit.measure.search.layerwise import LayerwiseEvaluator, measurable_linears, measurable_others
 from labkit.models.families import find_roles
+from labkit.models.spec import ModelSpec
 from labkit.quantization.shorthand import parse_candidates
 
 
 @pytest.fixture(scope="module")
 def engine():
     model, processor = tiny_models.pocket()
-    return Engine(model, processor, spec=None, roles=find_roles(model))
+    return Engine(model, processor, spec=ModelSpec("tiny", "tiny"), roles=find_roles(model))
 
 
 def test_embeddings_and_convolutions_are_measured_as_a_plan_would_store_them(engine):

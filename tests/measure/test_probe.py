@@ -13,6 +13,7 @@ from labkit.common.errors import LabError
 from labkit.engine.engine import Engine
 from labkit.measure.probe import Probe, answer_probe, divergence, text_probe
 from labkit.measure.search.replay import Replay, blocks_of
+from labkit.models.spec import ModelSpec
 from labkit.quantization import get_scheme
 
 
@@ -29,7 +30,7 @@ def llama():
 @pytest.fixture(scope="module")
 def pocket_engine():
     model, processor = tiny_models.pocket()
-    return Engine(model, processor, spec=None)
+    return Engine(model, processor, spec=ModelSpec("tiny", "tiny"))
 
 
 @pytest.fixture(scope="module")

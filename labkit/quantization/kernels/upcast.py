@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from labkit.quantization.kernels.reference import CACHE_ELEMENTS, row_slices
+from labkit.quantization.kernels.reference import row_slices
 
 LEAST_ROWS = 16  # fewer rows: reading the weight takes longer than multiplying, and widening it doubles that
+SLICE_ELEMENTS = (
+    2**18
+)  # of each operand and of the product: what is widened at a time stays in a core's cache
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -52,14 +55,17 @@ def _gains(function: Callable, rows: object, weight: object) -> bool:
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A slice of channels at a time, which stays in a core's cache: the weight in fp32 has twice the weight's bytes."""
-    slices = list(row_slices(*weight.shape, weight.device, cpu_elements=CACHE_ELEMENTS))
-    if len(slices) == 1 or (torch.is_grad_enabled() and rows.requires_grad):
+    """A slice of channels and of rows at a time: whole operands would take twice their bytes once more."""
+    if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
         return functional.linear(rows.float(), weight.float(), _widened(bias))
     out = rows.new_empty(*rows.shape[:-1], weight.shape[0])
-    wide, bias = rows.float(), _widened(bias)
-    for part in slices:
-        out[..., part] = functional.linear(wide, weight[part].float(), None if bias is None else bias[part])
+    flat, target = rows.flatten(0, -2), out.flatten(0, -2)
+    bias = _widened(bias)
+    for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):
+        wide, part_bias = weight[part].float(), None if bias is None else bias[part]
+        widest = max(wide.shape)
+        for row_part in row_slices(flat.shape[0], widest, flat.device, cpu_elements=SLICE_ELEMENTS):
+            target[row_part, part] = functional.linear(flat[row_part].float(), wide, part_bias)
     return out
 
 
