@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from labkit import phonetap
 from labkit.common.actions import format_action
-from labkit.quantization.torch_state import guarded
 
 MAX_NEW_TOKENS = {False: 128, True: 320}
 """Enough for every PhoneTap answer without and with thinking; an answer cut off here does not parse."""
@@ -27,7 +26,6 @@ class Answerer(Protocol):
         """The answer to a conversation."""
 
 
-@guarded
 def evaluate(
     engine: Answerer,
     items: Sequence[phonetap.Item],

@@ -56,7 +56,7 @@ def picture(tmp_path):
         ("compare pocket --plans fp32,nowhere.yaml", "'nowhere.yaml'"),
         ("compare pocket --plans ,", "no plan given"),
         ("compare pocket --plans fp32,fp32", "two plans are called 'fp32'"),
-        ("compare pocket --split easy", "known are all, typed, spoken, hard"),
+        ("compare pocket --split easy", "known: all, typed, spoken, hard"),
         ("compare pocket --items 0", "--items: must be at least 1"),
         ("compare pocket --items many", "--items: must be a whole number"),
         ("compare pocket --seed -1", "--seed: must be 0 or more"),
