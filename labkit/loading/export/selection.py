@@ -133,4 +133,9 @@ def _replace(
         f"{count} Linears in {scheme}, which {format} cannot express, are written as the nearest: {kind}, {how}."
         for (scheme, kind, how), count in groups.items()
     ]
+    left: dict[str, list[str]] = {}
+    for name, refusal in refused.items():
+        if name not in kinds:
+            left.setdefault(refusal.reason, []).append(name)
+    notes += [f"Unquantized, for {reason}: {', '.join(names)}." for reason, names in left.items()]
     return kinds, notes

@@ -82,7 +82,7 @@ def export(
     source = prepared.checkpoint
     if format == GGUF:
         llama_cpp.check(source)
-    plan = prepared.choose_plan(None, _dtype_name(source) if manifest is None else None)
+    plan = prepared.choose_plan(_plan_of(source) if manifest is None else None)
     resolved = prepared.resolve(plan)
     chosen = named_parts(dequantize, resolved, prepared.roles)
     prepared.check_files()
@@ -123,7 +123,7 @@ def export(
     return Exported(output, len(kinds), notes)
 
 
-def _dtype_name(source: Checkpoint) -> str:
-    """The lab's name of the dtype in which a model is stored."""
-    names = {"float32": "fp32", "float16": "fp16"}
-    return names.get(str(source.config.dtype).removeprefix("torch."), "bf16")
+def _plan_of(source: Checkpoint) -> str:
+    """The plan that keeps a model in the dtype in which it is stored."""
+    plans = {"float32": "fp32", "float16": "fp16"}
+    return plans.get(str(source.config.dtype).removeprefix("torch."), "bf16")

@@ -33,6 +33,8 @@ ROUNDING = 2.0**-11  # relative error of fp16
 def cannot_hold(name: str, role: str, module: QuantizedLinear | StoredInt8) -> Refusal | None:
     """Why the format cannot store this Linear or embedding; None if it can."""
     kind = kind_of(module)
+    if isinstance(module, StoredInt8) and role != "embedding":
+        return Refusal("llama.cpp resizes positions in fp32", "unquantized")
     if (length := row_length(module)) % BLOCK:
         return Refusal(f"rows of {length} weights are no multiple of {BLOCK}, its block", "unquantized")
     if kind.group_size is not None and kind.group_size % BLOCK:

@@ -13,6 +13,7 @@ from labkit.common.errors import LabError
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 THREE_DIGITS = _WORDS + r"\p{N}{1,3}" + _REST  # GLM-4's and Llama 3's
+NO_MERGE = "Ā Ā"  # llama.cpp wants a merge; two zero bytes are no token, so that it falls back to the bytes
 PATTERNS = {_WORDS + r"\p{N}" + _REST: "qwen2"}
 
 
@@ -66,7 +67,7 @@ class Words:
         file.add_tokenizer_pre(self.pre)
         file.add_token_list(self.tokens)
         file.add_token_types(self.kinds)
-        file.add_token_merges(self.merges)
+        file.add_token_merges(self.merges or [NO_MERGE])
         add = (file.add_eos_token_id, file.add_eot_token_id, file.add_eom_token_id)
         for add_end, token in zip(add, ends):  # llama.cpp has three places, and knows common names besides
             add_end(token)
