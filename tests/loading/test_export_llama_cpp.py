@@ -36,10 +36,17 @@ PLANS = {
     "q4_0": QuantizationPlan.from_dict({"name": "q4_0", "rules": [{**INT4, "symmetric": True}]}),
     "q4_1": QuantizationPlan.from_dict({"name": "q4_1", "rules": [INT4], "default": "fp32"}),
     "q8_0": QuantizationPlan.from_dict(
-        {"name": "q8_0", "rules": [{"match": "re:.*", "scheme": "int8"}], "default": "fp32"}
+        {
+            "name": "q8_0",
+            "rules": [
+                {"role": "embedding", "modules": "embedding", "scheme": "int8"},
+                {"match": "re:.*", "scheme": "int8"},
+            ],
+            "default": "fp32",
+        }
     ),
 }
-LEAST_DB = {"fp32": 55, "q4_0": 25, "q4_1": 25, "q8_0": 25}  # rows in the wrong order leave less than 10
+LEAST_DB = {"fp32": 50, "q4_0": 25, "q4_1": 25, "q8_0": 25}  # rows in the wrong order leave less than 10
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,7 +110,7 @@ def test_logits_are_the_labs(tmp_path, model, plan):
     for entry in token["top_logprobs"]:
         theirs[entry["id"]] = entry["logprob"]
     assert theirs.isfinite().all()
-    assert sqnr_db(logits.log_softmax(-1), theirs) > LEAST_DB[plan]
+    assert sqnr_db(logits - logits.mean(), theirs - theirs.mean()) > LEAST_DB[plan]
 
 
 def chat(item):

@@ -1,4 +1,6 @@
-"""llama.cpp's format: ``NAME.gguf`` for the language model, ``mmproj-NAME.gguf`` for the eye and its projector.
+"""llama.cpp's format: one file for the language model, one for the eye and its projector.
+
+The files are ``NAME.gguf`` and ``mmproj-NAME.gguf``.
 
 | file | what |
 |---|---|

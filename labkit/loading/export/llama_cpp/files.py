@@ -1,5 +1,6 @@
 """Writes the two files: first what each tensor is, then the tensors one by one, so that memory holds a single one."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -86,10 +87,11 @@ class Written:
                 "other quantized weights are the lab's to the bit."
             )
         if self.limits:
-            least, most = self.limits
+            (text, eye), (least, most) = self.files, self.limits
             sentences.append(
-                f"llama.cpp does not read the image processor's pixel limits: pass --image-min-tokens {least} "
-                f"--image-max-tokens {most}."
+                "llama.cpp does not read the image processor's pixel limits, and takes what comes after an empty "
+                f"<think></think> for thoughts: `llama-server --model {text} --mmproj {eye} --image-min-tokens {least} "
+                f"--image-max-tokens {most} --reasoning-format none`."
             )
         return sentences
 
@@ -106,6 +108,9 @@ def write(
     """Write ``NAME.gguf``, and ``mmproj-NAME.gguf`` for a model that sees. ``quantized``: modules in blocks."""
     described, processor = Model(source.model_type, source.config), source.processor()
     words = Words.of(processor.tokenizer, described.text.vocab_size)
+    for path in source.companions():
+        if path.match("LICENSE*") or path.match("NOTICE*"):
+            shutil.copyfile(path, folder / path.name)
     written = Written()
     text: list[Part] = []
     vision: list[Part] = []
