@@ -1,5 +1,7 @@
 """GGUF exports hold the lab's own values, block by block, in llama.cpp's names and order; the rest is refused by name."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny_models
@@ -163,6 +165,16 @@ def test_a_tied_head_is_left_to_the_embedding(tmp_path):
     tensors, _ = read(done.folder / f"{done.folder.name}.gguf")
     assert "token_embd.weight" in tensors
     assert "output.weight" not in tensors
+
+
+def test_a_fourth_token_that_ends_an_answer_is_named(tmp_path):
+    folder = save_llama(tmp_path / "llama", vocab_size=320)
+    ends = {"eos_token_id": [256, 257, 258, 259]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    done = export(folder, format="gguf", progress=False)
+    _, facts = read(done.folder / f"{done.folder.name}.gguf")
+    assert [facts[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")] == [256, 257, 258]
+    assert any("pass as `stop` besides: <|system|>" in note for note in done.notes)
 
 
 def test_the_card_says_the_bits_that_are_written(llama, tmp_path):

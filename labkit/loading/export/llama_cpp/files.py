@@ -63,12 +63,20 @@ class Part:
 
 @dataclass
 class Written:
-    """What was written: per file, block type -> tensors, weights and bytes; groups whose offset fp16 rounds, and all."""
+    """What was written.
+
+    Attributes:
+        files: file -> block type -> number of tensors, weights and bytes.
+        rounded, groups: asymmetric groups whose offset fp16 rounds, and all of them.
+        limits: the fewest and the most tokens of an image, if the model sees.
+        endless: tokens that end an answer of the lab's, and for which the file has no place.
+    """
 
     files: dict[str, dict[str, tuple[int, int, int]]] = field(default_factory=dict)
     rounded: int = 0
     groups: int = 0
     limits: tuple[int, int] | None = None
+    endless: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What the reader should know, in sentences."""
@@ -85,6 +93,10 @@ class Written:
             sentences.append(
                 f"{self.rounded} of {self.groups} groups have an offset that fp16 rounds, by 0.05 % of it at most; all "
                 "other quantized weights are the lab's to the bit."
+            )
+        if self.endless:
+            sentences.append(
+                f"The format names three tokens that end an answer; pass as `stop` besides: {', '.join(self.endless)}."
             )
         if self.limits:
             (text, eye), (least, most) = self.files, self.limits
@@ -118,7 +130,7 @@ def write(
         (vision if described.is_vision(tensor) else text).append(part)
     file = _open(folder / f"{name}.gguf", MODEL_ARCH_NAMES[described.architecture], "model", name, text)
     described.write_text(file)
-    words.write(file, _ends(model, processor.tokenizer))
+    written.endless = words.write(file, _ends(model, processor.tokenizer))
     _finish(file, text, written, progress)
     if vision:
         file = _open(

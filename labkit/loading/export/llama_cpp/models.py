@@ -7,6 +7,7 @@ Llama and pairs in Glm4v: rows of the query and key projections are reordered fo
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ ARCHITECTURES = {
     "qwen3": MODEL_ARCH.QWEN3,
 }
 SUFFIXES = (".weight", ".bias")
+names_of = cache(get_tensor_name_map)
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ class Model:
             LabError: llama.cpp has no such tensor.
         """
         if self.is_vision(name):
-            names = get_tensor_name_map(MODEL_ARCH.MMPROJ, self.vision.depth)
+            names = names_of(MODEL_ARCH.MMPROJ, self.vision.depth)
             plain = name.removeprefix("model.")
         else:
-            names = get_tensor_name_map(self.architecture, self.text.num_hidden_layers)
+            names = names_of(self.architecture, self.text.num_hidden_layers)
             plain = name.replace("model.language_model.", "model.")
         written = names.get_name(plain, try_suffixes=SUFFIXES)
         if written is None:

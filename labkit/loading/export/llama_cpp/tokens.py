@@ -61,15 +61,18 @@ class Words:
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         return cls(tokenizer, pre, merges, tokens, kinds)
 
-    def write(self, file: GGUFWriter, ends: list[int]) -> None:
-        """The tokenizer's facts; ``ends``: the tokens that end an answer, the tokenizer's own first."""
+    def write(self, file: GGUFWriter, ends: list[int]) -> list[str]:
+        """The tokenizer's facts; ``ends``: the tokens that end an answer, the most important first.
+
+        Returns the tokens of ``ends`` that the file has no place for.
+        """
         file.add_tokenizer_model("gpt2")
         file.add_tokenizer_pre(self.pre)
         file.add_token_list(self.tokens)
         file.add_token_types(self.kinds)
         file.add_token_merges(self.merges or [NO_MERGE])
         add = (file.add_eos_token_id, file.add_eot_token_id, file.add_eom_token_id)
-        for add_end, token in zip(add, ends):  # llama.cpp has three places, and knows common names besides
+        for add_end, token in zip(add, ends):
             add_end(token)
         tokenizer = self.tokenizer
         if tokenizer.pad_token_id is not None:
@@ -81,6 +84,7 @@ class Words:
         file.add_add_bos_token(starts)
         if tokenizer.chat_template:
             file.add_chat_template(tokenizer.chat_template)
+        return [self.tokens[token] for token in ends[len(add) :]]
 
 
 def _pre(facts: Mapping[str, Any] | None, ignore_merges: bool) -> str:
