@@ -17,7 +17,7 @@ PIP       := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-vllm test-readers bench-cpu readme clean
+.PHONY: help install lab test test-vllm test-readers test-llama bench-cpu readme clean
 
 help:
 	@echo "make install    create $(VENV) with Python 3.11, 3.12 or 3.13 and install the lab (PYTHON=… chooses one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make test       install, then check style and imports, and run every test and notebook (ARGS=… goes to pytest)"
 	@echo "make test-vllm  install vLLM's CPU build into $(VLLM), and compare its answers to exports with the lab's, and serve by it"
 	@echo "make test-readers  install GPTQModel into $(READERS), and compare its logits on exports with the lab's"
+	@echo "make test-llama  install llama.cpp into $(LLAMA), and compare its logits and taps on gguf exports with the lab's"
 	@echo "make bench-cpu  install llama.cpp and a small model into $(LLAMA), and measure the lab beside it on the CPU (ARGS=…)"
 	@echo "make readme     write the figures of assets/results into the READMEs"
 	@echo "make clean      remove caches and build outputs ($(VENV), $(VLLM), $(READERS), $(LLAMA) and results/ stay)"
@@ -90,6 +91,9 @@ $(LLAMA)/.installed: $(INSTALLED) pyproject.toml
 	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
 	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $$($(BIN)/python .ci/list_extra.py llama)
 	@touch $@
+
+test-llama: $(LLAMA)/.installed
+	@LABKIT_LLAMA=$(abspath $(LLAMA)/bin/python) $(BIN)/python -m pytest tests/loading/test_export_llama_cpp.py $(ARGS)
 
 bench-cpu: $(LLAMA)/.installed
 	@$(BIN)/python tests/peers/cpu.py --python $(LLAMA)/bin/python $(ARGS)

@@ -20,17 +20,20 @@ def add(commands: Commands) -> None:
             "scales in their layout.\n\n"
             "compressed-tensors  transformers, vLLM: int4 (2, 4 and 8 bits), int8, int8-dynamic, each Linear its\n"
             "                    own; the format of choice\n"
-            "gptq                older engines: int4 (2, 3, 4 and 8 bits) and int8, of the decoder and lm_head\n\n"
+            "gptq                older engines: int4 (2, 3, 4 and 8 bits) and int8, of the decoder and lm_head\n"
+            "gguf                llama.cpp: glm4v with its eye, llama, qwen2, qwen3; int4 in groups of 32 or a\n"
+            "                    multiple, int8, or unquantized\n\n"
             "Schemes that the format cannot express are refused, all at once, each with the nearest that can;\n"
             "--dequantize auto takes the nearest."
         ),
         (
             "examples:\n"
             "  labkit export pocket-int4 --format compressed-tensors\n"
-            "  labkit export phone-mixed --format gptq --dequantize vision,projector --output phone-gptq"
+            "  labkit export phone-mixed --format gptq --dequantize vision,projector --output phone-gptq\n"
+            "  labkit export pocket-glm4v --format gguf"
         ),
     )
-    command.add_argument("folder", help="a folder of `labkit quantize`")
+    command.add_argument("folder", help="a folder of `labkit quantize`; for gguf any model")
     add_options(command, ExportOptions)
 
 

@@ -8,7 +8,7 @@ from labkit.common.errors import CheckpointError
 from labkit.common.options import REQUIRED, option
 from labkit.loading.datasets import Datasets
 
-EXPORT_FORMATS = ("compressed-tensors", "gptq")
+EXPORT_FORMATS = ("compressed-tensors", "gptq", "gguf")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -491,5 +491,5 @@ def test_names_that_other_engines_may_not_know_are_told(tmp_path):
 def test_what_is_no_quantized_checkpoint_is_refused(llama, made, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no labkit\.json: it is no quantized checkpoint"):
         export(llama, tmp_path / "out")
-    with pytest.raises(LabError, match="unknown format 'gguf'; known are compressed-tensors, gptq"):
-        export(llama, tmp_path / "out", format="gguf")
+    with pytest.raises(LabError, match="unknown format 'mlx'; known are compressed-tensors, gptq, gguf"):
+        export(llama, tmp_path / "out", format="mlx")

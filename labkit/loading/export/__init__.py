@@ -9,7 +9,10 @@
 | `packing.py` | codes of 2, 3, 4 or 8 bits as a bit stream in 32-bit words |
 | `compressed_tensors.py` | for transformers and vLLM: width, groups and symmetry per Linear |
 | `gptq.py` | AutoGPTQ's layout and ``quantize_config.json``, for engines that read only that |
-| `write.py` | the folder: tensors, configuration, tokenizer |
+| `llama_cpp/` | GGUF, for llama.cpp: text model and eye |
+| `parts.py` | a model's own tensors, module by module |
+| `folder.py` | a folder in transformers' layout: tensors, configuration, tokenizer |
+| `write.py` | an export from its checks to its model card |
 | `readme.py` | notes for its readers, and the folder's ``README.md`` |
 """
 

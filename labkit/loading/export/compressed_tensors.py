@@ -20,6 +20,7 @@ from labkit.loading.export.integers import AffineLinear, Integers, Kind, kind_of
 from labkit.loading.export.packing import pack_words
 from labkit.loading.export.refusal import Refusal
 
+EMBEDDINGS = False
 NEAREST = {
     "nf4": "int4 with group_size 64",
     "llm-int8": "int8-dynamic, or int8",

@@ -4,22 +4,22 @@ from collections.abc import Mapping, Sequence
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from labkit.loading.export.formats import GGUF
 from labkit.loading.export.integers import Kind
-from labkit.loading.manifest import Manifest
+from labkit.loading.export.selection import Selection
 from labkit.models.checkpoint import Checkpoint
 from labkit.plans.resolved import ResolvedPlan
 
 
-def notes(
-    source: Checkpoint, resolved: ResolvedPlan, kinds: Mapping[str, Kind], unquantized: set[str]
-) -> list[str]:
+def notes(source: Checkpoint, resolved: ResolvedPlan, selection: Selection, format: str) -> list[str]:
     """Notes that concern every reader of the export, in sentences."""
+    kinds, unquantized = selection.kinds, selection.unquantized
     sentences = []
     if source.family.name == "pocket":
         sentences.append(
             "No other engine has the pocket model's architecture: only labkit's own class loads this."
         )
-    if get_checkpoint_conversion_mapping(source.model_type):
+    if format != GGUF and get_checkpoint_conversion_mapping(source.model_type):
         sentences.append(
             f"Tensors are called as transformers 5 calls the modules of {source.model_type}; engines that look for "
             "the original's names will not find them."
@@ -33,16 +33,22 @@ def notes(
         for name, scheme in resolved.schemes.items()
         if name not in kinds and name not in unquantized and scheme.name != resolved.plan.default
     }
-    if other:
+    if other and format != GGUF:
         sentences.append(
             f"Linears in {', '.join(sorted(other))} are written so; engines load them in "
             f"{resolved.plan.default}, as all else that is not quantized."
         )
-    return sentences
+    return sentences + selection.notes
 
 
 def text(
-    name: str, format: str, manifest: Manifest, kinds: Mapping[str, Kind], notes: Sequence[str], record: str
+    name: str,
+    format: str,
+    base: str,
+    plan: str,
+    kinds: Mapping[str, Kind],
+    notes: Sequence[str],
+    record: str,
 ) -> str:
     """The model card of the export ``name``; ``record`` names the file with all other facts."""
     counts: dict[str, int] = {}
@@ -51,8 +57,7 @@ def text(
     lines = [
         f"# {name}",
         "",
-        f"{manifest.base['name']}, quantized by labkit under the plan {manifest.plan['name']}, in the format "
-        f"{format}.",
+        f"{base}, {'quantized' if kinds else 'written'} by labkit under the plan {plan}, in the format {format}.",
         "",
         *(f"- {count} Linears: {kind}" for kind, count in counts.items()),
         *(f"- {note}" for note in notes),

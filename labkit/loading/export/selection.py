@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from labkit.common.errors import LabError
-from labkit.loading.export.formats import FORMATS, Format
+from labkit.loading.export.formats import FORMATS, GGUF, Format
 from labkit.loading.export.integers import Kind, cannot_be_integers, kind_of
 from labkit.loading.export.refusal import Refusal, keeps_integers, nearest_module, refuse
 from labkit.plans.resolved import NO_ROLE, ResolvedPlan
@@ -86,7 +86,7 @@ def select(
         unquantized = unquantized | (refused.keys() - replaced.keys())
     else:
         refuse(format, refused, resolved.schemes, roles)
-    if not kinds:
+    if not kinds and format != GGUF:
         raise LabError(
             f"nothing is quantized in this checkpoint, so it is no {format}: the original model loads as it is"
         )
@@ -97,7 +97,10 @@ def _refusal(
     name: str, role: str, scheme: str, module: QuantizedLinear | StoredInt8, rules: Format
 ) -> Refusal | None:
     if isinstance(module, StoredInt8):
-        return Refusal("the format quantizes Linears only", "unquantized")
+        if rules.EMBEDDINGS and isinstance(module, nn.Embedding):
+            return rules.cannot_hold(name, role, module)
+        kept = "Linears and embeddings" if rules.EMBEDDINGS else "Linears"
+        return Refusal(f"the format quantizes {kept} only", "unquantized")
     reason = cannot_be_integers(module)
     if reason is not None:
         return Refusal(reason, rules.NEAREST.get(scheme, rules.NEAREST["*"]))
@@ -130,4 +133,9 @@ def _replace(
         f"{count} Linears in {scheme}, which {format} cannot express, are written as the nearest: {kind}, {how}."
         for (scheme, kind, how), count in groups.items()
     ]
+    left: dict[str, list[str]] = {}
+    for name, refusal in refused.items():
+        if name not in kinds:
+            left.setdefault(refusal.reason, []).append(name)
+    notes += [f"Unquantized, for {reason}: {', '.join(names)}." for reason, names in left.items()]
     return kinds, notes
