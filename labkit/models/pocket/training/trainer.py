@@ -30,6 +30,7 @@ from labkit.models.pocket.training.runs import below
 from labkit.models.pocket.training.samples import Encoder
 from labkit.models.pocket.training.speech import frame_lengths, normalize
 from labkit.models.pocket.training.text import PATCH
+from labkit.quantization.kernels.upcast import is_emulated
 
 LOSS_WEIGHTS = {
     "answer": 1.0, "look": 0.5, "target": 0.5, "dense": 0.5, "read": 0.5, "spell": 1.0, "ctc": 0.5,
@@ -71,7 +72,8 @@ class Trainer:
         """
         # compiled layers are for training's few shapes alone: every other shape would be compiled anew
         forward = self.plain if generator is None or batch.kind == "text" else self.fast
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        is_quick = self.device.type != "cpu" or not is_emulated(torch.bfloat16)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_quick):
             image, total, parts = None, 0.0, {}
             if batch.kind != "text":
                 image, patches = forward.see(self._screens(batch, data, generator))
