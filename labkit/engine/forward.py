@@ -80,11 +80,9 @@ class Forward:
     ):
         self._model = model
         self._keeping = keeping
-        self._find = find
         self._config = model.config.get_text_config(decoder=True)
         self._growing = growing_frequencies(model)
-        if self._growing:
-            self._find = modules_only
+        self._find = modules_only if self._growing else find
         self._joins = use_rows(model) and joins and not self._growing
         self._ways: dict[int, str] = {}  # number of threads -> way
         self.own_step: Step | None = None

@@ -14,6 +14,7 @@ from labkit.common.errors import LabError
 from labkit.measure.anatomy import Anatomy, dissect
 from labkit.measure.fit import LIBRARY_BYTES, activation_bytes, find_card, needs, unpacked_cache_bytes
 from labkit.measure.fit_check import LiveBytes, check_plan
+from labkit.quantization.kernels import upcast
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,10 @@ def random_glm4v(tmp_path_factory):
 
 
 @pytest.mark.parametrize("plan", ["bf16", "int4", "int8", "int8-kv"])
-def test_what_is_predicted_is_what_random_weights_take(random_glm4v, plan):
+def test_what_is_predicted_is_what_random_weights_take(random_glm4v, plan, monkeypatch):
+    monkeypatch.setattr(
+        upcast, "is_emulated", lambda dtype: False
+    )  # nobody predicts what widened products take
     found = check_plan(str(random_glm4v), plan, context=1200, screen=(280, 560), device="cpu")
     assert found["weights_error"] == 0
     assert found["weights_within"]
@@ -151,8 +155,8 @@ def test_what_is_predicted_is_what_random_weights_take(random_glm4v, plan):
     assert found["context"] == pytest.approx(1200, abs=3)
     room = -(-found["context"] // 128) * 128
     assert found["cache_measured"] / found["cache_predicted"] == pytest.approx(room / found["context"])
-    # Small tensors that nobody predicts weigh more here, and slices that are widened on a CPU without bf16.
-    assert found["peak_error"] == pytest.approx(0, abs=0.3)
+    # small tensors that nobody predicts weigh more here
+    assert found["peak_error"] == pytest.approx(0, abs=0.25)
 
 
 def test_the_command_measures_its_predictions_and_says_how_far_they_are_off(random_glm4v, tmp_path, capsys):

@@ -13,8 +13,8 @@ from labkit.quantization.kernels.reference import row_slices
 
 LEAST_ROWS = 16  # fewer rows: reading the weight takes longer than multiplying, and widening it doubles that
 SLICE_ELEMENTS = (
-    2**18
-)  # of each operand and of the product: what is widened at a time stays in a core's cache
+    2**16
+)  # of each operand and of the product, which are thus in a core's cache and nowhere in the memory
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -58,15 +58,15 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A slice of channels and of rows at a time: whole operands would take twice their bytes once more."""
     if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
         return functional.linear(rows.float(), weight.float(), _widened(bias))
-    out = rows.new_empty(*rows.shape[:-1], weight.shape[0])
-    flat, target = rows.flatten(0, -2), out.flatten(0, -2)
+    flat = rows.flatten(0, -2)
+    out = flat.new_empty(flat.shape[0], weight.shape[0])
     bias = _widened(bias)
     for part in row_slices(*weight.shape, weight.device, cpu_elements=SLICE_ELEMENTS):
         wide, part_bias = weight[part].float(), None if bias is None else bias[part]
         widest = max(wide.shape)
         for row_part in row_slices(flat.shape[0], widest, flat.device, cpu_elements=SLICE_ELEMENTS):
-            target[row_part, part] = functional.linear(flat[row_part].float(), wide, part_bias)
-    return out
+            out[row_part, part] = functional.linear(flat[row_part].float(), wide, part_bias)
+    return out.view(*rows.shape[:-1], weight.shape[0])
 
 
 def _widened(operand: object) -> object:
